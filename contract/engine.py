@@ -1,0 +1,135 @@
+"""The engine directory: what ``engine_build`` leaves and the other three read.
+
+    engines/<name>/
+        engine.json     this module's EngineSpec
+        tokenizer/      the tokenizer as transformers saves it; tokenizer.json is the fast one
+        model.onnx      FP32, for ONNX Runtime
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contract.errors import UserError
+from contract.files import sha256_of
+from contract.settings import settings
+
+Pooling = Literal["mean", "cls", "tokens"]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""The graph's inputs, each int32 ``[rows, length]``."""
+
+OUTPUT = "embedding"
+"""The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``."""
+
+
+class EngineSpec(BaseModel):
+    """``engine.json``: what the engine computes and what it was made from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The engine directory's name."""
+    model: str
+    """Hub id or absolute local folder of the model it was made from."""
+    revision: str | None
+    """The Hub commit; None for a local folder."""
+    architecture: str
+    """The model type as transformers names it, such as ``bert``."""
+    weights_sha256: str
+    """Hash over the weights, see ``engine_build.model.weights_sha256``."""
+    tokenizer_sha256: str
+    """SHA-256 of ``tokenizer/tokenizer.json``."""
+    onnx_sha256: str
+    """SHA-256 of ``model.onnx``."""
+    pooling: Pooling
+    normalize: bool
+    """Whether vectors are scaled to Euclidean norm 1 inside the graph."""
+    hidden: int
+    """Width of a vector."""
+    max_length: int
+    """Most tokens of a row, special tokens included; longer rows are truncated."""
+    pad_id: int
+    """Token id that fills a row up to ``max_length``."""
+    prefix: str
+    """Text put before every row unless the producer is given another (a sentence-transformers prompt)."""
+    created: str
+    """UTC, ISO 8601."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides an embedding's value: two engines with one fingerprint agree."""
+        decisive = [self.weights_sha256, self.tokenizer_sha256, self.pooling, self.normalize, self.max_length]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        return engine_folder(self.name)
+
+    def check_file(self, file: str, sha256: str) -> Path:
+        """The path of one of the engine's files, once its hash has been compared with the recorded one.
+
+        Raises:
+            UserError: the file is missing or was changed.
+        """
+        path = self.folder / file
+        found = sha256_of(path) if path.is_file() else "no file"
+        if found != sha256:
+            raise UserError(
+                f"{path} has SHA-256 {found}",
+                f"engine.json records {sha256}",
+                f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}",
+            )
+        return path
+
+
+def engine_folder(name: str) -> Path:
+    """Where an engine of this name lives.
+
+    Raises:
+        UserError: the name would lead out of the engines folder.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"{name!r} is no engine name", "expected a plain folder name, such as bert-base-cased")
+    return settings().engines / name
+
+
+def load_engine(name: str | None = None) -> EngineSpec:
+    """The engine of this name; without one, ``EMBEDMILL_ENGINE``, or else the engine that was built last.
+
+    Raises:
+        UserError: there is no such engine, or its ``engine.json`` cannot be read.
+    """
+    name = name or settings().engine
+    if name:
+        return _read(engine_folder(name))
+    found = [_read(file.parent) for file in settings().engines.glob("*/engine.json")]
+    if not found:
+        raise UserError(
+            f"no engine in {settings().engines.absolute()}",
+            "an engine must be built before anything can be embedded",
+            "build one: python -m engine_build --model bert-base-cased",
+        )
+    return max(found, key=lambda spec: spec.created)
+
+
+def _read(folder: Path) -> EngineSpec:
+    file = folder / "engine.json"
+    try:
+        return EngineSpec.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        built = sorted(path.parent.name for path in settings().engines.glob("*/engine.json"))
+        raise UserError(
+            f"no engine {folder.name} in {settings().engines.absolute()}",
+            f"there: {', '.join(built) or 'none'}",
+            f"build it: python -m engine_build --model MODEL --name {folder.name}",
+        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{file} is not an engine of this version ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
+            mend=f"build it again: rm -r {folder} && python -m engine_build --model MODEL --name {folder.name}",
+        ) from None

@@ -1,0 +1,17 @@
+"""The one error a user is shown."""
+
+import click
+
+
+class UserError(click.ClickException):
+    """Something the user can mend. Click prints it as one line, ``Error: …``, and exits with status 1.
+
+    Args:
+        found: what was found.
+        expected: what was expected instead; empty where ``found`` says it all.
+        mend: what to do about it, most often a command.
+    """
+
+    def __init__(self, found: str, expected: str = "", mend: str = "") -> None:
+        self.found, self.expected, self.mend = found, expected, mend
+        super().__init__("; ".join(part for part in (found, expected, mend) if part))

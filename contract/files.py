@@ -1,0 +1,35 @@
+"""Files that are either wholly there or not there, and hashes of files."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader, or an interruption, sees the old one or the new one."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("w", encoding="utf-8") as file:
+        file.write(text)
+        sync(file.fileno())
+    staging.replace(path)
+    sync_folder(path.parent)
+
+
+def sync(descriptor: int) -> None:
+    """Have the disk take a file's bytes before anything refers to them."""
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk take a folder's entries: without it a renamed file may be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""A job: one dataset through one engine, cut into numbered batches, each of which becomes one shard.
+
+    output/<job id>/
+        job.json        this module's Job
+        data/           <split>-00000-of-00025.parquet, one per batch, nothing else
+        staging/        shards that are being written
+        verify.json     the verifier's verdict
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contract.errors import UserError
+from contract.files import write_atomically
+from contract.settings import settings
+
+
+class Job(BaseModel):
+    """``job.json``: what is embedded, by what, and how it is cut. The same command gives the same job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    """Absolute path of the job's folder, as the producer and the workers see it."""
+    dataset: str
+    """Hub id, or absolute path of a local file or folder."""
+    config: str | None
+    """The dataset's configuration; None for its only one."""
+    split: str
+    column: str
+    """The column that is embedded."""
+    revision: str
+    """What the dataset holds: the Hub commit, or a hash over a local dataset's files."""
+    limit: int | None
+    """Only this many rows from the dataset's start; None for all."""
+    prefix: str
+    """Text put before every row."""
+    engine: str
+    """Name of the engine."""
+    fingerprint: str
+    """The engine's fingerprint."""
+    rows: int
+    batch_rows: int
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
+        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine"})
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def batches(self) -> int:
+        return -(-self.rows // self.batch_rows)
+
+    def row_range(self, batch: int) -> range:
+        """The rows of a batch: a contiguous slice of the dataset."""
+        return range(batch * self.batch_rows, min((batch + 1) * self.batch_rows, self.rows))
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def staging(self) -> Path:
+        """A sibling of ``data``: readers of Parquet folders stumble over any other file in ``data``."""
+        return self.folder / "staging"
+
+    def shard(self, batch: int) -> Path:
+        """Where a batch's shard lies once it is committed, named as the Hub names shards."""
+        return self.data / f"{self.split}-{batch:05d}-of-{self.batches:05d}.parquet"
+
+    def committed(self) -> set[int]:
+        """The batches that have a shard. The folder is the truth: nothing else is asked."""
+        name = re.compile(rf"{re.escape(self.split)}-(\d{{5,}})-of-{self.batches:05d}\.parquet")
+        matches = (name.fullmatch(path.name) for path in self.data.iterdir()) if self.data.is_dir() else ()
+        return {int(match[1]) for match in matches if match}
+
+    def save(self) -> None:
+        """Make the job's folder.
+
+        Raises:
+            UserError: the folder holds another job.
+        """
+        if self.folder.parent.joinpath("job.json").exists():
+            raise UserError(
+                f"{self.folder.parent} is the folder of a job",
+                "--output takes the folder that holds the jobs' folders",
+                f"try --output {self.folder.parent.parent}",
+            )
+        if (self.folder / "job.json").exists():
+            other = load_job(self.folder)
+            if other.identity != self.identity:
+                differs = ", ".join(
+                    f"{key} is {other.identity[key]!r} there and {value!r} here"
+                    for key, value in self.identity.items()
+                    if other.identity[key] != value
+                )
+                raise UserError(
+                    f"{self.folder} belongs to another job ({differs})",
+                    mend="choose another folder with --output",
+                )
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.staging.mkdir(exist_ok=True)
+        write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
+
+
+def job_id(identity: dict[str, object], dataset: str) -> str:
+    """The job's name: the dataset's and the split's for people, and a hash of ``Job.identity``."""
+    stem = Path(dataset).name.split(".")[0]
+    readable = re.sub(r"[^a-z0-9]+", "-", f"{stem}-{identity['split']}".lower()).strip("-")
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{readable}-{digest[:10]}"
+
+
+def load_job(folder: Path) -> Job:
+    """The job in this folder; ``Job.folder`` says where it was found, should it have been moved.
+
+    Raises:
+        UserError: the folder holds no job.
+    """
+    file = folder / "job.json"
+    try:
+        job = Job.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{file} is no job ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})") from None
+    return job.model_copy(update={"folder": folder.absolute()})
+
+
+def latest_job() -> Job:
+    """The job in the output folder whose ``job.json`` was written last.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = list(settings().output.glob("*/job.json"))
+    if not files:
+        raise UserError(
+            f"no job in {settings().output.absolute()}",
+            "there must be embeddings before they can be verified",
+            "run: python -m producer --dataset imdb",
+        )
+    return load_job(max(files, key=lambda file: file.stat().st_mtime_ns).parent)

@@ -1,0 +1,156 @@
+"""One shard: the Parquet file that a batch becomes, readable by pyarrow, pandas, polars, duckdb and datasets.
+
+    row_id      int64
+    embedding   fixed_size_list<float32>[hidden]            null for a row without a text
+                list<fixed_size_list<float32>[hidden]>      where pooling is "tokens": the row's real tokens
+    n_tokens    int32                                       before truncation, special tokens counted
+    truncated   bool                                        n_tokens > max_length
+
+The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
+"""
+
+import errno
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from contract.batch import Batch
+from contract.files import sync, sync_folder
+
+_KEY = b"embedmill"
+
+
+class ShardInfo(BaseModel):
+    """What made a shard, and its sums. Travels in the Parquet file's own metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    batch: int
+    engine: str
+    """The engine's fingerprint."""
+    runtime: str
+    """Such as ``onnxruntime 1.32.0``."""
+    precision: str
+    """``fp32`` or ``fp16``: the arithmetic, which decides how closely PyTorch FP32 must be met."""
+    max_length: int
+    rows: int
+    tokens: int
+    """Tokens that were embedded: after truncation, padding not counted."""
+    truncated: int
+    """Rows that had more than ``max_length`` tokens."""
+    without_text: int
+    """Rows without a text, whose embedding is null."""
+    computed_tokens: int
+    """Tokens that the engine computed, padding included."""
+    seconds: float
+    """From the batch's bytes to its vectors."""
+
+
+def table_of(batch: Batch, vectors: npt.NDArray[np.float32], info: ShardInfo, *, per_token: bool) -> pa.Table:
+    """A shard's table.
+
+    Args:
+        batch: the rows, ``n`` of them.
+        vectors: float32 in row order, rows without a text left out. ``[texts, hidden]``; with ``per_token``, one
+            vector for each real token of each row after the other: ``[sum(batch.lengths), hidden]``.
+        info: what made the vectors.
+        per_token: whether a row has a vector for each of its tokens instead of one.
+    """
+    without_text = batch.n_tokens == 0
+    fixed = pa.list_(pa.float32(), vectors.shape[1])
+    embedding: pa.Array
+    if per_token:
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=fixed)
+        offsets = np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32)
+        embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without_text))
+    else:
+        full = np.zeros((len(batch), vectors.shape[1]), np.float32)
+        full[~without_text] = vectors
+        embedding = pa.FixedSizeListArray.from_arrays(
+            pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without_text)
+        )
+    return pa.table(
+        {
+            "row_id": pa.array(batch.row_id),
+            "embedding": embedding,
+            "n_tokens": pa.array(batch.n_tokens),
+            "truncated": pa.array(batch.n_tokens > info.max_length),
+        }
+    ).replace_schema_metadata({_KEY: info.model_dump_json().encode()})
+
+
+def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
+    """What made a shard, from its schema's metadata.
+
+    Raises:
+        ValueError: the metadata is not embedmill's.
+    """
+    if not metadata or _KEY not in metadata:
+        raise ValueError("not a shard: its metadata has no embedmill")
+    return ShardInfo.model_validate_json(metadata[_KEY])
+
+
+def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
+    """Write a shard so that it is there in full or not at all, also if the power goes.
+
+    The first writer wins: a second one of the same batch leaves the first's file as it is.
+
+    Args:
+        table: what ``table_of`` returned.
+        shard: where the shard belongs.
+        staging: a folder of the same file system for the unfinished file.
+
+    Returns:
+        Whether this call's file is the one that is there now.
+    """
+    staged = staging / f"{shard.stem}.{uuid.uuid4().hex}"
+    try:
+        with staged.open("wb") as file:
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                use_dictionary=False,
+                use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
+            )
+            file.flush()
+            sync(file.fileno())
+        won = _link(staged, shard)
+    finally:
+        staged.unlink(missing_ok=True)
+    sync_folder(shard.parent)
+    return won
+
+
+def _link(staged: Path, shard: Path) -> bool:
+    try:
+        os.link(staged, shard)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        # A file system without hard links (some network shares): the last writer wins, with equivalent rows.
+        staged.replace(shard)
+    return True
+
+
+def _leaf(kind: pa.DataType) -> str:
+    """Parquet's path of the floating-point leaf; BYTE_STREAM_SPLIT there makes float32 vectors about a tenth smaller."""
+    return "embedding.list.element" if pa.types.is_fixed_size_list(kind) else "embedding.list.element.list.element"
+
+
+def read_info(shard: Path) -> ShardInfo:
+    """What a shard's footer says; its rows are not read.
+
+    Raises:
+        ValueError: the file is no shard.
+    """
+    return info_of(pq.read_schema(shard).metadata)

@@ -1,0 +1,1 @@
+"""Step 0: a PyTorch encoder becomes an engine directory."""

@@ -1,0 +1,143 @@
+"""The PyTorch encoder in FP32: what is exported, and what every engine is measured against."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from torch import Tensor, nn
+
+from contract.engine import Pooling
+from contract.errors import UserError
+
+ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""transformers' model types that can be exported: absolute position embeddings, one full bidirectional attention."""
+
+_WHY_NOT = {
+    "albert": "its layers share weights, which no test here covers",
+    "deberta": "its attention depends on relative positions inside the softmax",
+    "deberta-v2": "its attention depends on relative positions inside the softmax",
+    "modernbert": "its attention alternates between local windows and rotary positions",
+    "mpnet": "its attention has a relative position bias",
+    "nomic_bert": "its attention has rotary positions",
+    "xlnet": "it is no bidirectional encoder with absolute positions",
+}
+
+
+def load_model(folder: Path, attention: str = "eager") -> nn.Module:
+    """The encoder in FP32, in evaluation mode, without the pooler that some checkpoints carry.
+
+    Args:
+        folder: a folder with ``config.json`` and weights.
+        attention: name of the attention function, as transformers registers them.
+
+    Raises:
+        UserError: the folder's architecture is refused, or its weights do not fill the model.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no model ({str(error).splitlines()[0]})", "expected a transformers model") from None
+    if config.model_type not in ARCHITECTURES:
+        reason = _WHY_NOT.get(config.model_type, "only encoders whose export is tested are taken")
+        raise UserError(
+            f"{folder} is a {config.model_type} model: {reason}", f"embedmill takes {', '.join(ARCHITECTURES)}"
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "position_embedding_type", "absolute") != "absolute":
+        raise UserError(
+            f"{folder} is a {config.model_type} decoder or has relative positions",
+            "embedmill takes bidirectional encoders with absolute positions",
+        )
+    try:
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0]})") from None
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise UserError(
+            f"{folder} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            "expected every weight of the encoder: missing ones would be random",
+        )
+    model.pooler = None
+    return model.eval()
+
+
+def load_tokenizer(folder: Path, *, lowercase: bool = False) -> transformers.PreTrainedTokenizerBase:
+    """The model's tokenizer, without truncation or padding of its own.
+
+    Args:
+        folder: the model's folder.
+        lowercase: lower-case the text first, as sentence-transformers does where the folder says ``do_lower_case``.
+
+    Raises:
+        UserError: there is no fast tokenizer.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no tokenizer ({str(error).splitlines()[0]})") from None
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer in {folder} is {'slow' if not tokenizer.is_fast else 'without a padding token'}",
+            "expected a fast tokenizer (tokenizer.json) with a padding token",
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    if lowercase:
+        backend.normalizer = NormalizerSequence([step for step in (Lowercase(), backend.normalizer) if step])
+    return tokenizer
+
+
+def longest(model: nn.Module) -> int:
+    """The most tokens that the model has positions for. RoBERTa's family starts counting behind the padding id."""
+    config = model.config
+    taken = config.pad_token_id + 1 if config.model_type in ("camembert", "roberta", "xlm-roberta") else 0
+    return config.max_position_embeddings - taken
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """A hash over every weight's name, shape and FP32 bytes, whatever kind of file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+    """The last hidden state, ``[rows, length, hidden]``.
+
+    Args:
+        model: from ``load_model``.
+        input_ids: ``[rows, length]``, int32 or int64.
+        attention_mask: ``[rows, length]``, or an additive one, ``[rows, 1, 1, length]``.
+        token_type_ids: ``[rows, length]``; left out where the architecture has none.
+    """
+    types = {} if model.config.model_type == "distilbert" else {"token_type_ids": token_type_ids}
+    return model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
+
+
+def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, *, normalize: bool) -> Tensor:
+    """Vectors from hidden states: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``.
+
+    The formulas of sentence-transformers' Pooling and Normalize modules.
+
+    Args:
+        hidden: ``[rows, length, hidden]``.
+        attention_mask: ``[rows, length]``; no row of it may be empty.
+        pooling: ``mean`` over the real tokens, ``cls`` for the first one, ``tokens`` for all.
+        normalize: scale each vector to Euclidean norm 1.
+    """
+    if pooling == "mean":
+        weight = attention_mask.to(hidden.dtype)[:, :, None]
+        vectors = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+    else:
+        vectors = hidden[:, 0] if pooling == "cls" else hidden
+    return nn.functional.normalize(vectors, dim=-1) if normalize else vectors

@@ -1,0 +1,67 @@
+"""The engine that runs anywhere: ONNX Runtime on a CPU, FP32."""
+
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import onnxruntime
+
+from contract.batch import Batch
+from contract.engine import INPUTS, OUTPUT, EngineSpec
+from contract.settings import settings
+from worker.engine import Inference
+from worker.microbatch import plan
+
+
+class OnnxEngine:
+    """``model.onnx`` in ONNX Runtime.
+
+    Args:
+        spec: the engine directory.
+        threads: threads for computing.
+    """
+
+    precision = "fp32"
+
+    def __init__(self, spec: EngineSpec, threads: int) -> None:
+        self.spec = spec
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self._threads = threads
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def __enter__(self) -> Self:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        path = self.spec.check_file("model.onnx", self.spec.onnx_sha256)
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._session = None
+
+    def infer(self, batch: Batch) -> Inference:
+        """See ``worker.engine.Engine.infer``.
+
+        Raises:
+            RuntimeError: the engine is not open.
+        """
+        if self._session is None:
+            raise RuntimeError("the engine is not open: use it in a with block")
+        lengths = batch.lengths
+        microbatches = plan(lengths, settings().token_budget)
+        per_token = self.spec.pooling == "tokens"
+        # Where each row's vectors begin in the result: one each, or one for each of its tokens.
+        counts = lengths if per_token else np.minimum(lengths, 1)
+        first = np.cumsum(counts) - counts
+        vectors = np.empty((int(counts.sum()), self.spec.hidden), np.float32)
+        for micro in microbatches:
+            feed = {name: getattr(batch, name)[micro.rows, : micro.length] for name in INPUTS}
+            found = self._session.run([OUTPUT], feed)[0]
+            if per_token:
+                for row, tokens in zip(micro.rows, found, strict=True):
+                    vectors[first[row] : first[row] + lengths[row]] = tokens[: lengths[row]]
+            else:
+                vectors[first[micro.rows]] = found
+        return Inference(vectors, sum(micro.tokens for micro in microbatches))
