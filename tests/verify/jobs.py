@@ -1,0 +1,106 @@
+"""Finished jobs of the tiny engine, made by the code of producer and worker without Redis, and ways to harm them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contract.engine import EngineSpec
+from contract.job import Job, job_id
+from contract.settings import settings
+from producer.batches import batch_of, open_tokenizer
+from producer.dataset import open_dataset
+from tests.conftest import JARGON
+from worker.embed import Embedder
+
+_ENTRIES = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
+
+TEXTS: list[str | None] = [
+    *[text for text in _ENTRIES if len(text) < 900][:40],
+    *(None, "", "🙂 \0 متن", "line\nend", "bar " * 600, "spam, spam and spam " * 300, None, "The last row."),
+]
+"""48 rows of every length: rows 40 and 46 have no text, rows 44 and 45 are truncated."""
+
+
+def save_texts(folder: Path, texts: list[str | None]) -> Path:
+    """A dataset as ``save_to_disk`` leaves it, in place of an earlier one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    datasets.Dataset.from_dict({"text": texts}, datasets.Features({"text": datasets.Value("string")})).save_to_disk(
+        folder
+    )
+    return folder
+
+
+def finished_job(
+    spec: EngineSpec, dataset: Path, *, batch_rows: int = 16, prefix: str = "", limit: int | None = None
+) -> Job:
+    """A job with every shard, below the output folder."""
+    texts, tokenizer, embedder = open_dataset(str(dataset)), open_tokenizer(spec), Embedder(threads=1)
+    job = Job(
+        folder=settings().output.absolute(),
+        dataset=texts.dataset,
+        config=texts.config,
+        split=texts.split,
+        column=texts.column,
+        revision=texts.revision,
+        limit=limit,
+        prefix=prefix,
+        engine=spec.name,
+        fingerprint=spec.fingerprint,
+        rows=min(limit or texts.rows, texts.rows),
+        batch_rows=batch_rows,
+    )
+    job = job.model_copy(update={"folder": job.folder / job_id(job.identity, job.dataset)})
+    job.save()
+    for number in range(job.batches):
+        batch = batch_of(job, number, texts.texts(job.row_range(number)), tokenizer)
+        embedder.embed(job, number, batch.to_bytes())
+    embedder.close()
+    return job
+
+
+def rewrite(job: Job, batch: int, change: Callable[[pa.Table], pa.Table], /, **info: object) -> None:
+    """Change a shard's table behind the job's back, and what its footer says."""
+    table = change(pq.read_table(job.shard(batch)))
+    metadata = dict(table.schema.metadata)
+    metadata[b"embedmill"] = json.dumps(json.loads(metadata[b"embedmill"]) | info).encode()
+    pq.write_table(table.replace_schema_metadata(metadata), job.shard(batch))
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+
+
+def with_value(name: str, place: int, value: object) -> Callable[[pa.Table], pa.Table]:
+    """A change of one value of one column."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[place] = value
+        return with_column(table, name, pa.array(values, table.schema.field(name).type))
+
+    return change
+
+
+def with_element(place: int, element: int, value: float) -> Callable[[pa.Table], pa.Table]:
+    """A change of one element of one row's vector."""
+
+    def change(table: pa.Table) -> pa.Table:
+        vector = list(table["embedding"][place].as_py())
+        vector[element] = value
+        return with_value("embedding", place, vector)(table)
+
+    return change
+
+
+def scaled(place: int, factor: float) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        vector = np.array(table["embedding"][place].as_py()) * factor
+        return with_value("embedding", place, vector.tolist())(table)
+
+    return change

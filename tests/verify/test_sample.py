@@ -1,0 +1,134 @@
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+from contract.engine import EngineSpec
+from contract.job import Job
+from tests.verify.jobs import TEXTS, rewrite, with_value
+from verify.compared import read_found
+from verify.findings import Findings
+from verify.sample import Sample, draw, edges, quotas
+
+
+def drawn(job: Job, rows: int, seed: int = 0, batches: tuple[int, ...] = (0, 1, 2)) -> Sample:
+    return draw(job, batches, max_length=512, rows=rows, seed=seed)
+
+
+def test_edges_end_at_the_longest_row_that_is_not_truncated() -> None:
+    assert edges(512) == [32, 64, 128, 256, 512]
+    assert edges(100) == [32, 64, 100]
+    assert edges(64) == [32, 64]
+    assert edges(16) == [16]
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted", "given"),
+    [
+        ([100, 100, 100, 100], 8, [2, 2, 2, 2]),
+        ([100, 0, 3, 100], 20, [9, 0, 3, 8]),
+        ([1, 100], 50, [1, 49]),
+        ([2, 3], 100, [2, 3]),
+        ([5, 5, 5], 2, [1, 1, 0]),
+        ([0, 0], 5, [0, 0]),
+    ],
+)
+def test_quotas(available: list[int], wanted: int, given: list[int]) -> None:
+    assert quotas(available, wanted) == given
+
+
+def test_quotas_always_take_what_there_is() -> None:
+    chance = random.Random(5)
+    for _ in range(500):
+        available = [chance.choice([0, 1, 7, 1000]) for _ in range(6)]
+        wanted = chance.randrange(1, 400)
+        given = quotas(available, wanted)
+        assert sum(given) == min(wanted, sum(available))
+        assert all(0 <= one <= most for one, most in zip(given, available, strict=True))
+
+
+def test_one_seed_gives_one_sample_whatever_the_order_of_the_shards(job: Job) -> None:
+    sample = drawn(job, 12)
+    assert sample == drawn(job, 12) == drawn(job, 12, batches=(2, 0, 1))
+    others = [drawn(job, 12, seed=seed).rows for seed in range(1, 6)]
+    assert any(other != sample.rows for other in others)
+
+
+def test_every_stratum_is_represented(job: Job) -> None:
+    everything = drawn(job, 1000)
+    there = {row.stratum for row in everything.rows}
+    assert {"1-32", "over 512"} < there
+    for seed in range(5):
+        sample = drawn(job, 8, seed)
+        assert len(sample.rows) == 8
+        assert {row.stratum for row in sample.rows} == there
+
+
+def test_strata_hold_the_lengths_that_they_name(job: Job) -> None:
+    for row in drawn(job, 1000).rows:
+        if row.stratum == "over 512":
+            assert row.truncated
+            assert row.n_tokens > 512
+        else:
+            low, high = map(int, row.stratum.split("-"))
+            assert low <= row.n_tokens <= high
+
+
+def test_all_rows_are_taken_if_there_are_no_more(job: Job) -> None:
+    sample = drawn(job, 1000)
+    with_text = {row for row, text in enumerate(TEXTS) if text is not None}
+    assert sorted(row.row_id for row in sample.rows) == sorted(with_text)
+    assert (sample.seen.rows, sample.seen.truncated, sample.seen.without_text) == (48, 2, 2)
+
+
+def test_every_row_is_drawn_by_some_seed(job: Job) -> None:
+    ids = {row.row_id for seed in range(40) for row in drawn(job, 16, seed).rows}
+    assert len(ids) == 46
+
+
+def test_rows_without_a_text_are_kept_apart(job: Job) -> None:
+    sample = drawn(job, 1000)
+    assert sorted(row.row_id for row in sample.without_text) == [40, 46]
+    assert not sample.seen.wrong_nulls
+
+
+def test_a_row_without_a_text_that_has_a_vector(job: Job, tiny: EngineSpec) -> None:
+    rewrite(job, 2, with_value("embedding", 8, [0.5] * tiny.hidden))
+    assert drawn(job, 1000).seen.wrong_nulls == Findings(1, (40,))
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_a_row_with_a_text_that_has_no_vector(job: Job, statistics: bool) -> None:
+    rewrite(job, 0, with_value("embedding", 3, None))
+    pq.write_table(pq.read_table(job.shard(0)), job.shard(0), write_statistics=statistics)
+    sample = drawn(job, 1000)
+    assert sample.seen.wrong_nulls == Findings(1, (3,))
+    assert 3 not in {row.row_id for row in sample.rows}
+
+
+def test_a_wrong_flag_and_wrong_sums_are_seen_without_sampling_the_row(job: Job) -> None:
+    rewrite(job, 0, with_value("truncated", 3, True))
+    rewrite(job, 1, lambda table: table, tokens=1)
+    seen = drawn(job, 1).seen
+    assert seen.wrong_flags == Findings(1, (3,))
+    assert seen.wrong_sums == Findings(1, ("train-00001-of-00003.parquet",))
+    assert seen.suspects.count == 2
+
+
+def test_a_shard_that_cannot_be_read_any_further_is_named(job: Job) -> None:
+    rewrite(job, 0, with_value("n_tokens", 3, None))
+    sample = drawn(job, 1000)
+    assert "15 values of n_tokens" in str(sample.seen.unreadable.first[0])
+    assert {row.batch for row in sample.rows} == {1, 2}
+
+
+def test_rows_of_other_slices_are_never_sampled(job: Job) -> None:
+    rewrite(job, 0, with_value("row_id", 3, 10**9))
+    assert 10**9 not in {row.row_id for row in drawn(job, 1000).rows}
+
+
+def test_vectors_of_the_sample_do_not_keep_their_shards_in_memory(job: Job) -> None:
+    found, unreadable = read_found(job, drawn(job, 5).rows)
+    assert len(found) == 5
+    assert not unreadable
+    assert all(one.vectors.shape == (1, 32) and one.vectors.flags.owndata for one in found.values())

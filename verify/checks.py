@@ -1,0 +1,86 @@
+"""The checks that must all pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract.compare import TOLERANCES
+from verify.accounting import Accounting
+from verify.compared import Compared, total
+from verify.findings import Findings
+from verify.sample import Sample
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a job and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+    """The figures behind the answer; where it failed, the rows or files."""
+
+
+def accounting_checks(accounting: Accounting, unreadable: Findings) -> list[Check]:
+    """Is every shard there, and every row in it once?
+
+    Args:
+        accounting: the row accounting.
+        unreadable: shards that turned out damaged later, in other columns.
+    """
+    shards = {
+        "missing": accounting.missing_shards,
+        "unreadable": accounting.unreadable + unreadable,
+        "made for something else": accounting.strangers,
+        "unexpected files in data/": accounting.unexpected_files,
+    }
+    rows = {
+        "missing": accounting.missing_rows,
+        "twice": accounting.rows_twice,
+        "in a shard that is not theirs": accounting.foreign_rows,
+    }
+    in_and_out = f"{accounting.expected_rows:,} in, {accounting.rows:,} out"
+    return [
+        _check("shards", f"{accounting.shards:,} of {accounting.expected_shards:,}", shards),
+        _check("rows", in_and_out, rows, passed=accounting.rows == accounting.expected_rows),
+        _check("order", "the dataset's", {"rows out of order in": accounting.disordered}),
+    ]
+
+
+def whole_checks(sample: Sample, unexpected_texts: Findings) -> list[Check]:
+    """Are the columns of all rows consistent?
+
+    Args:
+        sample: the sample, which has seen every row.
+        unexpected_texts: rows without a text in the shards that have one in the dataset.
+    """
+    seen = sample.seen
+    nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}
+    sums = {"truncated against n_tokens, rows": seen.wrong_flags, "footer against rows": seen.wrong_sums}
+    return [
+        _check("without a text", f"{seen.without_text:,} rows, their embedding null", nulls),
+        _check("sums", f"{seen.truncated:,} of {seen.rows:,} rows truncated, as the shards' footers say", sums),
+    ]
+
+
+def sample_checks(compared: Sequence[Compared]) -> list[Check]:
+    """Are the sampled rows what PyTorch gives? Vectors by precision, since tolerances are."""
+    if not compared:
+        return []
+    lengths = Findings.of([row.row.row_id for row in compared if row.length_problem])
+    checks = [_check("lengths", f"n_tokens and truncated of {len(compared):,} rows", {"wrong in rows": lengths})]
+    for precision, tolerance in TOLERANCES.items():
+        group = [row for row in compared if row.precision == precision]
+        if not group:
+            continue
+        whole, broken = total(group), Findings.of([row.row.row_id for row in group if row.vector_problem])
+        figures = (
+            f"lowest cosine {whole.min_cosine:.7f} (at least {tolerance.min_cosine}), "
+            f"relative MSE {whole.relative_mse:.1e} (at most {tolerance.max_relative_mse:.0e})"
+        )
+        checks.append(_check(f"{precision} vectors", figures, {"rows": broken}, passed=whole.within(tolerance)))
+    return checks
+
+
+def _check(name: str, figures: str, wrong: dict[str, Findings], *, passed: bool = True) -> Check:
+    faults = [f"{what}: {findings}" for what, findings in wrong.items() if findings]
+    return Check(name, passed and not faults, "; ".join([figures, *faults]))

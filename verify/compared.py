@@ -1,0 +1,155 @@
+"""One sampled row: what its shard holds against what PyTorch gives."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.compare import TOLERANCES, Comparison, Tolerance, compare
+from contract.job import Job
+from verify.sample import Row
+from verify.shards import BadShard, open_shard, vectors
+
+_EXCERPT = 60
+"""Characters of a row's text that are shown."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a shard holds of a sampled row."""
+
+    vectors: npt.NDArray[np.floating]
+    """``[1, hidden]``, or ``[tokens, hidden]`` at token level."""
+    precision: str
+    """A key of ``TOLERANCES``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recomputed:
+    """What a row should be."""
+
+    row: Row
+    text: str | None
+    """With its prefix; None where the dataset has none."""
+    n_tokens: int
+    """Before truncation, special tokens counted; 0 without a text."""
+    vectors: npt.NDArray[np.float32]
+    """``[1, hidden]``; at token level ``[min(n_tokens, max_length), hidden]``; no row of it without a text"""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row and how far it is from the reference."""
+
+    row: Row
+    precision: str
+    comparison: Comparison | None
+    """None where there is nothing of one shape to compare."""
+    power: float
+    """Mean square of the reference's elements, of finite vectors only."""
+    length_problem: str
+    """How its ``n_tokens`` or ``truncated`` is wrong; empty if they are right."""
+    vector_problem: str
+    """How its vectors break the tolerance; empty if they keep to it."""
+    excerpt: str
+    """A piece of its text."""
+
+    @property
+    def problem(self) -> str:
+        return "; ".join(part for part in (self.length_problem, self.vector_problem) if part)
+
+
+def read_found(job: Job, rows: Iterable[Row]) -> tuple[dict[Row, Found], dict[int, str]]:
+    """The sampled rows' vectors, read one shard at a time; and the batches whose shards could not be read, with why."""
+    by_batch: dict[int, list[Row]] = {}
+    for row in rows:
+        by_batch.setdefault(row.batch, []).append(row)
+    found: dict[Row, Found] = {}
+    unreadable: dict[int, str] = {}
+    for batch, some in sorted(by_batch.items()):
+        try:
+            with open_shard(job, batch) as (file, info):
+                read = vectors(file, [row.place for row in some])
+        except BadShard as error:
+            unreadable[batch] = str(error)
+            continue
+        found |= {row: Found(vector, info.precision) for row, vector in zip(some, read, strict=True)}
+    return found, unreadable
+
+
+def compare_row(found: Found, expected: Recomputed, max_length: int) -> Compared:
+    """Compare one row.
+
+    Args:
+        found: what its shard holds.
+        expected: what PyTorch gives.
+        max_length: the engine's, in tokens.
+    """
+    row, comparison, power = expected.row, None, 0.0
+    if expected.text is None:
+        vector_problem = "it has a vector, and the dataset has no text there"
+    elif found.vectors.shape != expected.vectors.shape:
+        there, due = found.vectors.shape, expected.vectors.shape
+        vector_problem = f"{there[0]} × {there[1]} elements, expected {due[0]} × {due[1]}"
+    else:
+        comparison = compare(found.vectors, expected.vectors)
+        finite = np.isfinite(found.vectors).all(axis=1)
+        power = float(np.mean(expected.vectors[finite].astype(np.float64) ** 2)) if finite.any() else 0.0
+        vector_problem = _breach(comparison, TOLERANCES[found.precision])
+    return Compared(
+        row=row,
+        precision=found.precision,
+        comparison=comparison,
+        power=power,
+        length_problem=_wrong_length(row, expected.n_tokens, truncated=expected.n_tokens > max_length),
+        vector_problem=vector_problem,
+        excerpt=_excerpt(expected.text or ""),
+    )
+
+
+def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
+    # The bound on relative MSE is for a whole sample. For one row it is never below what a vector of the right norm
+    # has at the lowest cosine allowed, so that a row is not let through by one bound and stopped by the other.
+    most = max(tolerance.max_relative_mse, 2 * (1 - tolerance.min_cosine))
+    if comparison.non_finite:
+        return f"NaN or infinity in {comparison.non_finite} of {comparison.vectors} vectors"
+    if not comparison.min_cosine >= tolerance.min_cosine:
+        return f"cosine {comparison.min_cosine:.7f}, below {tolerance.min_cosine}"
+    if not comparison.relative_mse <= most:
+        return f"relative MSE {comparison.relative_mse:.1e}, above {most:.1e}"
+    return ""
+
+
+def _wrong_length(row: Row, n_tokens: int, *, truncated: bool) -> str:
+    if row.n_tokens != n_tokens:
+        return f"n_tokens {row.n_tokens}, recomputed {n_tokens}"
+    return "" if row.truncated == truncated else f"truncated is {row.truncated} at {n_tokens} tokens"
+
+
+def _excerpt(text: str) -> str:
+    """One printable line: a row's text may hold line ends and control characters."""
+    start = "".join(char if char.isprintable() else " " for char in text[: 2 * _EXCERPT])
+    short = " ".join(start.split())[:_EXCERPT]
+    return short + (" …" if len(text) > len(short) else "")
+
+
+def total(rows: Sequence[Compared]) -> Comparison:
+    """All rows as one: what ``contract.compare.compare`` gives for all of their vectors together."""
+    comparisons = [(row.comparison, row.power) for row in rows if row.comparison]
+    finite = [(one, power, one.vectors - one.non_finite) for one, power in comparisons if one.vectors > one.non_finite]
+    vectors = sum(one.vectors for one, _ in comparisons)
+    non_finite = sum(one.non_finite for one, _ in comparisons)
+    if not finite:
+        return Comparison(vectors, np.nan, np.nan, np.nan, np.nan, non_finite)
+    weight = vectors - non_finite
+    mse = sum(one.mse * count for one, _, count in finite) / weight
+    power = sum(power * count for _, power, count in finite) / weight
+    return Comparison(
+        vectors=vectors,
+        mse=mse,
+        relative_mse=mse / power if power else np.nan,
+        min_cosine=min(one.min_cosine for one, _, _ in finite),
+        max_difference=max(one.max_difference for one, _, _ in finite),
+        non_finite=non_finite,
+    )

@@ -1,0 +1,173 @@
+"""A seeded sample of a job's rows, stratified by length, drawn one shard at a time.
+
+Every row gets a random key that only the seed, its batch and its place in the shard decide; a stratum's sample is
+its rows with the lowest keys. So the sample does not depend on the order in which shards are read.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.job import Job
+from contract.shard import ShardInfo
+from verify.findings import NONE, Findings, Tally
+from verify.shards import BadShard, null_embeddings, open_shard, values
+
+_SHORTEST = 32
+"""Upper edge of the first stratum, in tokens; each further one is twice as long."""
+
+_ROW = np.dtype(
+    [("key", "f8")]
+    + [(name, "i8") for name in ("row_id", "batch", "place", "n_tokens")]
+    + [(name, "?") for name in ("truncated", "null")]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sampled row, as its shard describes it."""
+
+    row_id: int
+    batch: int
+    place: int
+    """Its position in the shard."""
+    n_tokens: int
+    truncated: bool
+    stratum: str
+
+
+@dataclass(frozen=True)
+class Seen(Tally):
+    """What was seen of every row of the shards on the way, sampled or not."""
+
+    rows: int = 0
+    truncated: int = 0
+    without_text: int = 0
+    wrong_nulls: Findings = NONE
+    """Rows that have tokens and a null embedding, or none and a vector."""
+    wrong_flags: Findings = NONE
+    """Rows whose ``truncated`` is not ``n_tokens > max_length``."""
+    wrong_sums: Findings = NONE
+    """Shards whose footer gives other sums, or another ``max_length``, than their rows."""
+    unreadable: Findings = NONE
+    """Shards that have their row ids and cannot be read any further."""
+    suspects: Findings = NONE
+    """Every shard with any of these faults."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows to compute again."""
+
+    strata: tuple[str, ...]
+    """Every stratum's name, shortest rows first."""
+    rows: tuple[Row, ...]
+    """To be compared: each has a text and a vector."""
+    without_text: tuple[Row, ...]
+    """As many again, at most, of those that have no text: the dataset must agree."""
+    seen: Seen
+
+
+def edges(max_length: int) -> list[int]:
+    """The strata's upper edges in tokens; rows above the last one are the truncated ones.
+
+    512 gives 32, 64, 128, 256, 512; 100 gives 32, 64, 100; 16 gives 16.
+    """
+    found = [_SHORTEST]
+    while found[-1] < max_length:
+        found.append(found[-1] * 2)
+    return [*found[:-1], max_length]
+
+
+def quotas(available: Sequence[int], wanted: int) -> list[int]:
+    """How many rows each stratum gives: equal shares; what a small stratum lacks comes from the others.
+
+    20 of 100, 0, 3 and 100 rows are 9, 0, 3 and 8.
+    """
+    given = [0] * len(available)
+    while (left := wanted - sum(given)) > 0:
+        open_ones = [place for place, count in enumerate(available) if given[place] < count]
+        if not open_ones:
+            break
+        share, rest = divmod(left, len(open_ones))
+        for rank, place in enumerate(open_ones):
+            given[place] += min(share + (rank < rest), available[place] - given[place])
+    return given
+
+
+def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: int) -> Sample:
+    """Draw the sample.
+
+    Args:
+        job: the job.
+        batches: those whose shards can be read, in any order.
+        max_length: the engine's, in tokens.
+        rows: how many to draw; all are taken if there are fewer.
+        seed: 0 or more; the same seed draws the same rows.
+    """
+    upper, seen = edges(max_length), Seen()
+    # One stratum for each upper edge, one for truncated rows, and last the rows without a text.
+    strata = [np.empty(0, _ROW) for _ in range(len(upper) + 2)]
+    for batch in batches:
+        try:
+            with open_shard(job, batch) as (file, info):
+                shard = np.empty(file.metadata.num_rows, _ROW)
+                for column in ("row_id", "n_tokens", "truncated"):
+                    shard[column] = values(file, column)
+                shard["null"] = null_embeddings(file)
+        except BadShard as error:
+            name = job.shard(batch).name
+            seen += Seen(unreadable=Findings.of([f"{name}: {error}"]), suspects=Findings.of([name]))
+            continue
+        shard["batch"], shard["place"] = batch, np.arange(len(shard))
+        shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
+        seen += _seen(shard, info, max_length, job.shard(batch).name)
+        # A row of another shard's slice, or with a vector too many or too few, is reported but cannot be compared.
+        wanted, texts = job.row_range(batch), shard["n_tokens"] != 0
+        fit = shard[(shard["row_id"] >= wanted.start) & (shard["row_id"] < wanted.stop) & (shard["null"] != texts)]
+        place = np.where(fit["n_tokens"] == 0, len(strata) - 1, np.searchsorted(upper, fit["n_tokens"]))
+        for number in np.unique(place).tolist():
+            both = np.concatenate([strata[number], fit[place == number]])
+            strata[number] = np.sort(both, order=["key", "row_id"])[:rows]
+    names = [f"{low + 1}-{high}" for low, high in zip([0, *upper], upper, strict=False)] + [f"over {max_length}"]
+    taken = quotas([len(stratum) for stratum in strata[:-1]], rows)
+    return Sample(
+        strata=tuple(names),
+        rows=tuple(
+            row
+            for name, stratum, count in zip(names, strata[:-1], taken, strict=True)
+            for row in _rows(stratum[:count], name)
+        ),
+        without_text=tuple(_rows(strata[-1], "without a text")),
+        seen=seen,
+    )
+
+
+def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, name: str) -> Seen:
+    without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > max_length
+    rows, tokens = len(shard), int(np.minimum(shard["n_tokens"], max_length).sum())
+    sums = (max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()))
+    recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text)
+    found = Seen(
+        rows=rows,
+        truncated=int(truncated.sum()),
+        without_text=int(without_text.sum()),
+        wrong_nulls=Findings.of(shard["row_id"][shard["null"] != without_text].tolist()),
+        wrong_flags=Findings.of(shard["row_id"][shard["truncated"] != truncated].tolist()),
+        wrong_sums=Findings.of([name] if sums != recorded else []),
+    )
+    return found + Seen(suspects=Findings.of([name])) if any(found.findings.values()) else found
+
+
+def _rows(stratum: npt.NDArray[np.void], name: str) -> Iterator[Row]:
+    for row in stratum:
+        yield Row(
+            row_id=int(row["row_id"]),
+            batch=int(row["batch"]),
+            place=int(row["place"]),
+            n_tokens=int(row["n_tokens"]),
+            truncated=bool(row["truncated"]),
+            stratum=name,
+        )

@@ -1,0 +1,110 @@
+"""Reading one shard of a job, and saying what is wrong with a file that is none."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contract.compare import TOLERANCES
+from contract.job import Job, job_id
+from contract.shard import ShardInfo, info_of
+
+_COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_()}
+
+
+class BadShard(Exception):
+    """A batch has no file that can be taken for its shard; the message says why."""
+
+
+class Missing(BadShard):
+    """The file is not there."""
+
+
+class Unreadable(BadShard):
+    """The file is truncated, corrupt or not embedmill's."""
+
+
+class Stranger(BadShard):
+    """The shard was made for another job, batch or engine."""
+
+
+@contextmanager
+def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo]]:
+    """A batch's shard, with the columns it must have, and what its footer says of it. No row is read yet.
+
+    Keep the body to reading: an error of the file that comes up there is reported as the shard's, too.
+
+    Raises:
+        BadShard: one of the kinds above.
+    """
+    try:
+        with pq.ParquetFile(job.shard(batch)) as file:
+            info = info_of(file.schema_arrow.metadata)
+            _check_columns(file.schema_arrow)
+            _check_origin(info, job, batch)
+            yield file, info
+    except FileNotFoundError:
+        raise Missing("not there") from None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    there = ", ".join(f"{field.name} {field.type}" for field in schema)
+    for name, kind in _COLUMNS.items():
+        if name not in schema.names or schema.field(name).type != kind:
+            raise ValueError(f"no column {name} of {kind} (there: {there})")
+    kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
+    vector = kind.value_type if pa.types.is_list(kind) else kind
+    if not pa.types.is_fixed_size_list(vector) or not pa.types.is_floating(vector.value_type):
+        raise ValueError(f"no column embedding of vectors (there: {there})")
+
+
+def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
+    # A job's folder may have been renamed since; what its job.json says still gives the name that the shards carry.
+    if info.job not in (job.id, job_id(job.identity, job.dataset)):
+        raise Stranger(f"made for job {info.job}")
+    if info.batch != batch:
+        raise Stranger(f"made for batch {info.batch}")
+    if info.engine != job.fingerprint:
+        raise Stranger(f"made by engine {info.engine}, the job's is {job.fingerprint}")
+    if info.precision not in TOLERANCES:
+        raise Stranger(f"made in precision {info.precision}, which has no tolerance here ({', '.join(TOLERANCES)})")
+
+
+def values(file: pq.ParquetFile, column: str) -> npt.NDArray[Any]:
+    """One of the plain columns: ``row_id`` int64, ``n_tokens`` int32 or ``truncated`` bool, ``[rows]``.
+
+    Raises:
+        ValueError: it has nulls, or not as many values as the footer says rows.
+    """
+    found = file.read(columns=[column]).column(column)
+    if found.null_count or len(found) != file.metadata.num_rows:
+        raise ValueError(f"{len(found) - found.null_count} values of {column} for {file.metadata.num_rows} rows")
+    return found.to_numpy()
+
+
+def null_embeddings(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
+    """Which rows have no embedding, bool ``[rows]``. Vectors are read only where the footer does not rule nulls out."""
+    footer = file.metadata
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(footer.num_columns)]
+    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema.startswith("embedding.")]
+    if all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics):
+        return np.zeros(footer.num_rows, bool)
+    return file.read(columns=["embedding"]).column("embedding").is_null().to_numpy()
+
+
+def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[npt.NDArray[np.floating]]:
+    """The vectors of the rows at these places, each ``[1, hidden]``, or ``[tokens, hidden]`` at token level."""
+    column = file.read(columns=["embedding"]).column("embedding").combine_chunks()
+    pooled = pa.types.is_fixed_size_list(column.type)
+    hidden = (column.type if pooled else column.type.value_type).list_size
+    rows = (column[place].values for place in places)
+    found = ((row if pooled else row.flatten()).to_numpy(zero_copy_only=False) for row in rows)
+    # A copy each: a view of one row would keep the whole shard in memory.
+    return [row.reshape(-1, hidden).copy() for row in found]
