@@ -107,5 +107,6 @@ class Batch:
                 n_tokens=columns["n_tokens"].to_numpy(),
                 **{name: columns[name].values.to_numpy().reshape(len(record), length) for name in _MATRICES},
             )
-        except (pa.ArrowException, StopIteration, KeyError, AttributeError, ValueError) as error:
+        # An OSError is what a damaged LZ4 frame gives.
+        except (pa.ArrowException, OSError, StopIteration, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"{len(payload)} bytes are no batch: {error}") from error

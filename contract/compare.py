@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an engine of one precision must keep to. Both bounds are relative: they mean the same for any vector norm."""
+    """What an engine of one precision must keep to. Both bounds are relative: they mean the same for any norm."""
 
     min_cosine: float
     max_relative_mse: float

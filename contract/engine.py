@@ -1,9 +1,9 @@
 """The engine directory: what ``engine_build`` leaves and the other three read.
 
-    engines/<name>/
-        engine.json     this module's EngineSpec
-        tokenizer/      the tokenizer as transformers saves it; tokenizer.json is the fast one
-        model.onnx      FP32, for ONNX Runtime
+engines/<name>/
+    engine.json     this module's EngineSpec
+    tokenizer/      the tokenizer as transformers saves it; tokenizer.json is the fast one
+    model.onnx      FP32, for ONNX Runtime
 """
 
 import hashlib
@@ -120,7 +120,7 @@ def _read(folder: Path) -> EngineSpec:
     file = folder / "engine.json"
     try:
         return EngineSpec.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         built = sorted(path.parent.name for path in settings().engines.glob("*/engine.json"))
         raise UserError(
             f"no engine {folder.name} in {settings().engines.absolute()}",

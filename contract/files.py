@@ -14,10 +14,14 @@ def sha256_of(path: Path) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader, or an interruption, sees the old one or the new one."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file.fileno())
-    staging.replace(path)
+    try:
+        with staging.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            sync(file.fileno())
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

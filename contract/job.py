@@ -1,10 +1,10 @@
 """A job: one dataset through one engine, cut into numbered batches, each of which becomes one shard.
 
-    output/<job id>/
-        job.json        this module's Job
-        data/           <split>-00000-of-00025.parquet, one per batch, nothing else
-        staging/        shards that are being written
-        verify.json     the verifier's verdict
+output/<job id>/
+    job.json        this module's Job
+    data/           <split>-00000-of-00025.parquet, one per batch, nothing else
+    staging/        shards that are being written
+    verify.json     the verifier's verdict
 """
 
 import hashlib
@@ -80,13 +80,13 @@ class Job(BaseModel):
         """The batches that have a shard. The folder is the truth: nothing else is asked."""
         name = re.compile(rf"{re.escape(self.split)}-(\d{{5,}})-of-{self.batches:05d}\.parquet")
         matches = (name.fullmatch(path.name) for path in self.data.iterdir()) if self.data.is_dir() else ()
-        return {int(match[1]) for match in matches if match}
+        return {int(match[1]) for match in matches if match and int(match[1]) < self.batches}
 
     def save(self) -> None:
         """Make the job's folder.
 
         Raises:
-            UserError: the folder holds another job.
+            UserError: the folder holds another job, or cannot be made.
         """
         if self.folder.parent.joinpath("job.json").exists():
             raise UserError(
@@ -106,9 +106,14 @@ class Job(BaseModel):
                     f"{self.folder} belongs to another job ({differs})",
                     mend="choose another folder with --output",
                 )
-        self.data.mkdir(parents=True, exist_ok=True)
-        self.staging.mkdir(exist_ok=True)
-        write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+            self.staging.mkdir(exist_ok=True)
+            write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be made ({error})", mend="choose another folder with --output"
+            ) from None
 
 
 def job_id(identity: dict[str, object], dataset: str) -> str:

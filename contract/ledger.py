@@ -1,10 +1,10 @@
 """What Redis holds of a job: only the way to the shards, never the truth about them.
 
-    embedmill:<job>:job          the Job, JSON                        set by the producer
-    embedmill:<job>:batch:<n>    the Batch, bytes                     set by the producer, deleted once committed
-    embedmill:<job>:attempts     hash: batch -> times started         counted by the workers
-    embedmill:<job>:dead         hash: batch -> error                 set by a worker that gave a batch up
-    embedmill                    Celery's queue: {job, batch number}  QUEUE below
+embedmill:<job>:job          the Job, JSON                        set by the producer
+embedmill:<job>:batch:<n>    the Batch, bytes                     set by the producer, deleted once committed
+embedmill:<job>:attempts     hash: batch -> times started         counted by the workers
+embedmill:<job>:dead         hash: batch -> error                 set by a worker that gave a batch up
+embedmill                    Celery's queue: {job, batch number}  QUEUE below
 """
 
 import logging

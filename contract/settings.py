@@ -1,6 +1,7 @@
 """Settings: the only place that reads the environment. Each is ``EMBEDMILL_<NAME>``."""
 
 import functools
+import re
 from pathlib import Path
 
 from pydantic import Field, RedisDsn, TypeAdapter, ValidationError, field_validator
@@ -26,17 +27,17 @@ class Settings(BaseSettings):
     engine: str | None = None
     """Name of the engine to use. Unset: the one built last."""
 
-    token_budget: int = Field(default=1024, ge=1)
-    """Most tokens, padding included, that the ONNX Runtime engine computes at once (one longer row is computed alone).
-    1,024 was the fastest of 512 to 8,192 on two cores, where a larger micro-batch's activations leave the cache."""
+    token_budget: int = Field(default=512, ge=1)
+    """Most tokens, padding included, that one thread of the ONNX Runtime engine computes at once; a longer row is
+    computed alone. 512 was the fastest of 512, 1,024 and 2,048 on two cores: a larger micro-batch leaves the cache."""
 
     threads: int | None = Field(default=None, ge=1)
-    """Threads of one worker child on a CPU. Unset: the machine's cores divided among the children."""
+    """Cores that one worker child computes on. Unset: the machine's, divided among the children."""
 
     attempts: int = Field(default=4, ge=1)
     """How often a batch is tried before it is set aside as dead."""
 
-    redis_patience: float = Field(default=60.0, ge=0)
+    redis_patience: float = Field(default=30.0, ge=0)
     """Seconds that the producer and the verifier wait for a Redis that does not answer. A worker waits for ever."""
 
     outstanding_bytes: int = Field(default=256 * 2**20, ge=1)
@@ -64,6 +65,7 @@ def settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         variable = f"EMBEDMILL_{str(first['loc'][0]).upper()}"
+        value = re.sub("//.*@", "//…@", str(first["input"]))  # a URL's password is not for a terminal or a log
         raise UserError(
-            f"{variable} is {first['input']!r}", first["msg"].lower(), f"set {variable} right, or unset it"
+            f"{variable} is {value!r}", first["msg"].lower(), f"set {variable} right, or unset it"
         ) from None

@@ -143,7 +143,7 @@ def _link(staged: Path, shard: Path) -> bool:
 
 
 def _leaf(kind: pa.DataType) -> str:
-    """Parquet's path of the floating-point leaf; BYTE_STREAM_SPLIT there makes float32 vectors about a tenth smaller."""
+    """Parquet's path of the floating-point leaf. BYTE_STREAM_SPLIT there makes float32 vectors a tenth smaller."""
     return "embedding.list.element" if pa.types.is_fixed_size_list(kind) else "embedding.list.element.list.element"
 
 

@@ -74,7 +74,8 @@ def main(
     table.add_row("fingerprint", spec.fingerprint)
     table.add_row(
         "ONNX vs PyTorch",
-        f"lowest cosine {comparison.min_cosine:.7f}, MSE {comparison.mse:.1e}, relative MSE {comparison.relative_mse:.1e}",
+        f"lowest cosine {comparison.min_cosine:.7f}, MSE {comparison.mse:.1e}, "
+        f"relative MSE {comparison.relative_mse:.1e}",
     )
     table.add_row("seconds", f"{time.monotonic() - began:.1f}")
     out.print(table)

@@ -62,7 +62,10 @@ def build(
 
     name = name or _name(model)
     final = engine_folder(name)
-    settings().engines.mkdir(parents=True, exist_ok=True)
+    try:
+        settings().engines.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"no folder for engines ({error})", mend="set EMBEDMILL_ENGINES to another") from None
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=settings().engines) as scratch:
         staging = Path(scratch) / name
         staging.mkdir()
@@ -120,10 +123,11 @@ def _length(wanted: int | None, folders: int | None, limit: int, say: Callable[[
     length = wanted or min(DEFAULT_LENGTH, limit)
     if wanted is None and length < DEFAULT_LENGTH:
         say(f"The model has positions for {limit} tokens only: rows are truncated there instead of at 512.")
-    if folders and folders != length:
+    theirs = min(folders or length, limit)
+    if theirs != length:
         say(
-            f"sentence-transformers would truncate this model's rows at {folders} tokens; this engine does at {length}. "
-            f"--max-length {folders} gives theirs."
+            f"sentence-transformers would truncate this model's rows at {theirs} tokens; this engine does at {length}. "
+            f"--max-length {theirs} gives theirs."
         )
     return length
 

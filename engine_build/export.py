@@ -43,18 +43,20 @@ transformers.AttentionInterface.register(_ATTENTION, _attention)
 class _Graph(nn.Module):
     """What is exported: int32 token ids in, vectors out, pooling and normalization inside."""
 
-    def __init__(self, model: nn.Module, pooling: Pooling, normalize: bool) -> None:
+    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, normalize: bool) -> None:
         super().__init__()
         self.model, self.pooling, self.normalize = model, pooling, normalize
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         mask = attention_mask.to(torch.float32)
+        if self.model.config.model_type == "distilbert":  # has no segments, but every engine has the same inputs
+            mask = mask + token_type_ids * 0.0
         additive = (1.0 - mask)[:, None, None, :] * _MASKED
         hidden = hidden_states(self.model, input_ids, additive, token_type_ids)
         return pooled(hidden, mask, self.pooling, normalize=self.normalize)
 
 
-def onnx_from_torch(model: nn.Module, pooling: Pooling, *, normalize: bool, path: Path) -> None:
+def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, *, normalize: bool, path: Path) -> None:
     """Export an encoder: inputs ``INPUTS``, int32 ``[rows, length]``, both axes free; output ``OUTPUT``, float32.
 
     Args:
@@ -76,7 +78,7 @@ def onnx_from_torch(model: nn.Module, pooling: Pooling, *, normalize: bool, path
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3], dtype=torch.int32)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the TorchScript exporter announces its successor, which cannot do opset 17
+            warnings.simplefilter("ignore")  # the TorchScript exporter announces its successor, which has no opset 17
             torch.onnx.export(
                 _Graph(model, pooling, normalize).eval(),
                 (ids, mask, torch.zeros_like(ids)),
@@ -105,7 +107,7 @@ _SENTENCES = (
 
 def check_export(
     path: Path,
-    model: nn.Module,
+    model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
     pooling: Pooling,
     *,

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.normalizers import Lowercase, Sequence as NormalizerSequence
 from torch import Tensor, nn
 
 from contract.engine import Pooling
@@ -25,8 +24,11 @@ _WHY_NOT = {
     "xlnet": "it is no bidirectional encoder with absolute positions",
 }
 
+_DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "activation", "layer_norm_eps", "pad_token_id")
+"""What a configuration says that changes the vectors and does not show in the weights' shapes."""
 
-def load_model(folder: Path, attention: str = "eager") -> nn.Module:
+
+def load_model(folder: Path, attention: str = "eager") -> transformers.PreTrainedModel:
     """The encoder in FP32, in evaluation mode, without the pooler that some checkpoints carry.
 
     Args:
@@ -40,8 +42,8 @@ def load_model(folder: Path, attention: str = "eager") -> nn.Module:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no model ({str(error).splitlines()[0]})", "expected a transformers model") from None
+    except Exception as error:
+        raise UserError(f"{folder} is no model ({_said(error)})", "expected a transformers model") from None
     if config.model_type not in ARCHITECTURES:
         reason = _WHY_NOT.get(config.model_type, "only encoders whose export is tested are taken")
         raise UserError(
@@ -54,14 +56,22 @@ def load_model(folder: Path, attention: str = "eager") -> nn.Module:
         )
     try:
         model, loading = transformers.AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # has them listed below
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0]})") from None
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    except Exception as error:
+        raise UserError(
+            f"{folder} cannot be loaded ({_said(error)})", "expected weights that fit config.json"
+        ) from None
+    unfit = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+    missing = sorted(name for name in unfit if not name.startswith("pooler."))
     if missing:
         raise UserError(
-            f"{folder} has no weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            f"{folder} has no fitting weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
             "expected every weight of the encoder: missing ones would be random",
         )
     model.pooler = None
@@ -80,8 +90,12 @@ def load_tokenizer(folder: Path, *, lowercase: bool = False) -> transformers.Pre
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no tokenizer ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        raise UserError(f"{folder} has no tokenizer ({_said(error)})", "expected a tokenizer.json") from None
+    # Where there is no file at all, transformers makes a tokenizer that knows no word.
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / file).is_file() for file in files):
+        raise UserError(f"{folder} has no tokenizer", f"expected one of {', '.join(sorted(files))}")
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer in {folder} is {'slow' if not tokenizer.is_fast else 'without a padding token'}",
@@ -95,23 +109,33 @@ def load_tokenizer(folder: Path, *, lowercase: bool = False) -> transformers.Pre
     return tokenizer
 
 
-def longest(model: nn.Module) -> int:
+def _said(error: Exception) -> str:
+    """The first line of what a library says of a file that it cannot read. Each has exceptions of its own."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def longest(model: transformers.PreTrainedModel) -> int:
     """The most tokens that the model has positions for. RoBERTa's family starts counting behind the padding id."""
     config = model.config
     taken = config.pad_token_id + 1 if config.model_type in ("camembert", "roberta", "xlm-roberta") else 0
     return config.max_position_embeddings - taken
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """A hash over every weight's name, shape and FP32 bytes, whatever kind of file they came from."""
-    digest = hashlib.sha256()
+def weights_sha256(model: transformers.PreTrainedModel) -> str:
+    """A hash over what the encoder computes with, whatever kind of file it came from.
+
+    That is every weight's name, shape and FP32 bytes, and what the configuration adds to the weights.
+    """
+    digest = hashlib.sha256(repr([getattr(model.config, name, None) for name in _DECISIVE]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+def hidden_states(
+    model: transformers.PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+) -> Tensor:
     """The last hidden state, ``[rows, length, hidden]``.
 
     Args:
@@ -140,4 +164,5 @@ def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, *, normaliz
         vectors = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
     else:
         vectors = hidden[:, 0] if pooling == "cls" else hidden
-    return nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+    # As nn.functional.normalize, which would leave the graph without a fixed width of its output.
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12) if normalize else vectors

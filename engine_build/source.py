@@ -58,7 +58,8 @@ def fetch(model: str, revision: str | None = None) -> Source:
     if folder.is_dir():
         if not (folder / "config.json").is_file() or not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
             raise UserError(
-                f"{folder} is no model folder (there: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'})",
+                f"{folder} is no model folder "
+                f"(there: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'})",
                 "expected config.json and model.safetensors",
                 "give a folder that save_pretrained wrote, or a Hub id",
             )
@@ -79,7 +80,11 @@ def fetch(model: str, revision: str | None = None) -> Source:
 
 
 def _snapshot(model: str, revision: str | None, files: list[str]) -> Path:
-    return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=files + [f"*/{f}" for f in files[:1]]))
+    return Path(
+        huggingface_hub.snapshot_download(
+            model, revision=revision, allow_patterns=files + [f"*/{f}" for f in files[:1]]
+        )
+    )
 
 
 def defaults_of(folder: Path) -> Defaults:
@@ -90,14 +95,21 @@ def defaults_of(folder: Path) -> Defaults:
     """
     if not (folder / "modules.json").is_file():
         return Defaults()
-    modules = {module["type"].rsplit(".", 1)[-1]: folder / module["path"] for module in _json(folder / "modules.json")}
+    modules = {_module(entry["type"]): folder / entry["path"] for entry in _json(folder / "modules.json")}
     for name in modules:
         if name not in _HONOURED:
             raise UserError(
                 f"{folder} has the sentence-transformers module {name}",
-                f"embedmill honours {', '.join(_HONOURED)}: without {name} the vectors would be others than this model's",
+                f"embedmill honours {', '.join(_HONOURED)}: "
+                f"without {name} the vectors would be others than this model's",
                 "for its transformer alone, remove modules.json from a copy of the folder",
             )
+    normalizes = _json(modules["Normalize"] / "config.json") if "Normalize" in modules else {}
+    if normalizes.get("module_input_name", "sentence_embedding") != "sentence_embedding":
+        raise UserError(
+            f"{folder} has a Normalize module of {normalizes['module_input_name']}",
+            "embedmill normalizes a row's vector, after the pooling",
+        )
     transformer = _json(modules.get("Transformer", folder) / "sentence_bert_config.json")
     pooling = _json(modules["Pooling"] / "config.json") if "Pooling" in modules else {}
     settings = _json(folder / "config_sentence_transformers.json")
@@ -111,7 +123,8 @@ def defaults_of(folder: Path) -> Defaults:
     return Defaults(
         pooling=_pooling(pooling, folder),
         normalize="Normalize" in modules,
-        max_length=transformer.get("max_seq_length"),
+        # sentence-transformers keeps it with the tokenizer since version 6.
+        max_length=transformer.get("max_seq_length") or _json(folder / "tokenizer_config.json").get("model_max_length"),
         lowercase=bool(transformer.get("do_lower_case")),
         prefix=prefix,
         prompts=tuple(prompts.items()),
@@ -130,5 +143,13 @@ def _pooling(config: dict[str, Any], folder: Path) -> Pooling:
     return _POOLINGS[modes[0]]
 
 
+def _module(kind: str) -> str:
+    """``Pooling`` from ``sentence_transformers.….Pooling``; a class of someone else's keeps its whole name."""
+    return kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
+
+
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({error})", "expected JSON") from None

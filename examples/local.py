@@ -23,13 +23,19 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
-    """Linux ends this process when its parent is gone, so that not even a SIGKILL of the parent leaves it behind."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent() -> None:
+    """Linux ends this process when its parent is gone, so that not even a SIGKILL of the parent leaves it behind.
+
+    To be run in the new process, between fork and exec. Celery's children do the same of their own accord.
+    """
+    # SIGKILL: a worker that is asked politely while Redis goes too waits for Redis.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def process(command: list[str], log: Path, *, env: dict[str, str] | None = None, patience: float = 20) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], log: Path, *, env: dict[str, str] | None = None, patience: float = 20
+) -> Iterator[subprocess.Popen[bytes]]:
     """A subprocess with its output in a file.
 
     Args:
@@ -46,16 +52,14 @@ def process(command: list[str], log: Path, *, env: dict[str, str] | None = None,
             stderr=subprocess.STDOUT,
             env=os.environ | (env or {}),
             start_new_session=True,  # Ctrl-C reaches this process alone, which stops the others in order
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
     try:
         yield started
     finally:
         started.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
         started.wait()

@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bar,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -36,7 +44,9 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--dataset", required=True, help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder.")
+@click.option(
+    "--dataset", required=True, help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder."
+)
 @click.option("--config", help="The dataset's configuration, where it has several.")
 @click.option("--split", help="[default: train, or the only one]")
 @click.option("--text-column", help="[default: text, or the only column of strings]")
@@ -66,7 +76,11 @@ def main(
 ) -> None:
     """Tokenize a dataset into batches on Redis and see to it that each becomes a Parquet shard."""
     console = Console(stderr=True)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_time=False, show_level=False, show_path=False)],
+    )
     spec = load_engine(engine)
     texts = open_dataset(dataset, config=config, split=split, column=text_column)
     job = _job(
@@ -82,8 +96,8 @@ def main(
     ledger.announce(job)  # before the folder is made: without a Redis nothing is left behind
     job.save()
     console.print(
-        f"{job.rows:,} rows of {job.dataset} ({job.split}, {job.column}) in {job.batches:,} batches, engine {job.engine}: "
-        f"job {job.id}",
+        f"{job.rows:,} rows of {job.dataset} ({job.split}, {job.column}) in {job.batches:,} batches, "
+        f"engine {job.engine}: job {job.id}",
         highlight=False,
         soft_wrap=True,
     )
@@ -100,7 +114,11 @@ def main(
             mend="run the same command again: the job goes on where it was",
         ) from None
     if detach and len(progress.done) + len(progress.dead) < job.batches:
-        Console().print(f"Published; {len(progress.done)} of {job.batches} shards are there: {job.folder}", highlight=False, soft_wrap=True)
+        Console().print(
+            f"Published; {len(progress.done)} of {job.batches} shards are there: {job.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     _summarize(progress, time.monotonic() - began)
     if progress.dead:
@@ -112,9 +130,7 @@ def main(
         )
 
 
-def _job(
-    texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path
-) -> Job:
+def _job(texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path) -> Job:
     job = Job(
         folder=output,
         dataset=texts.dataset,
@@ -155,7 +171,11 @@ def _follow(steps: Iterator[Progress], job: Job, console: Console) -> Progress:
 def _summarize(progress: Progress, seconds: float) -> None:
     rows = progress.rows - progress.before
     table = Table("job", progress.job.id, title="Embedded", title_justify="left")
-    table.add_row("rows", f"{progress.rows:,} of {progress.job.rows:,}" + (f" ({progress.before:,} were there)" if progress.before else ""))
+    table.add_row(
+        "rows",
+        f"{progress.rows:,} of {progress.job.rows:,}"
+        + (f" ({progress.before:,} were there)" if progress.before else ""),
+    )
     table.add_row("truncated", f"{progress.truncated:,}")
     table.add_row("without a text", f"{progress.without_text:,}")
     table.add_row("seconds", f"{seconds:,.1f}")

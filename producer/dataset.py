@@ -1,16 +1,20 @@
 """A text column of a dataset: from the Hub, from a file, from a folder, or as ``save_to_disk`` left it."""
 
+import contextlib
 import glob
+import gzip
 import hashlib
-import os
+import logging
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError
+from datasets.packaged_modules.csv.csv import Csv
 from huggingface_hub.errors import HfHubHTTPError
 
 from contract.errors import UserError
@@ -18,6 +22,8 @@ from contract.files import sha256_of
 
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """pandas would read the texts "NA", "None" and "null" as missing; only an empty cell is."""
+
+_log = logging.getLogger("embedmill.producer")
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,13 @@ def open_dataset(
     """
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it has to say comes with its exceptions, in one line
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
     path = Path(dataset).expanduser()
     if path.exists():
         path = path.resolve()
-        splits, revision = _open_local(path, config), _revision(path)
-        dataset = str(path)
+        revision = _revision(path)
+        splits, dataset = _open_local(path, config, revision), str(path)
     elif path.is_absolute() or dataset.startswith(("./", "../", "~")) or path.suffix.lower() in _SUFFIXES:
         raise UserError(f"no dataset {dataset}", "expected a Hub id, a file or a folder", f"look: ls {path.parent}")
     else:
@@ -91,12 +99,11 @@ def open_dataset(
     if not texts:
         raise UserError(f"{dataset} has no text column (its columns: {', '.join(features)})", "expected one of strings")
     column = _choose(column, texts, "text", "text-column", dataset, among=list(features))
-    return TextDataset(
-        dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow")
-    )
+    return TextDataset(dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow"))
 
 
-_SUFFIXES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".txt", ".arrow", ".gz", ".zst", ".xz"}
+_JSON = {".json", ".jsonl", ".ndjson"}
+_SUFFIXES = _JSON | {".csv", ".tsv", ".parquet", ".txt", ".arrow", ".gz", ".zst", ".xz"}
 
 
 def _choose(
@@ -110,30 +117,38 @@ def _choose(
     raise UserError(f"{what} {dataset}", f"there: {', '.join(among or there)}", f"choose one with --{option}")
 
 
-def _open_local(path: Path, config: str | None) -> dict[str, datasets.Dataset]:
+def _open_local(path: Path, config: str | None, revision: str) -> dict[str, datasets.Dataset]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         try:
             saved = datasets.load_from_disk(path)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read ({_reason(error)})", "expected what save_to_disk wrote") from None
+        except Exception as error:
+            raise UserError(
+                f"{path} is empty or cannot be read ({_reason(error)})", "expected what save_to_disk wrote, with rows"
+            ) from None
         return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    # datasets knows a local file again by its time; two contents of one time must not be taken for each other.
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", revision)
     try:
-        return _built(path, config)
-    except DatasetGenerationError as error:
-        if "surrogate" not in str(error.__cause__) or not path.is_file():
-            raise _unreadable(path, error) from None
-        # JSON can spell half of a surrogate pair, which no UTF-8 text can hold. One such row must not cost the file.
-        return _built(_without_lone_surrogates(path), config)
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        return _built(path, config, cache)
+    except Exception as error:  # each reader has exceptions of its own
+        unreadable = _unreadable(path, error)
+    with contextlib.suppress(Exception):
+        if mended := _without_lone_surrogates(path, cache / "mended"):
+            return _built(mended, config, cache)
+    raise unreadable
 
 
-def _built(path: Path, config: str | None) -> dict[str, datasets.Dataset]:
-    folder, files = (path, None) if path.is_dir() else (path.parent, glob.escape(path.name))
-    builder = datasets.load_dataset_builder(str(folder), config, data_files=files)
-    if type(builder).__name__ == "Csv":
-        builder = datasets.load_dataset_builder(str(folder), config, data_files=files, **_CSV)
+def _built(path: Path, config: str | None, cache: Path) -> dict[str, datasets.Dataset]:
+    folder, files = (path, None) if path.is_dir() else (path.parent, glob.escape(str(path)))
+    options = {"data_files": files, "cache_dir": str(cache)}
+    builder = datasets.load_dataset_builder(str(folder), config, **options)
+    if isinstance(builder, Csv):
+        builder = datasets.load_dataset_builder(str(folder), config, **options, **_CSV)
     builder.download_and_prepare()
+    taken = {file for part in builder.config.data_files.values() for file in part}
+    left = [file.name for file in _files(path) if _SUFFIXES & set(file.suffixes) and str(file) not in taken]
+    if left:
+        _log.warning("%s: one kind of files makes the dataset; left out: %s", path, ", ".join(left[:10]))
     return dict(builder.as_dataset())
 
 
@@ -148,14 +163,16 @@ def _open_hub(dataset: str, config: str | None) -> tuple[dict[str, datasets.Data
             "expected a Hub id such as imdb, a file, or a folder",
             "without network: python -m producer --dataset /path/to/file.jsonl",
         ) from None
-    except (ValueError, OSError, RuntimeError) as error:  # an unknown config is a ValueError that lists the known ones
-        raise UserError(f"{dataset} cannot be read ({_reason(error)})", mend="see --config and --split") from None
+    except Exception as error:  # an unknown config is a ValueError that lists the known ones
+        reason = _reason(error.__cause__ or error)
+        raise UserError(f"{dataset} cannot be read ({reason})", mend="see --config and --split") from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} cannot be read ({_reason(error.__cause__ or error)})",
-        "expected csv, tsv, json, jsonl, parquet or text files with rows",
+        f"{path} is empty or cannot be read ({_reason(error.__cause__ or error)})",
+        "expected csv, tsv, json, jsonl, parquet or text files with rows, in UTF-8",
+        "rename the folder: its name reads as a pattern" if path.is_dir() and glob.has_magic(str(path)) else "",
     )
 
 
@@ -166,12 +183,18 @@ def _reason(error: BaseException) -> str:
 def _revision(path: Path) -> str:
     """A hash over a local dataset's files: their names inside it and their bytes."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    for file in files:
-        name = file.name if path.is_file() else str(file.relative_to(path))
-        if not any(part.startswith(".") for part in Path(name).parts):
-            digest.update(f"{name}\0{sha256_of(file)}\0".encode())
+    for file in _files(path):
+        name = file.name if file == path else file.relative_to(path)
+        digest.update(f"{name}\0{sha256_of(file)}\0".encode())
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself; or a folder's files, in order, without hidden ones."""
+    if path.is_file():
+        return [path]
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
 
 _ESCAPE = re.compile(
@@ -180,17 +203,33 @@ _ESCAPE = re.compile(
 """A JSON escape sequence: a surrogate pair, half of one, or any other."""
 
 
-def _without_lone_surrogates(path: Path) -> Path:
-    """A copy of a JSON file in the datasets cache whose halves of surrogate pairs are U+FFFD; same rows, same order."""
-    copy = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", sha256_of(path), path.name)
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        staging = copy.with_name(f".{copy.name}.{os.getpid()}")
-        with path.open("rb") as source, staging.open("wb") as target:
-            for line in source:
-                target.write(_ESCAPE.sub(_replaced, line))
-        staging.replace(copy)
-    return copy
+def _without_lone_surrogates(path: Path, folder: Path) -> Path | None:
+    """A copy in ``folder`` with U+FFFD for each half of a surrogate pair in JSON files; None where there is no half.
+
+    JSON can spell half of a pair, which no UTF-8 text can hold. One such row must not cost the file: same rows, same
+    order. What is no JSON is linked to.
+    """
+    copy = folder / path.name
+    if copy.exists():
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        mended = False
+        for file in _files(path):
+            target = Path(scratch, path.name, file.relative_to(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not _JSON & set(file.suffixes):
+                target.symlink_to(file)
+                continue
+            opened = gzip.open if file.suffix == ".gz" else open
+            with opened(file, "rb") as source, opened(target, "wb") as written:
+                for line in source:
+                    clean = _ESCAPE.sub(_replaced, line)
+                    mended |= clean != line
+                    written.write(clean)
+        if not mended:
+            return None
+        return Path(scratch, path.name).rename(copy)
 
 
 def _replaced(escape: re.Match[bytes]) -> bytes:

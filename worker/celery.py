@@ -6,18 +6,16 @@ a message names a batch, the batch becomes a shard, and the message is acknowled
 
 import logging
 import os
+import sys
 
-# Has a SIGTERM stop the worker within seconds and put its unfinished batch back. Read by billiard when it is imported.
-os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+from celery import Celery, Task
+from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown
 
-from celery import Celery, Task  # noqa: E402
-from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown  # noqa: E402
-
-from contract.engine import load_engine  # noqa: E402
-from contract.errors import UserError  # noqa: E402
-from contract.ledger import QUEUE, TASK, Ledger  # noqa: E402
-from contract.settings import settings  # noqa: E402
-from worker.embed import Embedder, log  # noqa: E402
+from contract.engine import load_engine
+from contract.errors import UserError
+from contract.ledger import QUEUE, TASK, Ledger
+from contract.settings import settings
+from worker.embed import Embedder, log
 
 app = Celery("embedmill", broker=settings().redis_url)
 app.conf.update(
@@ -33,7 +31,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_concurrency=1,  # on a CPU one child uses all cores; several would only share them
-    worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed again and again
+    worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=5,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
@@ -53,12 +51,16 @@ _embedder: Embedder | None = None
 
 @celeryd_init.connect
 def _before_start(options: dict[str, object], **_: object) -> None:
-    """In the parent: without an engine a worker could do nothing but fail every batch."""
+    """In the parent, before it starts anything."""
     global _children
+    if "REMAP_SIGTERM" not in os.environ:
+        # Has SIGTERM stop the worker within seconds and put its unfinished batch back, instead of waiting for the
+        # batch's end. Celery has read the variable by now, so the process begins anew with it.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"REMAP_SIGTERM": "SIGQUIT"})
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
     try:
-        load_engine()
+        load_engine()  # without an engine a worker could do nothing but fail every batch
     except UserError as error:
         error.show()
         raise SystemExit(1) from None
@@ -96,7 +98,9 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
     if not job.shard(number).exists():
         payload = ledger.fetch(job_id, number)
         if payload is None:
-            log.warning("batch %d of job %s is not in Redis any more; its producer will publish it again", number, job_id)
+            log.warning(
+                "batch %d of job %s is not in Redis any more; its producer will publish it again", number, job_id
+            )
             return
         attempt = ledger.begin_attempt(job_id, number)
         if attempt > settings().attempts:

@@ -77,7 +77,8 @@ class Embedder:
         ):
             raise ValueError(
                 f"found batch {batch.number} of job {batch.job} with {len(batch)} rows for engine {batch.engine}, "
-                f"expected batch {number} of {job.id} with rows {wanted.start} to {wanted.stop - 1} for {job.fingerprint}"
+                f"expected batch {number} of {job.id} with rows {wanted.start} to {wanted.stop - 1} "
+                f"for {job.fingerprint}"
             )
         engine = self.engine(job.engine, job.fingerprint)
         inference = engine.infer(batch)

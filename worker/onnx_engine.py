@@ -1,5 +1,6 @@
 """The engine that runs anywhere: ONNX Runtime on a CPU, FP32."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -10,15 +11,18 @@ from contract.batch import Batch
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.settings import settings
 from worker.engine import Inference
-from worker.microbatch import plan
+from worker.microbatch import MicroBatch, plan
 
 
 class OnnxEngine:
     """``model.onnx`` in ONNX Runtime.
 
+    Each thread computes micro-batches of its own. All threads on one micro-batch, ONNX Runtime's usual way, was 5 to
+    15 % slower on two cores, and half as fast when another process took one of them: every layer waits for the last.
+
     Args:
         spec: the engine directory.
-        threads: threads for computing.
+        threads: micro-batches that are computed side by side, each on one core.
     """
 
     precision = "fp32"
@@ -28,18 +32,22 @@ class OnnxEngine:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self._threads = threads
         self._session: onnxruntime.InferenceSession | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Self:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = 1
         path = self.spec.check_file("model.onnx", self.spec.onnx_sha256)
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="onnx")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._session = None
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._session = self._pool = None
 
     def infer(self, batch: Batch) -> Inference:
         """See ``worker.engine.Engine.infer``.
@@ -47,21 +55,25 @@ class OnnxEngine:
         Raises:
             RuntimeError: the engine is not open.
         """
-        if self._session is None:
+        if self._session is None or self._pool is None:
             raise RuntimeError("the engine is not open: use it in a with block")
-        lengths = batch.lengths
+        session, lengths = self._session, batch.lengths
         microbatches = plan(lengths, settings().token_budget)
         per_token = self.spec.pooling == "tokens"
         # Where each row's vectors begin in the result: one each, or one for each of its tokens.
         counts = lengths if per_token else np.minimum(lengths, 1)
         first = np.cumsum(counts) - counts
         vectors = np.empty((int(counts.sum()), self.spec.hidden), np.float32)
-        for micro in microbatches:
+
+        def compute(micro: MicroBatch) -> None:
             feed = {name: getattr(batch, name)[micro.rows, : micro.length] for name in INPUTS}
-            found = self._session.run([OUTPUT], feed)[0]
+            found = session.run([OUTPUT], feed)[0]
             if per_token:
                 for row, tokens in zip(micro.rows, found, strict=True):
                     vectors[first[row] : first[row] + lengths[row]] = tokens[: lengths[row]]
             else:
                 vectors[first[micro.rows]] = found
+
+        for _ in self._pool.map(compute, microbatches):
+            pass  # raises what a thread raised
         return Inference(vectors, sum(micro.tokens for micro in microbatches))

@@ -1,0 +1,65 @@
+# Set-up and checks. `make` alone says what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The pinned torch may have wheels for some Python versions only, so the oldest that embedmill takes comes first.
+# PYTHON=/path/to/python chooses another.
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help demo test lint format bench clean
+
+help:
+	@echo "make demo    install, and run the main job on the bundled dataset (about 2 minutes, once installed)"
+	@echo "make test    install, and run every test"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  have ruff mend what it can"
+	@echo "make bench   compare with sentence-transformers; writes docs/benchmarks/encode.json"
+	@echo "make clean   remove what these left, but not $(VENV), engines and output"
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m examples.demo
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.demo
+	@$(BIN)/python -m bench.encode
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A command of this name may be a pyenv shim that runs nothing, or a Python without venv: each is tried.
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	    if $$python -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "Error: none of $(PYTHONS) is a Python >= 3.11 with venv; install one, or: make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$found --version)"; \
+	$$found -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+INSTALL = echo "Installing embedmill[$(1)] into $(VENV); the first time takes some minutes" \
+    && $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[$(1)]'
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@$(call INSTALL,demo)
+	@touch $@
+
+# dev holds demo
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@$(call INSTALL,dev)
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,174 @@
+"""Nearest neighbours over a job's shards: what the vectors are for, in one file.
+
+    python examples/search.py "a program that breaks when you look at it closely"
+
+No index and no database: every vector is compared with the query. One shard is in memory at a time.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from contract.batch import Batch
+from contract.engine import EngineSpec, load_engine
+from contract.errors import UserError
+from contract.job import Job, latest_job, load_job
+from contract.settings import settings
+from producer.batches import open_tokenizer, tokenize
+from producer.dataset import open_dataset
+from worker.engine import open_engine
+
+_EPILOG = """\b
+Examples:
+  python examples/search.py "unsolicited bulk email"
+  python examples/search.py --count 10 "a slow computer" "a fast one"
+  python examples/search.py --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
+"""
+
+_SHOWN = 80
+"""Characters of a row's text that are shown."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One row near a query."""
+
+    cosine: float
+    row: int
+    """``row_id``: the row's place in the dataset."""
+    text: str
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("queries", nargs=-1, required=True, metavar="QUERY [QUERY]...")
+@click.option("--job", "folder", type=click.Path(path_type=Path), help="The job's folder.  [default: the latest job's]")
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Rows shown for each query.")
+@click.option("--prefix", help="Text put before each query, such as 'query: '.  [default: what the job's rows got]")
+def main(queries: tuple[str, ...], folder: Path | None, count: int, prefix: str | None) -> None:
+    """Show the rows of a job whose meaning is nearest to each QUERY."""
+    job = load_job(folder) if folder else latest_job()
+    console = Console()
+    for query, hits in zip(queries, search(job, queries, count=count, prefix=prefix), strict=True):
+        console.print(table_of(query, hits))
+
+
+def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None = None) -> list[list[Hit]]:
+    """The rows nearest to each query by cosine, the nearest first. Rows without a text have no vector and are left out.
+
+    Args:
+        job: a job of which at least one shard is there; only the shards that are there are searched.
+        queries: ``n`` texts.
+        count: most rows for each.
+        prefix: put before each query; None for what the job's rows got.
+
+    Returns:
+        ``n`` lists, in the order of the queries.
+
+    Raises:
+        UserError: the job has a vector for each token and not for each row, or no shard yet; its engine is missing or
+            another one now; its dataset is missing or another one now.
+    """
+    spec = load_engine(job.engine)
+    if spec.pooling == "tokens":
+        raise UserError(
+            f"job {job.id} has a vector for each token",
+            "a search needs one for each row",
+            "embed with an engine of another pooling: python -m engine_build --model MODEL --pooling mean",
+        )
+    if spec.fingerprint != job.fingerprint:
+        raise UserError(
+            f"engine {spec.name} has the fingerprint {spec.fingerprint}",
+            f"job {job.id} was embedded by {job.fingerprint}, and vectors of two engines cannot be compared",
+        )
+    shards = [job.shard(batch) for batch in sorted(job.committed())]
+    if not shards:
+        raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
+    texts = open_dataset(job.dataset, config=job.config, split=job.split, column=job.column)
+    if texts.revision != job.revision:
+        raise UserError(
+            f"{job.dataset} has changed since it was embedded", mend="embed it again with python -m producer"
+        )
+    cosines, rows = nearest(shards, embed(spec, queries, job.prefix if prefix is None else prefix), count)
+    return [
+        [
+            Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
+            for cosine, row in zip(*found, strict=True)
+        ]
+        for found in zip(cosines, rows, strict=True)
+    ]
+
+
+def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArray[np.float32]:
+    """``[queries, hidden]`` float32: the vectors of some texts, made as a worker makes those of a dataset's rows."""
+    input_ids, attention_mask, n_tokens = tokenize(queries, open_tokenizer(spec), prefix)
+    batch = Batch(
+        job="search",
+        number=0,
+        engine=spec.fingerprint,
+        row_id=np.arange(len(queries), dtype=np.int64),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        token_type_ids=np.zeros_like(input_ids),
+        n_tokens=n_tokens,
+    )
+    with open_engine(spec, settings().threads or len(os.sched_getaffinity(0))) as engine:
+        return engine.infer(batch).vectors
+
+
+def nearest(
+    shards: list[Path], queries: npt.NDArray[np.float32], count: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The ``count`` rows nearest to each query by cosine, the nearest first, of equals the one that comes first.
+
+    Args:
+        shards: Parquet files with ``row_id`` and ``embedding``; one is in memory at a time.
+        queries: ``[n, hidden]``.
+        count: most rows for each query.
+
+    Returns:
+        Cosines, float32, and row ids, int64, each ``[n, min(count, rows with a vector)]``.
+    """
+    queries = _unit(queries)
+    cosines = np.empty((len(queries), 0), np.float32)
+    rows = np.empty((len(queries), 0), np.int64)
+    for shard in shards:
+        table = pq.read_table(shard, columns=["row_id", "embedding"])
+        table = table.filter(table["embedding"].is_valid()).combine_chunks()
+        if not table.num_rows:
+            continue
+        vectors = table["embedding"].chunk(0).flatten().to_numpy().reshape(table.num_rows, -1)
+        cosines = np.hstack([cosines, queries @ _unit(vectors).T])
+        rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (len(queries), table.num_rows))])
+        best = np.lexsort((rows, -cosines))[:, :count]
+        cosines, rows = np.take_along_axis(cosines, best, axis=1), np.take_along_axis(rows, best, axis=1)
+    return cosines, rows
+
+
+def _unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def table_of(query: str, hits: list[Hit]) -> Table:
+    """A query's hits for the terminal."""
+    table = Table(title=Text(query), title_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("cosine", justify="right")
+    table.add_column("row", justify="right")
+    table.add_column("text")
+    for rank, hit in enumerate(hits, 1):
+        text = " ".join(hit.text.split())
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN].rstrip() + " …"
+        table.add_row(str(rank), f"{hit.cosine:.3f}", str(hit.row), Text(shown))  # Text: a row's brackets are no markup
+    return table
+
+
+if __name__ == "__main__":
+    main(prog_name="python examples/search.py")

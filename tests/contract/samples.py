@@ -1,0 +1,77 @@
+"""Small batches, jobs and shards that the tests of several folders use."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.batch import Batch
+from contract.job import Job, job_id
+from contract.shard import ShardInfo, commit, table_of
+
+FINGERPRINT = "fedcba9876543210"
+
+
+def matrix(*rows: Sequence[int]) -> npt.NDArray[np.int32]:
+    return np.array(rows, np.int32)
+
+
+def a_batch() -> Batch:
+    """Rows 14, 15 and 16 of their dataset: one of 3 tokens, one of 9 cut to 4, one without a text."""
+    return Batch(
+        job="jargon-train-0123456789",
+        number=7,
+        engine=FINGERPRINT,
+        row_id=np.array([14, 15, 16]),
+        input_ids=matrix([2, 57, 3, 0], [2, 99, 98, 3], [0, 0, 0, 0]),
+        attention_mask=matrix([1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]),
+        token_type_ids=matrix([0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
+        n_tokens=np.array([3, 9, 0], np.int32),
+    )
+
+
+def a_job(output: Path, **changes: object) -> Job:
+    """A job in ``output``, its folder named as the producer names it."""
+    fields: dict[str, object] = {
+        "folder": output,
+        "dataset": "/data/reviews.csv",
+        "config": None,
+        "split": "train",
+        "column": "text",
+        "revision": "r1",
+        "limit": None,
+        "prefix": "",
+        "engine": "tiny",
+        "fingerprint": FINGERPRINT,
+        "rows": 10,
+        "batch_rows": 4,
+    }
+    job = Job.model_validate(fields | changes)
+    return job.model_copy(update={"folder": output / job_id(job.identity, job.dataset)})
+
+
+def info_for(batch: Batch, **changes: object) -> ShardInfo:
+    fields: dict[str, object] = {
+        "job": batch.job,
+        "batch": batch.number,
+        "engine": batch.engine,
+        "runtime": "by hand",
+        "precision": "fp32",
+        "max_length": batch.input_ids.shape[1],
+        "rows": len(batch),
+        "tokens": int(batch.lengths.sum()),
+        "truncated": int((batch.n_tokens > batch.input_ids.shape[1]).sum()),
+        "without_text": int((batch.n_tokens == 0).sum()),
+        "computed_tokens": int(batch.lengths.sum()),
+        "seconds": 0.5,
+    }
+    return ShardInfo.model_validate(fields | changes)
+
+
+def commit_by_hand(job: Job, batch: Batch) -> bool:
+    """What a worker does, with vectors that say which row they belong to instead of computed ones."""
+    with_text = batch.row_id[batch.n_tokens > 0].astype(np.float32)
+    vectors = np.stack([with_text, np.ones_like(with_text)], axis=1)
+    table = table_of(batch, vectors, info_for(batch), per_token=False)
+    return commit(table, job.shard(batch.number), job.staging)

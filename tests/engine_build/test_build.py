@@ -1,0 +1,296 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+
+from contract.compare import TOLERANCES, Comparison
+from contract.engine import EngineSpec, Pooling, load_engine
+from contract.errors import UserError
+from contract.files import sha256_of
+from contract.settings import settings
+from engine_build.__main__ import main
+from engine_build.build import build
+from engine_build.export import check_export
+from engine_build.model import _WHY_NOT, ARCHITECTURES, load_model, load_tokenizer, weights_sha256
+from tests.conftest import build_engine, save_tiny_model
+
+
+@pytest.fixture
+def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engines folder of this test's own."""
+    monkeypatch.setenv("EMBEDMILL_ENGINES", str(tmp_path / "engines"))
+    settings.cache_clear()
+    return tmp_path / "engines"
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "my model"))
+
+
+def left_in(engines: Path) -> list[str]:
+    return sorted(path.name for path in engines.iterdir()) if engines.exists() else []
+
+
+def edit(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Path) -> None:
+    spec = build_engine(model, "mill")
+    assert load_engine() == load_engine("mill") == spec
+    assert left_in(engines) == ["mill"]
+    assert sorted(path.name for path in spec.folder.iterdir()) == ["engine.json", "model.onnx", "tokenizer"]
+    assert spec.onnx_sha256 == sha256_of(spec.folder / "model.onnx")
+    assert spec.tokenizer_sha256 == sha256_of(spec.folder / "tokenizer" / "tokenizer.json")
+    assert (spec.model, spec.revision, spec.architecture) == (str(model), None, "bert")
+    assert (spec.pooling, spec.normalize, spec.hidden, spec.max_length, spec.pad_id) == ("mean", False, 32, 512, 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_becomes_an_engine(architecture: str, engines: Path, tmp_path: Path) -> None:
+    spec = build_engine(save_tiny_model(tmp_path / "model", architecture), architecture, max_length=32)
+    assert (spec.architecture, spec.hidden, spec.max_length) == (architecture, 32, 32)
+
+
+def test_a_models_own_limit_is_the_length_where_it_is_below_512(engines: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = save_tiny_model(tmp_path / "short", "roberta", max_position_embeddings=66, pad_token_id=1)
+    spec, _ = build(
+        str(folder),
+        name=None,
+        revision=None,
+        pooling=None,
+        normalize=None,
+        max_length=None,
+        say=said.append,
+        step=lambda text: None,
+    )
+    assert spec.max_length == 64  # RoBERTa's positions begin behind the padding id
+    assert spec.name == "short"
+    (line,) = said
+    assert "64 tokens" in line
+
+
+@pytest.mark.parametrize("length", [-1, 0, 2, 513])
+def test_a_length_that_the_model_has_no_positions_for_is_refused(length: int, engines: Path, model: Path) -> None:
+    with pytest.raises(UserError, match=f"--max-length {length}.*3 to 512"):
+        build_engine(model, "mill", max_length=length)
+    assert left_in(engines) == []
+
+
+@pytest.mark.parametrize("length", [3, 512])
+def test_the_shortest_and_the_longest_length_are_taken(length: int, engines: Path, model: Path) -> None:
+    assert build_engine(model, "mill", max_length=length).max_length == length
+
+
+def test_building_again_changes_nothing(engines: Path, model: Path, tmp_path: Path) -> None:
+    first = build_engine(model, "mill", max_length=16)
+    before = {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")}
+    moved = model.rename(tmp_path / "elsewhere")
+    assert build_engine(moved, "mill", max_length=16) == first
+    assert {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")} == before
+    assert left_in(engines) == ["mill"]
+
+
+def test_another_engine_under_the_same_name_is_refused(engines: Path, model: Path) -> None:
+    first = build_engine(model, "mill", max_length=16)
+    with pytest.raises(UserError, match=r"other: pooling, max_length") as caught:
+        build_engine(model, "mill", pooling="cls", max_length=17)
+    assert f"rm -r {first.folder}" in str(caught.value)
+    edit(model / "config.json", hidden_act="relu")  # the same weights, and other vectors
+    with pytest.raises(UserError, match=r"other: weights_sha256"):
+        build_engine(model, "mill", max_length=16)
+    assert load_engine("mill") == first
+    assert left_in(engines) == ["mill"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("albert", {}),
+        ("deberta", {}),
+        ("deberta-v2", {}),
+        ("modernbert", {}),
+        ("mpnet", {}),
+        ("nomic_bert", {}),
+        ("xlnet", {"d_model": 32, "n_head": 4, "d_head": 8, "n_layer": 2, "d_inner": 64}),
+        ("gpt2", {}),
+    ],
+)
+def test_an_architecture_that_is_not_supported_is_refused_with_the_reason(
+    model_type: str, config: dict[str, object], engines: Path, tmp_path: Path
+) -> None:
+    folder = save_tiny_model(tmp_path / "model", model_type, **config)
+    with pytest.raises(UserError, match=f"is a {model_type} model: ") as caught:
+        build_engine(folder, "mill")
+    message = str(caught.value)
+    assert _WHY_NOT.get(model_type, "only encoders whose export is tested are taken") in message
+    assert ", ".join(ARCHITECTURES) in message
+    assert left_in(engines) == []
+
+
+def test_every_reason_against_an_architecture_is_tested() -> None:
+    marks = test_an_architecture_that_is_not_supported_is_refused_with_the_reason.pytestmark  # type: ignore[attr-defined]
+    assert set(_WHY_NOT) <= {model_type for model_type, _ in marks[0].args[1]}
+
+
+def spoil(file: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def remove(*files: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        for file in files:
+            (folder / file).unlink()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("config.json"), r"no model folder .there: model.safetensors, tokenizer.json, tokenizer_config.json"),
+        (remove("model.safetensors"), r"no model folder .there: config.json"),
+        (spoil("config.json", b"{"), "is no model .*JSON"),
+        (spoil("config.json", b"{}"), "is no model .*model_type"),
+        (lambda folder: edit(folder / "config.json", model_type="nosuch"), "is no model .*nosuch"),
+        (lambda folder: edit(folder / "config.json", is_decoder=True), "decoder"),
+        (
+            lambda folder: edit(folder / "config.json", num_hidden_layers=3),
+            r"no fitting weights for encoder\.layer\.2\..* …",
+        ),
+        (
+            lambda folder: edit(folder / "config.json", intermediate_size=65),
+            r"no fitting weights for encoder\.layer\.0",
+        ),
+        (lambda folder: edit(folder / "config.json", num_attention_heads=5), "cannot be loaded"),
+        (spoil("model.safetensors", b""), "cannot be loaded"),
+        (spoil("model.safetensors", b"x" * 5000), "cannot be loaded"),
+        (lambda folder: (remove("model.safetensors")(folder), spoil("pytorch_model.bin", b"x")(folder)), "be loaded"),
+        (remove("tokenizer.json"), "has no tokenizer"),
+        (remove("tokenizer.json", "tokenizer_config.json"), "has no tokenizer; expected one of tokenizer.json"),
+        (spoil("tokenizer.json", b"garbage"), "has no tokenizer"),
+        (lambda folder: edit(folder / "tokenizer_config.json", pad_token=None), "without a padding token"),
+        (spoil("modules.json", b"{"), "modules.json cannot be read"),
+    ],
+    ids=[
+        *("no config", "no weights", "garbled config", "empty config", "unknown type", "decoder", "missing layer"),
+        *("other shape", "bad heads", "empty weights", "garbled weights", "garbled bin", "no tokenizer.json"),
+        *("no tokenizer", "garbled tokenizer", "no padding token", "garbled modules"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused(
+    change: Callable[[Path], object], message: str, engines: Path, model: Path
+) -> None:
+    change(model)
+    with pytest.raises(UserError, match=message) as caught:
+        build_engine(model, "mill")
+    assert "\n" not in str(caught.value)
+    assert str(model) in str(caught.value)
+    assert left_in(engines) == []
+
+
+@pytest.mark.parametrize("name", ["./none", "../none", "/nowhere/none", "~/none"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name: str, engines: Path) -> None:
+    with pytest.raises(UserError, match=f"no model folder {name}"):
+        build_engine(Path(name) if name.startswith("/") else name, "mill")  # type: ignore[arg-type]
+    assert left_in(engines) == []
+
+
+def test_an_engine_name_that_leads_out_of_the_folder_is_refused(engines: Path, model: Path) -> None:
+    with pytest.raises(UserError, match="is no engine name"):
+        build_engine(model, "../mill")
+    assert left_in(engines) == []
+
+
+def test_an_engines_folder_that_cannot_be_made_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDMILL_ENGINES", str(model / "config.json" / "engines"))
+    settings.cache_clear()
+    with pytest.raises(UserError, match="EMBEDMILL_ENGINES"):
+        build_engine(model, "mill")
+
+
+def test_an_export_that_differs_from_pytorch_is_refused(tiny: EngineSpec, tiny_model: Path) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+
+    def check(pooling: Pooling, normalize: bool) -> Comparison:
+        return check_export(tiny.folder / "model.onnx", model, tokenizer, pooling, normalize=normalize, max_length=32)
+
+    assert check("mean", False).within(TOLERANCES["fp32"])
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        check("cls", False)
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        check("mean", True)
+    with torch.no_grad():
+        model.get_parameter("encoder.layer.1.output.dense.weight").mul_(2)
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        check("mean", False)
+
+
+def test_the_weights_hash_is_of_the_values_not_of_the_files(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_model)
+    for name, saved in (("half", model.half()), ("shards", load_model(tiny_model))):
+        saved.save_pretrained(tmp_path / name, max_shard_size="50KB" if name == "shards" else "5GB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    same = weights_sha256(load_model(tiny_model))
+    assert weights_sha256(load_model(tmp_path / "shards")) == same
+    assert weights_sha256(load_model(tmp_path / "half")) != same
+    edit(tmp_path / "shards" / "config.json", layer_norm_eps=1e-5)
+    assert weights_sha256(load_model(tmp_path / "shards")) != same
+
+
+def test_a_checkpoint_in_half_precision_becomes_an_engine_in_full(
+    engines: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    transformers.AutoModel.from_pretrained(tiny_model).half().save_pretrained(tmp_path / "half")
+    for file in tiny_model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "half")
+    spec = build_engine(tmp_path / "half", "half", max_length=16)
+    session = onnxruntime.InferenceSession(str(spec.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    ids = np.array([[2, 9, 11, 3]], np.int32)
+    found = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0})[0]
+    assert found.dtype == np.float32
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "engine_build", *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_command_builds_an_engine_and_says_what_it_is(engines: Path, model: Path) -> None:
+    done = command("--model", model, "--pooling", "cls", "--normalize", "--max-length", "32")
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+    spec = load_engine()
+    assert (spec.name, spec.pooling, spec.normalize, spec.max_length) == ("my-model", "cls", True, 32)
+    for shown in ("Engine built", "my-model", "pooling cls, norm 1", "32 tokens", spec.fingerprint, "lowest cosine"):
+        assert shown in done.stdout
+    assert "python -m producer" in done.stdout
+
+
+def test_the_command_says_in_one_line_what_is_wrong(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = command("--model", "acme/no-such-model")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("Error: no model acme/no-such-model on the Hub, or no network")
+    assert left_in(engines) == []
+
+
+def test_the_help_mentions_each_option() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    for parameter in main.params:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            assert option in text
+    assert "python -m engine_build --model bert-base-cased" in text

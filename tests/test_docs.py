@@ -1,0 +1,76 @@
+"""Every command and flag that the documentation shows exists, and every flag that exists is explained."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import engine_build.__main__
+import producer.__main__
+import verify.__main__
+from contract.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+COMMANDS: dict[str, click.Command] = {
+    "engine_build": engine_build.__main__.main,
+    "producer": producer.__main__.main,
+    "verify": verify.__main__.main,
+}
+
+
+def shown(page: Path) -> list[str]:
+    """The shell commands of a page's code blocks."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [line.strip().removeprefix("$ ").split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def flags(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_exist(page: Path) -> None:
+    for line in shown(page):
+        if match := re.search(r"python -m (\w+)(.*)", line):
+            name, rest = match.groups()
+            assert name in COMMANDS, line
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags(COMMANDS[name]), line
+        elif match := re.search(r"python ((?:examples|bench)/\w+\.py)(.*)", line):
+            told = subprocess.run([sys.executable, str(ROOT / match[1]), "--help"], capture_output=True, text=True)
+            assert told.returncode == 0, told.stderr
+            assert all(flag in told.stdout for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
+        elif match := re.match(r"make (\w+)", line):
+            assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+
+
+def test_the_readme_shows_the_four_commands_and_the_two() -> None:
+    lines = shown(ROOT / "README.md")
+    for command in ("make demo", "make test", "celery -A worker worker", "python -m verify"):
+        assert command in lines
+    assert any(line.startswith("python -m engine_build --model") for line in lines)
+    assert any(line.startswith("python -m producer --dataset") for line in lines)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_and_command_explains_itself(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    assert command.epilog is not None
+    assert "Examples:" in command.epilog
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter
+
+
+def test_the_readme_lists_every_setting() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields} <= set(re.findall(r"EMBEDMILL_[A-Z_]+", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

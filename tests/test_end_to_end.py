@@ -1,0 +1,259 @@
+"""The four commands as a user runs them, each its own process, over a real Redis."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import psutil
+import pyarrow.dataset as pads
+import pytest
+from celery import Celery
+from sentence_transformers import SentenceTransformer
+
+from contract.engine import EngineSpec
+from contract.job import Job, latest_job
+from contract.ledger import QUEUE, TASK, Ledger
+from contract.settings import settings
+from examples.local import celery_worker, redis_server
+from tests.conftest import JARGON, MINILM, build_engine
+
+
+@pytest.fixture(scope="module")
+def station(
+    session_engines: Path, _tiny_built: EngineSpec, _minilm_built: EngineSpec, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """A Redis server and one worker, started apart from everything else; its URL and the worker's log."""
+    log = tmp_path_factory.mktemp("worker") / "worker.log"
+    with redis_server() as url:
+        env = {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_ENGINES": str(session_engines), "EMBEDMILL_ENGINE": "tiny"}
+        with celery_worker(log, env=env):
+            yield url, log
+
+
+@pytest.fixture
+def worker_log(station: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Points this test's commands at the station."""
+    monkeypatch.setenv("EMBEDMILL_REDIS_URL", station[0])
+    settings.cache_clear()
+    return station[1]
+
+
+def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=200,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def vectors(job: Job) -> np.ndarray:
+    table = pads.dataset(job.data).to_table().sort_by("row_id")
+    return np.stack(table["embedding"].to_numpy())
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
+    worker_log: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("EMBEDMILL_ENGINE", raising=False)
+    monkeypatch.setenv("EMBEDMILL_ENGINES", os.environ["EMBEDMILL_ENGINES"])
+    run("engine_build", "--model", tiny_model, "--name", "four-commands", "--normalize")
+    rows = datasets.load_dataset("json", data_files=str(JARGON), split="train").select(range(200))
+    rows.to_csv(tmp_path / "jargon.csv")
+    rows.save_to_disk(tmp_path / "saved")
+    rows.to_json(tmp_path / "jargon.jsonl", force_ascii=False)
+    found = []
+    for dataset in ("jargon.jsonl", "jargon.csv", "saved"):
+        told = run(
+            "producer", "--dataset", dataset, "--text-column", "text", "--batch-rows", 64, "--engine", "four-commands"
+        )
+        assert "200 of 200" in told.stdout
+        verdict = run("verify", "--sample", 50)
+        job = latest_job()
+        assert job.batches == 4
+        assert json.loads((job.folder / "verify.json").read_text())["checks"]
+        assert "FAIL" not in verdict.stdout
+        found.append(vectors(job))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
+
+
+def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
+    worker_log: Path, minilm: EngineSpec, tmp_path: Path
+) -> None:
+    lines = JARGON.read_text(encoding="utf-8").splitlines()
+    longest = sorted(lines, key=len)[-6:]
+    chosen = lines[:60] + longest
+    (tmp_path / "some.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    told = run("producer", "--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25)
+    assert "66 of 66" in told.stdout
+    run("verify")
+    model = SentenceTransformer(str(MINILM))
+    model.max_seq_length = 512
+    theirs = model.encode([json.loads(line)["text"] for line in chosen])
+    ours = vectors(latest_job())
+    cosines = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert cosines.min() >= 0.99999
+
+
+def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: EngineSpec, tmp_path: Path) -> None:
+    strange = [
+        '{"text": ""}', '{"text": null}', json.dumps({"text": "x" * 1_000_000}), json.dumps({"text": "word " * 200_000}),
+        json.dumps({"text": "\0" * 500}), '{"text": "half \\ud83d a pair"}', '{"text": "\\udc00"}',
+        json.dumps({"text": "👩‍👩‍👧‍👦 🏳️‍🌈"}), json.dumps({"text": "שלום עולם مرحبا"}), json.dumps({"text": " \n\t "}),
+        json.dumps({"text": "\u202e\u200b\ufeff"}), '{"text": "plain"}',
+    ]  # fmt: skip
+    (tmp_path / "strange.jsonl").write_text("\n".join(strange) + "\n", encoding="utf-8")
+    told = run("producer", "--dataset", "strange.jsonl", "--batch-rows", 5)
+    assert f"{len(strange)} of {len(strange)}" in told.stdout
+    run("verify")
+    table = pads.dataset(latest_job().data).to_table().sort_by("row_id")
+    assert table["row_id"].to_pylist() == list(range(len(strange)))
+    assert [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is None] == [1]
+    assert table["truncated"].to_pylist() == [row == 3 for row in range(len(strange))]
+
+
+def test_token_level_output_holds_the_real_tokens_only(worker_log: Path, tiny_model: Path, tmp_path: Path) -> None:
+    spec = build_engine(tiny_model, "tokens-end-to-end", "tokens")
+    run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--engine", spec.name)
+    job = latest_job()
+    assert job.batch_rows == 64
+    table = pads.dataset(job.data).to_table().sort_by("row_id")
+    lengths = [len(tokens) for tokens in table["embedding"].to_pylist()]
+    assert lengths == [min(count, 512) for count in table["n_tokens"].to_pylist()]
+    run("verify", job.folder)
+
+
+def test_a_second_run_computes_nothing_again(worker_log: Path, tiny: EngineSpec) -> None:
+    command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 300, "--batch-rows", 50)
+    run(*command)
+    job = latest_job()
+    before = {path: path.stat().st_mtime_ns for path in job.data.iterdir()}
+    job.shard(2).unlink()
+    told = run(*command)
+    after = {path: path.stat().st_mtime_ns for path in job.data.iterdir()}
+    assert {path for path in before if before[path] != after[path]} == {job.shard(2)}
+    assert "250 were there" in told.stdout
+
+
+def test_an_interrupted_producer_says_how_to_go_on_and_does(worker_log: Path, minilm: EngineSpec) -> None:
+    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "160"]
+    command += ["--batch-rows", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as producer:
+        wait_until(lambda: list(Path("output").glob("*/data/*.parquet")))
+        producer.send_signal(signal.SIGINT)
+        told = producer.communicate(timeout=30)[1]
+    assert producer.returncode == 1
+    assert "run the same command again" in told
+    assert "Traceback" not in told
+    before = {path: path.stat().st_mtime_ns for path in latest_job().data.iterdir()}
+    assert "160 of 160" in run(*command[2:]).stdout
+    assert all(path.stat().st_mtime_ns == made for path, made in before.items())
+    run("verify", "--sample", 10)
+
+
+def test_a_detached_producer_leaves_and_the_job_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
+    command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 200, "--batch-rows", 50)
+    run(*command, "--detach")
+    job = latest_job()
+    wait_until(lambda: len(job.committed()) == job.batches)
+    assert "200 were there" in run(*command).stdout
+
+
+def test_a_killed_child_costs_no_row(minilm: EngineSpec, redis_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "120"]
+    with (
+        celery_worker(log) as worker,
+        subprocess.Popen([*command, "--batch-rows", "30"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producer,
+    ):
+        wait_until(lambda: len(list(Path("output").glob("*/data/*.parquet"))) >= 1)
+        for child in psutil.Process(worker.pid).children():
+            child.kill()
+        assert producer.wait(120) == 0, log.read_text()
+    job = latest_job()
+    assert job.committed() == set(range(4))
+    run("verify", "--sample", 10)
+
+
+def test_a_terminated_worker_stops_soon_and_its_batch_goes_to_another(
+    minilm: EngineSpec, redis_url: str, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "producer",
+        "--dataset",
+        str(JARGON),
+        "--text-column",
+        "text",
+        "--batch-rows",
+        "1000",
+    ]
+    first, second = tmp_path / "first.log", tmp_path / "second.log"
+    with celery_worker(first) as worker:
+        with subprocess.Popen(
+            [*command, "--limit", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as producer:
+            ledger = Ledger(patience=5)
+            wait_until(lambda: ledger.call("hlen", "unacked") == 1)
+            time.sleep(0.5)
+            began = time.monotonic()
+            worker.terminate()
+            worker.wait(30)
+            assert time.monotonic() - began < 20  # the batch alone takes longer than the 5 s that it is given
+            assert ledger.messages() == 1
+            assert not list(Path("output").glob("*/data/*.parquet"))
+            with celery_worker(second):
+                assert producer.wait(150) == 0, second.read_text()
+    assert latest_job().committed() == {0}
+
+
+def test_a_batch_that_always_fails_is_given_up_named_and_tried_again_on_the_next_run(
+    tiny: EngineSpec, redis_url: str, session_engines: Path, tmp_path: Path
+) -> None:
+    """Here the worker's machine has an engine of the same name that is another one."""
+    other = tmp_path / "engines"
+    command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--batch-rows", 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDMILL_ENGINES", str(other))
+        settings.cache_clear()
+        build_engine(MINILM, "tiny")
+    settings.cache_clear()
+    with celery_worker(tmp_path / "wrong.log", env={"EMBEDMILL_ENGINES": str(other), "EMBEDMILL_ATTEMPTS": "2"}):
+        told = run(*command, expect=1)
+    assert "2 of 2 batches were given up: 0, 1" in told.stderr
+    assert tiny.fingerprint in told.stderr
+    with celery_worker(tmp_path / "right.log"):
+        assert "100 of 100" in run(*command).stdout
+
+
+def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
+    sender = Celery(broker=settings().redis_url, set_as_current=False)
+    sender.send_task(TASK, args=("no-such-job", 0), queue=QUEUE)
+    wait_until(lambda: "no-such-job, which nobody announced" in worker_log.read_text())
+    run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 10)
+    job = latest_job()
+    sender.send_task(TASK, args=(job.id, 99), queue=QUEUE)
+    wait_until(lambda: f"batch 99 of job {job.id}, which nobody announced" in worker_log.read_text())
+    sender.send_task(TASK, args=(job.id, 0), queue=QUEUE)
+    wait_until(lambda: Ledger(patience=5).messages() == 0)
+    assert job.committed() == {0}

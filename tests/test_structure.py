@@ -1,0 +1,62 @@
+"""What the tree promises: who imports whom, and what a worker must not need."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("contract", "engine_build", "producer", "worker", "verify")
+ALLOWED = {
+    "contract": set(),
+    "engine_build": {"contract"},
+    "producer": {"contract"},
+    "worker": {"contract"},
+    "verify": {"contract", "engine_build.model", "engine_build.source", "producer.dataset"},
+}
+
+
+def imports(package: str) -> set[str]:
+    found: set[str] = set()
+    for file in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+    return {name for name in found if name.split(".")[0] in PACKAGES and name.split(".")[0] != package}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    strays = {
+        name for name in imports(package) if name not in ALLOWED[package] and name.split(".")[0] not in ALLOWED[package]
+    }
+    assert not strays
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", "tensorrt", "pycuda")),
+        ("producer.__main__", ("torch", "transformers", "onnx", "onnxruntime")),
+        ("contract.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
+    ],
+)
+def test_an_entry_point_needs_no_more_than_its_extra_installs(module: str, unneeded: tuple[str, ...]) -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({unneeded!r})); import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_worker_package_is_free() -> None:
+    code = "import worker, sys; assert 'celery' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_top_level_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(project["tool"]["setuptools"]["packages"]) == set(PACKAGES)
