@@ -42,7 +42,7 @@ clean:
 
 # A command of this name may be a pyenv shim that runs nothing, or a Python without venv: each is tried.
 $(BIN)/python:
-	@for python in $(PYTHONS); do \
+	@found=; for python in $(PYTHONS); do \
 	    if $$python -c '$(USABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \

@@ -27,7 +27,8 @@ QUEUE = "embedmill"
 TASK = "worker.embed_batch"
 """The Celery task's name; its arguments are the job's id and the batch's number."""
 
-UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError)
+"""What is waited for. A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
 
 _log = logging.getLogger("embedmill.redis")
 

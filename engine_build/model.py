@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers.normalizers import Lowercase, Sequence as NormalizerSequence
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract.engine import Pooling
 from contract.errors import UserError

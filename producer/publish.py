@@ -14,7 +14,7 @@ from celery import Celery
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, Ledger, redis_address
+from contract.ledger import QUEUE, TASK, UNREACHABLE, Ledger, redis_address
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 
@@ -98,7 +98,7 @@ def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: 
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since > _LOST_AFTER:
             ledger.announce(job)  # what lost the batches may have lost the job's record too
-            waiting += on_their_way
+            waiting = sorted({*waiting, *on_their_way}, reverse=True)
             on_their_way, quiet_since = {}, None
         if detach and not waiting:
             break
@@ -110,13 +110,16 @@ def _found_in_redis(job: Job, batches: list[int], ledger: Ledger) -> dict[int, i
     return {batch: size for batch, size in sizes.items() if size}
 
 
+_REFUSED = (kombu.exceptions.OperationalError, OSError, *UNREACHABLE)
+
+
 class _Publisher:
     def __init__(self, job: Job, ledger: Ledger) -> None:
         self._job, self._ledger = job, ledger
         self._celery = Celery(broker=settings().redis_url, set_as_current=False)
         self._celery.conf.task_ignore_result = True
         self._send = tenacity.retry(
-            retry=tenacity.retry_if_exception_type((kombu.exceptions.OperationalError, OSError)),
+            retry=tenacity.retry_if_exception_type(_REFUSED),
             wait=tenacity.wait_exponential(multiplier=0.5, max=5),
             stop=tenacity.stop_after_delay(ledger.patience or 60),
             reraise=True,
@@ -127,7 +130,7 @@ class _Publisher:
         self._ledger.put(self._job.id, batch, payload)
         try:
             self._send(TASK, args=(self._job.id, batch), queue=QUEUE, retry=False)
-        except (kombu.exceptions.OperationalError, OSError) as error:
+        except _REFUSED as error:
             raise UserError(
                 f"Redis at {redis_address()} took no message ({error})",
                 "a Redis server must run there",

@@ -42,10 +42,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save_tiny_model(folder / name, name) for name in ARCHITECTURES}
 
 
-@pytest.fixture
-def graph(request: pytest.FixtureRequest, models: dict[str, Path], tmp_path: Path) -> onnx.ModelProto:
+@pytest.fixture(scope="session")
+def graph(
+    request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> onnx.ModelProto:
     """The mean-pooled, normalized graph of the architecture that the test names."""
-    path = tmp_path / "model.onnx"
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
     onnx_from_torch(load_model(models[request.param]), "mean", normalize=True, path=path)
     return onnx.load(path)
 
@@ -129,7 +131,7 @@ def test_exporting_leaves_the_model_as_it_was(models: dict[str, Path], tmp_path:
     assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 
 
-every_architecture = pytest.mark.parametrize("graph", ARCHITECTURES, indirect=True)
+every_architecture = pytest.mark.parametrize("graph", ARCHITECTURES, indirect=True, scope="session")
 
 
 @every_architecture

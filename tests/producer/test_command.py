@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from contract.engine import EngineSpec
+from contract.job import latest_job
+from contract.ledger import QUEUE, Ledger
+from contract.settings import settings
+from producer.__main__ import main
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "mills.csv"
+    path.write_text("id,text,body\n" + "".join(f"{row},the mill number {row},grain\n" for row in range(10)))
+    return path
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "producer", *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+
+
+def run(*arguments: str | int | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *shown: str) -> None:
+    """One line, status 1, no traceback, and nothing left behind."""
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    for part in shown:
+        assert part in line
+    assert "Traceback" not in done.stderr
+    assert not settings().output.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "options", "shown"),
+    [
+        ("mills.csv", "id,text\n1,a\n", ["--text-column", "body"], ["no text-column 'body'", "id, text"]),
+        ("mills.jsonl", "", [], ["mills.jsonl is empty or cannot be read"]),
+        (None, "", [], ["no dataset", "mills.none", "expected a Hub id, a file or a folder"]),
+    ],
+    ids=["missing column", "empty", "missing file"],
+)
+def test_a_dataset_that_cannot_be_embedded_is_refused(
+    file: str | None, content: str, options: list[str], shown: list[str], tiny: EngineSpec, tmp_path: Path
+) -> None:
+    if file:
+        (tmp_path / file).write_text(content)
+    done = command("--dataset", tmp_path / (file or "mills.none"), *options)
+    assert_refused(done, *shown)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_an_engine_the_command_that_builds_one_is_named(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_ENGINES", str(tmp_path / "none"))
+    settings.cache_clear()
+    assert_refused(command("--dataset", dataset), "no engine in", "python -m engine_build --model bert-base-cased")
+
+
+def test_without_a_redis_it_is_waited_for_and_then_named(dataset: Path, tiny: EngineSpec) -> None:
+    done = command("--dataset", dataset)
+    assert_refused(done, "no answer from Redis at redis://127.0.0.1:1/0", "EMBEDMILL_REDIS_URL")
+    assert "does not answer" in done.stderr.splitlines()[0]
+
+
+def test_the_output_of_a_job_is_no_place_for_another(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
+    assert run("--dataset", dataset, "--detach").exit_code == 0
+    job = latest_job()
+    before = sorted(settings().output.rglob("*"))
+    done = run("--dataset", dataset, "--detach", "--output", job.folder)
+    assert done.exit_code == 1
+    assert done.stderr.strip().endswith(f"try --output {settings().output}")
+    assert sorted(settings().output.rglob("*")) == before
+
+    (job.folder / "job.json").write_text(job.model_copy(update={"rows": 3}).model_dump_json())
+    done = run("--dataset", dataset, "--detach")
+    assert (done.exit_code, "rows is 3 there and 10 here" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("output", ["file", "file/inside"])
+def test_an_output_that_is_no_folder_is_refused(
+    output: str, redis_url: str, dataset: Path, tiny: EngineSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = run("--dataset", dataset, "--output", tmp_path / output)
+    assert done.exit_code in (1, 2)
+    assert "Error: " in done.stderr
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_detached_it_publishes_the_whole_job_and_leaves(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
+    done = run("--dataset", dataset, "--batch-rows", 4, "--limit", 9, "--prefix", "of ", "--detach")
+    assert (done.exit_code, done.exception) == (0, None)
+    job = latest_job()
+    assert "0 of 3 shards are there" in done.stdout
+    assert str(job.folder) in done.stdout
+    assert (job.rows, job.batches, job.limit, job.prefix, job.column) == (9, 3, 9, "of ", "text")
+    assert (job.dataset, job.engine, job.fingerprint) == (str(dataset), "tiny", tiny.fingerprint)
+    assert redis.Redis.from_url(redis_url).llen(QUEUE) == 3
+    assert Ledger(patience=1).job(job.id) == job
+
+
+def test_the_same_command_is_the_same_job(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
+    for _ in range(2):
+        assert run("--dataset", dataset, "--detach").exit_code == 0
+    assert len(list(settings().output.iterdir())) == 1
+    assert redis.Redis.from_url(redis_url).llen(QUEUE) == 1
+    for options in (["--limit", 5], ["--prefix", "x"], ["--batch-rows", 5], ["--text-column", "body"]):
+        assert run("--dataset", dataset, "--detach", *options).exit_code == 0
+    assert len(list(settings().output.iterdir())) == 5
+
+
+def test_a_limit_above_the_rows_there_are_takes_them_all(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
+    assert run("--dataset", dataset, "--detach", "--limit", 1000).exit_code == 0
+    assert latest_job().rows == 10
+
+
+def test_the_engines_prompt_is_the_prefix_unless_another_is_given(
+    redis_url: str, dataset: Path, tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((tiny.folder / "engine.json").read_text()) | {"name": "prompted", "prefix": "Text: "}
+    copied = tmp_path / "engines" / "prompted"
+    copied.mkdir(parents=True)
+    (copied / "tokenizer").symlink_to(tiny.folder / "tokenizer")
+    (copied / "engine.json").write_text(json.dumps(record))
+    monkeypatch.setenv("EMBEDMILL_ENGINES", str(tmp_path / "engines"))
+    settings.cache_clear()
+    for options, prefix in (([], "Text: "), (["--prefix", ""], ""), (["--prefix", "Q: "], "Q: ")):
+        assert run("--dataset", dataset, "--detach", "--engine", "prompted", *options).exit_code == 0
+        assert latest_job().prefix == prefix
+
+
+@pytest.mark.parametrize("options", [["--limit", "0"], ["--batch-rows", "0"], ["--batch-rows", "many"]])
+def test_a_number_that_makes_no_sense_is_refused_by_its_option(options: list[str], dataset: Path) -> None:
+    done = run("--dataset", dataset, *options)
+    assert done.exit_code == 2
+    assert options[0] in done.stderr
+
+
+def test_the_help_mentions_each_option() -> None:
+    text = run("--help").output
+    for parameter in main.params:
+        for option in parameter.opts:
+            assert option in text
+    assert "python -m producer --dataset imdb" in text

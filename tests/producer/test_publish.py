@@ -1,0 +1,239 @@
+"""The driver against a real Redis. The tests play the worker: they take messages and commit shards."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from contract.batch import Batch
+from contract.errors import UserError
+from contract.job import Job
+from contract.ledger import QUEUE, TASK, Ledger
+from contract.settings import settings
+from examples.local import redis_server
+from producer import publish
+from producer.publish import Progress, drive
+from tests.contract.samples import a_job, commit_by_hand
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """18 rows in 5 batches; row 5 has no text, row 6 has more tokens than fit."""
+    job = a_job(tmp_path / "output", rows=18, batch_rows=4)
+    job.save()
+    return job
+
+
+class ByHand:
+    """A worker, one message at a time."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.ledger = Ledger(patience=5)
+        self.redis = redis.Redis.from_url(settings().redis_url)
+        self.taken: list[int] = []
+        """Batches whose message was taken, in this order."""
+
+    def take(self) -> int | None:
+        message = self.redis.rpop(QUEUE)
+        if message is None:
+            return None
+        assert isinstance(message, bytes)
+        (job_id, number), *_ = json.loads(base64.b64decode(json.loads(message)["body"]))
+        assert job_id == self.job.id
+        self.taken.append(number)
+        return int(number)
+
+    def embed(self) -> None:
+        """Take a message, if there is one, and make its batch's shard."""
+        if (number := self.take()) is not None:
+            payload = self.ledger.fetch(self.job.id, number)
+            if payload is not None:
+                commit_by_hand(self.job, Batch.from_bytes(payload))
+                self.ledger.settle(self.job.id, number)
+
+    @property
+    def outstanding(self) -> int:
+        return sum(self.ledger.size(self.job.id, number) for number in range(self.job.batches))
+
+
+@pytest.fixture
+def worker(redis_url: str, job: Job) -> ByHand:
+    worker = ByHand(job)
+    worker.ledger.announce(job)
+    return worker
+
+
+def batch(job: Job, number: int) -> Batch:
+    row_id = np.array(job.row_range(number))
+    n_tokens = np.where(row_id == 5, 0, np.where(row_id == 6, 9, 3)).astype(np.int32)
+    ids = np.ones((len(row_id), 8), np.int32)
+    return Batch(job.id, number, job.fingerprint, row_id, ids, ids, ids * 0, n_tokens)
+
+
+def followed(steps: Iterator[Progress], worker: ByHand) -> Progress:
+    """To the end, with a worker that makes a shard a step."""
+    for progress in steps:  # noqa: B007 - the same object each time
+        worker.embed()
+    return progress
+
+
+def start(job: Job, *, detach: bool = False) -> Iterator[Progress]:
+    return drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=5), detach=detach)
+
+
+def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) -> None:
+    progress = followed(start(job), worker)
+    assert worker.taken == [0, 1, 2, 3, 4]
+    assert job.committed() == progress.done == set(range(5))
+    assert (progress.before, progress.rows, progress.dead) == (0, 18, {})
+    assert (progress.tokens, progress.truncated, progress.without_text) == (16 * 3 + 8, 1, 1)
+    assert worker.outstanding == worker.ledger.messages() == 0
+
+
+def test_a_message_is_json_with_the_job_and_the_batch_and_nothing_else(job: Job, worker: ByHand) -> None:
+    list(start(job, detach=True))
+    message = worker.redis.lindex(QUEUE, -1)
+    assert isinstance(message, bytes)
+    assert len(message) < 2_000
+    envelope = json.loads(message)
+    assert (envelope["content-type"], envelope["headers"]["task"]) == ("application/json", TASK)
+    arguments, named, _ = json.loads(base64.b64decode(envelope["body"]))
+    assert (arguments, named) == ([job.id, 0], {})
+    assert worker.ledger.fetch(job.id, 0) == batch(job, 0).to_bytes()
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_no_more_bytes_wait_in_redis_than_are_allowed(
+    at_once: int, job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(batch(job, 0).to_bytes())
+    monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once - 0.5))))
+    monkeypatch.setattr(publish, "_LOOK_EVERY", 0.01)
+    settings.cache_clear()
+    most = 0
+    for turn, _ in enumerate(start(job)):
+        most = max(most, worker.ledger.messages())
+        assert worker.outstanding <= at_once * size * 1.1
+        if turn % 3 == 2:
+            worker.embed()
+    assert most == at_once
+    assert job.committed() == set(range(5))
+
+
+def test_what_has_a_shard_is_not_published_again(job: Job, worker: ByHand) -> None:
+    for number in (0, 1, 3):
+        commit_by_hand(job, batch(job, number))
+    progress = followed(start(job), worker)
+    assert worker.taken == [2, 4]
+    assert (progress.before, progress.rows) == (12, 18)
+    assert progress.tokens == 6 * 3  # of this run
+    assert (progress.truncated, progress.without_text) == (1, 1)  # of the whole job
+
+
+def test_a_finished_job_publishes_nothing(job: Job, worker: ByHand) -> None:
+    for number in range(5):
+        commit_by_hand(job, batch(job, number))
+    *_, progress = start(job)
+    assert (progress.before, progress.rows, progress.tokens) == (18, 18, 0)
+    assert worker.ledger.messages() == 0
+
+
+def test_what_redis_loses_is_published_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_LOST_AFTER", 0.4)
+    lost = False
+    for _ in start(job):
+        if not lost and worker.ledger.messages() == job.batches:
+            worker.embed()
+            worker.redis.flushall()
+            lost = True
+        elif lost:
+            worker.embed()
+    assert worker.taken == [0, 1, 2, 3, 4]
+    assert job.committed() == set(range(5))
+    assert worker.ledger.job(job.id) == job  # announced again too
+
+
+def test_a_message_that_a_worker_drops_is_published_again(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "_LOST_AFTER", 0.4)
+    for _ in start(job):
+        if not worker.taken:
+            worker.take()
+        else:
+            worker.embed()
+    assert worker.taken == [0, 1, 2, 3, 4, 0]
+    assert job.committed() == set(range(5))
+
+
+def test_a_message_that_a_worker_holds_is_not_lost(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "_LOST_AFTER", 0.1)
+    held = 0
+    for _ in start(job):
+        while worker.take() is not None:
+            worker.redis.hset("unacked", "tag", "as a worker that computes for long")
+        if len(worker.taken) == job.batches:
+            held += 1
+        if held == 5:
+            for number in range(5):
+                commit_by_hand(job, batch(job, number))
+    assert sorted(worker.taken) == [0, 1, 2, 3, 4]
+
+
+def test_dead_batches_end_the_drive_and_are_tried_again_by_the_next(job: Job, worker: ByHand) -> None:
+    for step in start(job):
+        progress = step
+        if (number := worker.take()) is not None:
+            worker.ledger.begin_attempt(job.id, number)
+            if number == 2:
+                worker.ledger.bury(job.id, number, "no vector")
+            else:
+                commit_by_hand(job, batch(job, number))
+                worker.ledger.settle(job.id, number)
+    assert progress.dead == {2: "no vector"}
+    assert job.committed() == {0, 1, 3, 4}
+
+    worker.taken.clear()
+    steps = start(job)
+    next(steps)
+    assert worker.ledger.dead(job.id) == {}
+    progress = followed(steps, worker)
+    assert worker.taken == [2]
+    assert (progress.dead, progress.before, progress.rows) == ({}, 14, 18)
+    assert worker.ledger.begin_attempt(job.id, 2) == 1
+
+
+def test_detaching_publishes_and_leaves_and_the_next_run_goes_on(job: Job, worker: ByHand) -> None:
+    list(start(job, detach=True))
+    assert job.committed() == set()
+    assert worker.ledger.messages() == job.batches
+    progress = followed(start(job), worker)
+    assert worker.taken == [0, 1, 2, 3, 4]  # none of them twice
+    assert progress.rows == 18
+
+
+def test_a_redis_that_goes_away_ends_the_drive_with_a_clear_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server() as url:
+        monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
+        settings.cache_clear()
+        steps = drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=0.5), detach=False)
+        next(steps)
+        next(steps)
+    with pytest.raises(UserError, match=f"Redis at {url}"):
+        list(steps)
+
+
+def test_a_redis_that_is_full_is_waited_for_and_then_named(job: Job, worker: ByHand) -> None:
+    worker.redis.config_set("maxmemory", 1)
+    with pytest.raises(UserError, match="maxmemory"):
+        list(drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=0.5), detach=True))
+    for turn, _ in enumerate(start(job)):
+        worker.embed()
+        if turn == 0:
+            worker.redis.config_set("maxmemory", 0)
+    assert job.committed() == set(range(5))
