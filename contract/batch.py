@@ -14,7 +14,7 @@ A row without a text (null in the dataset) has ``n_tokens`` 0 and an empty mask.
 null. An empty text is a text: it has its special tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.row_id)
+
+    def take(self, places: npt.NDArray[np.intp]) -> "Batch":
+        """The same batch with the rows at these places only, in this order."""
+        columns = {name: getattr(self, name)[places] for name in ("row_id", *_MATRICES, "n_tokens")}
+        return replace(self, **columns)
 
     @property
     def lengths(self) -> Int32:

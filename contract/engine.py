@@ -92,7 +92,7 @@ def engine_folder(name: str) -> Path:
     Raises:
         UserError: the name would lead out of the engines folder.
     """
-    if name in ("", ".", "..") or Path(name).name != name:
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
         raise UserError(f"{name!r} is no engine name", "expected a plain folder name, such as bert-base-cased")
     return settings().engines / name
 

@@ -9,14 +9,18 @@ output/<job id>/
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.settings import settings
+
+SPLIT = r"^\w[\w.-]*$"
+"""A split's name: it begins the names of files."""
 
 
 class Job(BaseModel):
@@ -30,7 +34,8 @@ class Job(BaseModel):
     """Hub id, or absolute path of a local file or folder."""
     config: str | None
     """The dataset's configuration; None for its only one."""
-    split: str
+    split: str = Field(pattern=SPLIT)
+    """Begins the shards' names."""
     column: str
     """The column that is embedded."""
     revision: str
@@ -43,8 +48,15 @@ class Job(BaseModel):
     """Name of the engine."""
     fingerprint: str
     """The engine's fingerprint."""
-    rows: int
-    batch_rows: int
+    rows: int = Field(ge=1)
+    batch_rows: int = Field(ge=1)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_path(cls, folder: Path) -> Path:
+        if "\0" in str(folder):
+            raise ValueError("no path has a NUL in it")
+        return folder
 
     @property
     def identity(self) -> dict[str, object]:
@@ -78,9 +90,11 @@ class Job(BaseModel):
 
     def committed(self) -> set[int]:
         """The batches that have a shard. The folder is the truth: nothing else is asked."""
-        name = re.compile(rf"{re.escape(self.split)}-(\d{{5,}})-of-{self.batches:05d}\.parquet")
-        matches = (name.fullmatch(path.name) for path in self.data.iterdir()) if self.data.is_dir() else ()
-        return {int(match[1]) for match in matches if match and int(match[1]) < self.batches}
+        begin, end = f"{self.split}-", f"-of-{self.batches:05d}.parquet"
+        names = os.listdir(self.data) if self.data.is_dir() else []
+        numbers = (name[len(begin) : -len(end)] for name in names if name.startswith(begin) and name.endswith(end))
+        found = {int(number) for number in numbers if number.isdecimal() and number == f"{int(number):05d}"}
+        return {batch for batch in found if batch < self.batches}
 
     def save(self) -> None:
         """Make the job's folder.
@@ -133,11 +147,11 @@ def load_job(folder: Path) -> Job:
     file = folder / "job.json"
     try:
         job = Job.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{file} is no job ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})") from None
+    except (OSError, ValueError):  # a ValueError for a path with a NUL in it
+        raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
     return job.model_copy(update={"folder": folder.absolute()})
 
 
@@ -155,3 +169,15 @@ def latest_job() -> Job:
             "run: python -m producer --dataset imdb",
         )
     return load_job(max(files, key=lambda file: file.stat().st_mtime_ns).parent)
+
+
+def find_job(name: str | None) -> Job:
+    """The job of this folder, or of this id in the output folder; without a name, the latest one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is None:
+        return latest_job()
+    given, below = Path(name), settings().output / name
+    return load_job(below if (below / "job.json").is_file() and not (given / "job.json").is_file() else given)

@@ -1,20 +1,31 @@
 """What Redis holds of a job: only the way to the shards, never the truth about them.
 
-embedmill:<job>:job          the Job, JSON                        set by the producer
-embedmill:<job>:batch:<n>    the Batch, bytes                     set by the producer, deleted once committed
-embedmill:<job>:attempts     hash: batch -> times started         counted by the workers
-embedmill:<job>:dead         hash: batch -> error                 set by a worker that gave a batch up
-embedmill                    Celery's queue: {job, batch number}  QUEUE below
+::
+
+    embedmill:<job>:job          the Job, JSON
+    embedmill:<job>:out          hash: batch -> Outstanding, JSON     claimed by the producer that publishes the batch
+    embedmill:<job>:batch:<n>    the Batch, bytes
+    embedmill:<job>:attempts     hash: batch -> times begun           counted by the workers
+    embedmill:<job>:search       hash: batch -> how far the search for its bad row is, JSON
+    embedmill:<job>:dead         hash: batch -> DeadBatch, JSON       set by the worker that gave the batch up
+    embedmill                    Celery's queue; a message is a job's id and a batch's number
+
+A batch's ``out``, bytes, attempts and search go when its shard is there. Any of it may be lost at any time: the
+producer looks at the shards and publishes again.
 """
 
+import hashlib
 import logging
+import ssl
 from collections.abc import Iterable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import redis
 import tenacity
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError
 from redis.retry import Retry
 
 from contract.errors import UserError
@@ -27,10 +38,47 @@ QUEUE = "embedmill"
 TASK = "worker.embed_batch"
 """The Celery task's name; its arguments are the job's id and the batch's number."""
 
-UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.OutOfMemoryError)
-"""What is waited for. A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
+
+WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
+"""A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
 
 _log = logging.getLogger("embedmill.redis")
+
+
+class Outstanding(BaseModel):
+    """A batch that was published and has no shard yet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the bytes: a worker decodes no others."""
+    published: float
+    """Seconds since the epoch, by Redis's clock."""
+
+
+class DeadBatch(BaseModel):
+    """A batch that was given up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: str
+    """What it says: the exception's type and message, the last line of its traceback."""
+    where: str
+    """The innermost place of the traceback, file and line; empty where the process died."""
+    attempts: int
+
+
+_Record = TypeVar("_Record", Outstanding, DeadBatch)
+
+_NOBODYS = Outstanding(size=0, sha256="", published=0)
+"""What is read where somebody's garbage is in the place of an ``Outstanding``: no bytes are those that it describes."""
+
+
+class AlteredBatch(Exception):
+    """A batch's bytes are not those that its producer published."""
 
 
 def redis_address() -> str:
@@ -39,11 +87,25 @@ def redis_address() -> str:
     return f"{url.scheme}://{url.hostname}:{url.port or 6379}{url.path}"
 
 
+def tls_options() -> dict[str, Any]:
+    """For ``rediss://``: the server's certificate and name are always checked. Empty for ``redis://``.
+
+    The names are redis-py's; Celery's ``broker_use_ssl`` takes the same. In both, what a URL's query says would go
+    before this: ``settings`` takes no URL with a query.
+    """
+    if urlsplit(settings().redis_url).scheme != "rediss":
+        return {}
+    authority = settings().redis_ca
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True} | (
+        {"ssl_ca_certs": str(authority)} if authority else {}
+    )
+
+
 class Ledger:
-    """A job's keys. Every call waits for a Redis that does not answer and says so in the log.
+    """A job's keys. Every call waits for a Redis that does not answer, or is full, and says so in the log.
 
     Args:
-        patience: seconds after which a call gives up; None to wait for ever.
+        patience: seconds after which a call gives up on a Redis that does not answer; None to wait for ever.
     """
 
     def __init__(self, patience: float | None) -> None:
@@ -54,82 +116,202 @@ class Ledger:
             socket_timeout=30,
             socket_connect_timeout=5,
             socket_keepalive=True,
+            **tls_options(),
         )
         self._patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(UNREACHABLE),
+            retry=tenacity.retry_if_exception(_passes),
             wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-            stop=tenacity.stop_never if patience is None else tenacity.stop_after_delay(patience),
+            stop=_give_up_after(patience),
             before_sleep=_say_waiting,
             reraise=True,
         )
         self.patience = patience
 
-    def call(self, command: str, *arguments: object) -> object:
+    def call(self, command: str, *arguments: object, **options: object) -> Any:
         """One Redis command, by the name of redis-py's method.
 
         Raises:
-            UserError: Redis did not answer within the patience.
+            UserError: Redis did not answer within the patience, or refuses this user.
         """
+        return self._answered(lambda: getattr(self._redis, command)(*arguments, **options))
+
+    def together(self, *commands: tuple[object, ...]) -> list[Any]:
+        """Several commands in one round trip, in order. Raises as ``call``.
+
+        No transaction: a Redis over its ``maxmemory`` refuses even deletions inside one.
+        """
+
+        def execute() -> list[Any]:
+            with self._redis.pipeline(transaction=False) as pipe:
+                for name, *arguments in commands:
+                    getattr(pipe, str(name))(*arguments)
+                return pipe.execute()
+
+        return self._answered(execute)
+
+    def _answered(self, ask: Any) -> Any:
         try:
-            return self._patiently(getattr(self._redis, command), *arguments)
-        except UNREACHABLE as error:
-            raise UserError(
+            return self._patiently(ask)
+        except (NoPermissionError, *UNREACHABLE) as error:
+            raise _refusal(error) or UserError(
                 f"no answer from Redis at {redis_address()} for {self.patience:.0f} s ({error})",
                 "a Redis server must run there",
                 "start one (redis-server), or set EMBEDMILL_REDIS_URL",
             ) from None
 
+    def knock(self) -> None:
+        """Ask once, without patience, whether waiting for this Redis makes sense.
+
+        Raises:
+            UserError: it refuses this user, or it is not the one that its certificate should say.
+        """
+        try:
+            self._redis.ping()
+        except redis.RedisError as error:
+            if refusal := _refusal(error):
+                raise refusal from None
+
+    # The producer's side
+
     def announce(self, job: Job) -> None:
         """Let workers know the job."""
         self.call("set", _key(job.id, "job"), job.model_dump_json())
+
+    def publish(self, job: Job, batch: int, payload: bytes) -> bool:
+        """Put a batch's bytes where workers find them.
+
+        Returns:
+            Whether it was this call that published it, and not another producer of the same job.
+        """
+        entry = Outstanding(size=len(payload), sha256=hashlib.sha256(payload).hexdigest(), published=self.now())
+        if not self.call("hsetnx", _key(job.id, "out"), str(batch), entry.model_dump_json()):
+            return False
+        self.together(("set", _key(job.id, "job"), job.model_dump_json()), ("set", _batch_key(job.id, batch), payload))
+        return True
+
+    def outstanding(self, job_id: str) -> dict[int, Outstanding]:
+        """The batches that were published and not settled."""
+        found = self.call("hgetall", _key(job_id, "out"))
+        return {int(batch): _read(Outstanding, entry) or _NOBODYS for batch, entry in found.items() if batch.isdigit()}
+
+    def republished(self, job_id: str, batch: int, entry: Outstanding) -> None:
+        """Note that a batch's message was sent again."""
+        again = entry.model_copy(update={"published": self.now()})
+        self.call("hset", _key(job_id, "out"), str(batch), again.model_dump_json())
+
+    def withdraw(self, job_id: str, batch: int) -> bool:
+        """Take back a batch that was published.
+
+        Returns:
+            Whether it was still out, so that of several callers one publishes it again.
+        """
+        return bool(self.together(("hdel", _key(job_id, "out"), str(batch)), ("delete", _batch_key(job_id, batch)))[0])
+
+    def vanished(self, job_id: str, batches: Iterable[int]) -> list[int]:
+        """Those of these batches whose bytes are gone."""
+        numbers = list(batches)
+        there = self.together(*(("exists", _batch_key(job_id, batch)) for batch in numbers)) if numbers else []
+        return [batch for batch, found in zip(numbers, there, strict=True) if not found]
+
+    def dead(self, job_id: str) -> dict[int, DeadBatch]:
+        """The batches that were given up."""
+        found = self.call("hgetall", _key(job_id, "dead"))
+        records = {int(batch): _read(DeadBatch, record) for batch, record in found.items() if batch.isdigit()}
+        return {batch: record for batch, record in records.items() if record}
+
+    def revive(self, job_id: str) -> None:
+        """Let dead batches be tried again from the first attempt."""
+        for batch in self.dead(job_id):
+            self.together(
+                *(("hdel", _key(job_id, what), str(batch)) for what in ("dead", "attempts", "search", "out")),
+                ("delete", _batch_key(job_id, batch)),
+            )
+
+    def queued(self) -> int:
+        """Messages of every job that wait for a worker."""
+        return int(self.call("llen", QUEUE))
+
+    def held(self) -> int:
+        """Messages of every job that a worker has taken and not acknowledged. The key is Kombu's."""
+        return int(self.call("hlen", "unacked"))
+
+    def now(self) -> float:
+        """Redis's clock, the one that all producers share. Seconds since the epoch."""
+        seconds, microseconds = self.call("time")
+        return float(seconds) + microseconds / 1e6
+
+    def memory_limit(self) -> int:
+        """Redis's ``maxmemory`` in bytes; 0 for none, or where this user may not ask."""
+        try:
+            return int(self._redis.info("memory").get("maxmemory", 0))
+        except (ResponseError, *UNREACHABLE):
+            return 0
+
+    # The worker's side
 
     def job(self, job_id: str) -> Job | None:
         """The job of this id; None if nobody announced it or its record is not a job's."""
         found = self.call("get", _key(job_id, "job"))
         try:
-            return Job.model_validate_json(found) if isinstance(found, bytes) else None
+            job = Job.model_validate_json(found) if found else None
         except ValidationError:
             return None
-
-    def put(self, job_id: str, batch: int, payload: bytes) -> None:
-        self.call("set", _batch_key(job_id, batch), payload)
+        return job if job and job.id == job_id else None
 
     def fetch(self, job_id: str, batch: int) -> bytes | None:
-        """A batch's bytes; None if they are not, or no longer, there."""
-        found = self.call("get", _batch_key(job_id, batch))
-        return found if isinstance(found, bytes) else None
+        """A batch's bytes, which are the published ones; None if they are not, or no longer, there.
 
-    def size(self, job_id: str, batch: int) -> int:
-        """The length of a batch's bytes; 0 if they are not there."""
-        return int(str(self.call("strlen", _batch_key(job_id, batch))))
-
-    def settle(self, job_id: str, batch: int) -> None:
-        """Forget a batch that has its shard."""
-        self.call("delete", _batch_key(job_id, batch))
-        self.call("hdel", _key(job_id, "attempts"), batch)
+        Raises:
+            AlteredBatch: there are other bytes; they are not read if they are more than expected.
+        """
+        entry = self.call("hget", _key(job_id, "out"), str(batch))
+        try:
+            size = int(self.call("strlen", _batch_key(job_id, batch)))
+        except ResponseError as error:  # a list, a hash: whatever somebody put there
+            raise AlteredBatch(str(error)) from None
+        if not entry or not size:
+            return None
+        expected = _read(Outstanding, entry) or _NOBODYS
+        if size != expected.size or size > settings().batch_bytes:
+            raise AlteredBatch(
+                f"{size} bytes, expected {expected.size} and at most {settings().batch_bytes} (EMBEDMILL_BATCH_BYTES)"
+            )
+        payload: bytes | None = self.call("get", _batch_key(job_id, batch))
+        if payload is not None and hashlib.sha256(payload).hexdigest() != expected.sha256:
+            raise AlteredBatch(f"another SHA-256 than the {expected.sha256} that was published")
+        return payload
 
     def begin_attempt(self, job_id: str, batch: int) -> int:
         """Count one more attempt at a batch; returns how many that makes."""
-        return int(str(self.call("hincrby", _key(job_id, "attempts"), batch, 1)))
+        try:
+            return int(self._redis.hincrby(_key(job_id, "attempts"), str(batch), 1))
+        except OutOfMemoryError:
+            return 1  # Redis is full, and what frees it is to embed this batch: it must not wait for space to count
+        except UNREACHABLE:
+            return int(self.call("hincrby", _key(job_id, "attempts"), str(batch), 1))
 
-    def bury(self, job_id: str, batch: int, error: str) -> None:
-        """Set a batch aside as dead, with the reason."""
-        self.call("hset", _key(job_id, "dead"), batch, error)
+    def search(self, job_id: str, batch: int) -> bytes | None:
+        """How far the search for a batch's bad row is; None if there is none."""
+        found: bytes | None = self.call("hget", _key(job_id, "search"), str(batch))
+        return found
 
-    def dead(self, job_id: str) -> dict[int, str]:
-        """The dead batches and their errors."""
-        found = self.call("hgetall", _key(job_id, "dead"))
-        return {int(key): value.decode() for key, value in found.items()} if isinstance(found, dict) else {}
+    def save_search(self, job_id: str, batch: int, state: str) -> None:
+        self.call("hset", _key(job_id, "search"), str(batch), state)
 
-    def revive(self, job_id: str, batches: Iterable[int]) -> None:
-        """Let dead batches be tried again from the first attempt."""
-        if numbers := list(batches):
-            self.call("hdel", _key(job_id, "dead"), *numbers)
-            self.call("hdel", _key(job_id, "attempts"), *numbers)
+    def settle(self, job_id: str, batch: int) -> None:
+        """Forget a batch that has its shard."""
+        self.together(
+            ("delete", _batch_key(job_id, batch)),
+            *(("hdel", _key(job_id, what), str(batch)) for what in ("out", "attempts", "search")),
+        )
 
-    def messages(self) -> int:
-        """Messages that wait in Celery's queue or that a worker holds, of every job. Kombu's names."""
-        return int(str(self.call("llen", QUEUE))) + int(str(self.call("hlen", "unacked")))
+    def bury(self, job_id: str, batch: int, record: DeadBatch) -> None:
+        """Set a batch aside as dead."""
+        self.together(
+            ("hset", _key(job_id, "dead"), str(batch), record.model_dump_json()),
+            ("hdel", _key(job_id, "out"), str(batch)),
+            ("delete", _batch_key(job_id, batch)),
+        )
 
 
 def _key(job_id: str, what: str) -> str:
@@ -140,7 +322,53 @@ def _batch_key(job_id: str, batch: int) -> str:
     return _key(job_id, f"batch:{batch}")
 
 
+def _read(kind: type[_Record], value: bytes) -> _Record | None:
+    """A hash's value; None for what is none of ours. Garbage in Redis must not stop a producer or a worker."""
+    try:
+        return kind.model_validate_json(value)
+    except ValidationError:
+        return None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether waiting may help. A refused password or certificate is a ConnectionError to redis-py, like any other."""
+    return isinstance(error, WAITED_FOR) and _refusal(error) is None
+
+
+def _refusal(error: BaseException) -> UserError | None:
+    """What to tell the user of an error that stays however long one waits; None for one that passes."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
+        return UserError(
+            f"Redis at {redis_address()} refuses this user ({error})",
+            "expected a user with the rights of deploy/redis-users.acl",
+            "set EMBEDMILL_REDIS_URL to rediss://USER:PASSWORD@HOST:PORT/0",
+        )
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return UserError(
+                f"Redis at {redis_address()} is not trusted ({cause.verify_message})",
+                f"expected a certificate for this host name by an authority of {settings().redis_ca or 'this system'}",
+                "set EMBEDMILL_REDIS_CA to the file of the authority that signed it",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _give_up_after(patience: float | None) -> Any:
+    """A full Redis is waited for without end: workers make room."""
+    if patience is None:
+        return tenacity.stop_never
+    after = tenacity.stop_after_delay(patience)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        return not isinstance(error, OutOfMemoryError) and after(state)
+
+    return stop
+
+
 def _say_waiting(state: tenacity.RetryCallState) -> None:
-    _log.warning(
-        "Redis at %s does not answer (%s); trying again", redis_address(), state.outcome and state.outcome.exception()
-    )
+    error = state.outcome.exception() if state.outcome else None
+    what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
+    _log.warning("Redis at %s %s (%s); trying again", redis_address(), what, error)

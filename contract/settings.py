@@ -4,7 +4,8 @@ import functools
 import re
 from pathlib import Path
 
-from pydantic import Field, RedisDsn, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, FilePath, RedisDsn, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import UserError
@@ -16,7 +17,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EMBEDMILL_", frozen=True, use_attribute_docstrings=True)
 
     redis_url: str = "redis://localhost:6379/0"
-    """The Redis that carries the batches: ``redis://`` or ``rediss://``."""
+    """The Redis that carries the batches: ``redis://`` or ``rediss://``, and after the database's number nothing."""
+
+    redis_ca: FilePath | None = None
+    """File of the authority that signed Redis's certificate, for ``rediss://``. Unset: the system's authorities."""
 
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
@@ -34,8 +38,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(default=None, ge=1)
     """Cores that one worker child computes on. Unset: the machine's, divided among the children."""
 
-    attempts: int = Field(default=4, ge=1)
-    """How often a batch is tried before it is set aside as dead."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a batch is tried as a whole. After that, the row that it fails on is looked for."""
 
     redis_patience: float = Field(default=30.0, ge=0)
     """Seconds that the producer and the verifier wait for a Redis that does not answer. A worker waits for ever."""
@@ -43,13 +47,24 @@ class Settings(BaseSettings):
     outstanding_bytes: int = Field(default=256 * 2**20, ge=1)
     """Most bytes of batches that are in Redis at once; the producer waits above that."""
 
-    visibility_timeout: int = Field(default=1800, ge=1)
-    """Seconds after which Redis hands a batch that a vanished worker held to another; three times the longest batch."""
+    batch_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Most bytes of one batch that a worker takes."""
+
+    visibility_timeout: int = Field(default=600, ge=1)
+    """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
+    takes. One that takes longer is computed twice, which costs time and nothing else."""
 
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
         TypeAdapter(RedisDsn).validate_python(url)
+        # A query (?ssl_cert_reqs=none) would overrule ``tls_options``, in redis-py and in Kombu, and a semicolon is a
+        # second server to Kombu. A bare slash or # in a password ends the address early, and messages would show it.
+        if not re.fullmatch(r"rediss?://([^/?#;@\[\]\s]*@)?[^/?#;@\s]*(/\d*)?", url):
+            raise PydanticCustomError(
+                "redis_url",
+                "expected rediss://user:password@host:port/number and nothing after it, the password percent-encoded",
+            )
         return url
 
 
@@ -65,7 +80,8 @@ def settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         variable = f"EMBEDMILL_{str(first['loc'][0]).upper()}"
-        value = re.sub("//.*@", "//…@", str(first["input"]))  # a URL's password is not for a terminal or a log
+        # A URL's password is not for a terminal or a log.
+        value = re.sub("//.*@", "//…@", str(first["input"]), flags=re.DOTALL)
         raise UserError(
             f"{variable} is {value!r}", first["msg"].lower(), f"set {variable} right, or unset it"
         ) from None

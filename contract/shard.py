@@ -1,10 +1,11 @@
 """One shard: the Parquet file that a batch becomes, readable by pyarrow, pandas, polars, duckdb and datasets.
 
     row_id      int64
-    embedding   fixed_size_list<float32>[hidden]            null for a row without a text
+    embedding   fixed_size_list<float32>[hidden]            null for a row without a text or with an error
                 list<fixed_size_list<float32>[hidden]>      where pooling is "tokens": the row's real tokens
     n_tokens    int32                                       before truncation, special tokens counted
     truncated   bool                                        n_tokens > max_length
+    error       string                                      why the row has no vector, though it has a text; null
 
 The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 """
@@ -12,6 +13,7 @@ The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 import errno
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,41 +49,54 @@ class ShardInfo(BaseModel):
     """Rows that had more than ``max_length`` tokens."""
     without_text: int
     """Rows without a text, whose embedding is null."""
+    recomputed: int
+    """Rows whose vector was not finite or zero, and was computed again in FP32."""
+    failed: int
+    """Rows with an error, whose embedding is null."""
     computed_tokens: int
     """Tokens that the engine computed, padding included."""
     seconds: float
     """From the batch's bytes to its vectors."""
 
 
-def table_of(batch: Batch, vectors: npt.NDArray[np.float32], info: ShardInfo, *, per_token: bool) -> pa.Table:
+def table_of(
+    batch: Batch,
+    vectors: npt.NDArray[np.float32],
+    info: ShardInfo,
+    *,
+    per_token: bool,
+    errors: Mapping[int, str] | None = None,
+) -> pa.Table:
     """A shard's table.
 
     Args:
         batch: the rows, ``n`` of them.
-        vectors: float32 in row order, rows without a text left out. ``[texts, hidden]``; with ``per_token``, one
-            vector for each real token of each row after the other: ``[sum(batch.lengths), hidden]``.
+        vectors: float32 in row order, rows without a text or with an error left out. ``[rows, hidden]``; with
+            ``per_token``, one vector for each real token of each row after the other: ``[tokens, hidden]``.
         info: what made the vectors.
         per_token: whether a row has a vector for each of its tokens instead of one.
+        errors: place in the batch → why this row has no vector.
     """
-    without_text = batch.n_tokens == 0
+    errors = errors or {}
+    without = batch.n_tokens == 0
+    without[list(errors)] = True
     fixed = pa.list_(pa.float32(), vectors.shape[1])
     embedding: pa.Array
     if per_token:
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=fixed)
-        offsets = np.concatenate([[0], np.cumsum(batch.lengths)]).astype(np.int32)
-        embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without_text))
+        offsets = np.concatenate([[0], np.cumsum(np.where(without, 0, batch.lengths))]).astype(np.int32)
+        embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without))
     else:
         full = np.zeros((len(batch), vectors.shape[1]), np.float32)
-        full[~without_text] = vectors
-        embedding = pa.FixedSizeListArray.from_arrays(
-            pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without_text)
-        )
+        full[~without] = vectors
+        embedding = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without))
     return pa.table(
         {
             "row_id": pa.array(batch.row_id),
             "embedding": embedding,
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array(batch.n_tokens > info.max_length),
+            "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
         }
     ).replace_schema_metadata({_KEY: info.model_dump_json().encode()})
 
@@ -118,6 +133,7 @@ def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
                 file,
                 compression="zstd",
                 use_dictionary=False,
+                write_page_checksum=True,
                 use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
             )
             file.flush()

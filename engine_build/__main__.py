@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.table import Table
 
 from contract.engine import Pooling
-from engine_build.build import build
 
 _EPILOG = """\b
 Examples:
@@ -48,6 +47,8 @@ def main(
     A sentence-transformers folder's own pooling, normalization and default prompt are kept, so its vectors stay the
     ones its users know. Right after the export the engine is compared with PyTorch.
     """
+    from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
+
     console = Console(stderr=True)
     began = time.monotonic()
     with console.status("starting") as status:

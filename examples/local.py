@@ -92,17 +92,18 @@ def redis_server(folder: Path | None = None, *options: str, port: int | None = N
 
 @contextlib.contextmanager
 def celery_worker(
-    log: Path, *options: str, env: dict[str, str] | None = None, ready: float = 60
+    log: Path, *options: str, app: str = "worker", env: dict[str, str] | None = None, ready: float = 60
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``celery -A worker worker``; yields once a child has its engine.
 
     Args:
         log: where its output goes.
         options: ``celery worker`` options on top.
+        app: the module of the Celery app.
         env: environment variables on top of this process's.
         ready: seconds that it has for that.
     """
-    command = [sys.executable, "-m", "celery", "-A", "worker", "worker", *options]
+    command = [sys.executable, "-m", "celery", "-A", app, "worker", *options]
     with process(command, log, env=env) as worker:
         until = time.monotonic() + ready
         while b" loaded: " not in log.read_bytes():

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from contract.errors import UserError
 from contract.files import sha256_of
+from contract.job import SPLIT
 
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """pandas would read the texts "NA", "None" and "null" as missing; only an empty cell is."""
@@ -85,6 +86,8 @@ def open_dataset(
     else:
         splits, revision = _open_hub(dataset, config)
     split = _choose(split, list(splits), "train", "split", dataset)
+    if not re.fullmatch(SPLIT, split):
+        raise UserError(f"{split!r} is no name of a split", "it begins the names of files: letters, digits, _, . and -")
     table = splits[split]
     features = table.features
     texts = [name for name, kind in features.items() if getattr(kind, "dtype", None) in ("string", "large_string")]
@@ -125,7 +128,10 @@ def _open_local(path: Path, config: str | None, revision: str) -> dict[str, data
             raise UserError(
                 f"{path} is empty or cannot be read ({_reason(error)})", "expected what save_to_disk wrote, with rows"
             ) from None
-        return dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+        if isinstance(saved, datasets.DatasetDict):
+            return dict(saved)
+        named = re.match(r"\w+", str(saved.split or ""))  # a part of a split is saved as train[:10]
+        return {named[0] if named else "train": saved}
     # datasets knows a local file again by its time; two contents of one time must not be taken for each other.
     cache = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", revision)
     try:

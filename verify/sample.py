@@ -13,7 +13,7 @@ import numpy.typing as npt
 from contract.job import Job
 from contract.shard import ShardInfo
 from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, null_embeddings, open_shard, values
+from verify.shards import BadShard, errors, null_embeddings, open_shard, values
 
 _SHORTEST = 32
 """Upper edge of the first stratum, in tokens; each further one is twice as long."""
@@ -21,7 +21,7 @@ _SHORTEST = 32
 _ROW = np.dtype(
     [("key", "f8")]
     + [(name, "i8") for name in ("row_id", "batch", "place", "n_tokens")]
-    + [(name, "?") for name in ("truncated", "null")]
+    + [(name, "?") for name in ("truncated", "null", "failed")]
 )
 
 
@@ -45,8 +45,10 @@ class Seen(Tally):
     rows: int = 0
     truncated: int = 0
     without_text: int = 0
+    failed: Findings = NONE
+    """Rows that say why they have no vector. No fault: they are accounted for."""
     wrong_nulls: Findings = NONE
-    """Rows that have tokens and a null embedding, or none and a vector."""
+    """Rows that have tokens, no error and a null embedding, or else a vector where there should be none."""
     wrong_flags: Findings = NONE
     """Rows whose ``truncated`` is not ``n_tokens > max_length``."""
     wrong_sums: Findings = NONE
@@ -54,7 +56,7 @@ class Seen(Tally):
     unreadable: Findings = NONE
     """Shards that have their row ids and cannot be read any further."""
     suspects: Findings = NONE
-    """Every shard with any of these faults."""
+    """Every shard with any of the faults."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
                 shard = np.empty(file.metadata.num_rows, _ROW)
                 for column in ("row_id", "n_tokens", "truncated"):
                     shard[column] = values(file, column)
-                shard["null"] = null_embeddings(file)
+                shard["null"], shard["failed"] = null_embeddings(file), errors(file)
         except BadShard as error:
             name = job.shard(batch).name
             seen += Seen(unreadable=Findings.of([f"{name}: {error}"]), suspects=Findings.of([name]))
@@ -125,8 +127,9 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
         shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
         seen += _seen(shard, info, max_length, job.shard(batch).name)
         # A row of another shard's slice, or with a vector too many or too few, is reported but cannot be compared.
-        wanted, texts = job.row_range(batch), shard["n_tokens"] != 0
+        wanted, texts = job.row_range(batch), (shard["n_tokens"] != 0) & ~shard["failed"]
         fit = shard[(shard["row_id"] >= wanted.start) & (shard["row_id"] < wanted.stop) & (shard["null"] != texts)]
+        fit = fit[~fit["failed"]]
         place = np.where(fit["n_tokens"] == 0, len(strata) - 1, np.searchsorted(upper, fit["n_tokens"]))
         for number in np.unique(place).tolist():
             both = np.concatenate([strata[number], fit[place == number]])
@@ -147,18 +150,21 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
 
 def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, name: str) -> Seen:
     without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > max_length
-    rows, tokens = len(shard), int(np.minimum(shard["n_tokens"], max_length).sum())
-    sums = (max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()))
-    recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text)
+    rows, failed = len(shard), shard["failed"]
+    tokens = int(np.minimum(shard["n_tokens"], max_length)[~failed].sum())
+    sums = (max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()), int(failed.sum()))
+    recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text, info.failed)
     found = Seen(
         rows=rows,
         truncated=int(truncated.sum()),
         without_text=int(without_text.sum()),
-        wrong_nulls=Findings.of(shard["row_id"][shard["null"] != without_text].tolist()),
+        failed=Findings.of(shard["row_id"][failed].tolist()),
+        wrong_nulls=Findings.of(shard["row_id"][shard["null"] != (without_text | failed)].tolist()),
         wrong_flags=Findings.of(shard["row_id"][shard["truncated"] != truncated].tolist()),
         wrong_sums=Findings.of([name] if sums != recorded else []),
     )
-    return found + Seen(suspects=Findings.of([name])) if any(found.findings.values()) else found
+    faults = [findings for field, findings in found.findings.items() if field != "failed" and findings]
+    return found + Seen(suspects=Findings.of([name])) if faults else found
 
 
 def _rows(stratum: npt.NDArray[np.void], name: str) -> Iterator[Row]:

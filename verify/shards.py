@@ -13,7 +13,7 @@ from contract.compare import TOLERANCES
 from contract.job import Job, job_id
 from contract.shard import ShardInfo, info_of
 
-_COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_()}
+_COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
 
 
 class BadShard(Exception):
@@ -42,7 +42,7 @@ def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo
         BadShard: one of the kinds above.
     """
     try:
-        with pq.ParquetFile(job.shard(batch)) as file:
+        with pq.ParquetFile(job.shard(batch), page_checksum_verification=True) as file:
             info = info_of(file.schema_arrow.metadata)
             _check_columns(file.schema_arrow)
             _check_origin(info, job, batch)
@@ -97,6 +97,11 @@ def null_embeddings(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
     if all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics):
         return np.zeros(footer.num_rows, bool)
     return file.read(columns=["embedding"]).column("embedding").is_null().to_numpy()
+
+
+def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
+    """Which rows say why they have no vector, bool ``[rows]``."""
+    return file.read(columns=["error"]).column("error").is_valid().to_numpy()
 
 
 def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[npt.NDArray[np.floating]]:

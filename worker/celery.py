@@ -6,16 +6,41 @@ a message names a batch, the batch becomes a shard, and the message is acknowled
 
 import logging
 import os
+import signal
 import sys
+import traceback
+from collections.abc import Callable
 
 from celery import Celery, Task
-from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown
+from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown, worker_ready
+from celery.worker.consumer import Consumer, Gossip, Mingle
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.message import Message
 
 from contract.engine import load_engine
 from contract.errors import UserError
-from contract.ledger import QUEUE, TASK, Ledger
+from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
 from worker.embed import Embedder, log
+
+
+class SturdyConsumer(Consumer):
+    """Refuses a message of another form than a task's. Celery's own dies of one, and the next worker after it."""
+
+    def create_task_handler(self, *arguments: object) -> Callable[[Message], None]:
+        receive = super().create_task_handler(*arguments)
+
+        def refuse_or_receive(message: Message) -> None:
+            try:
+                arguments, keywords, options = message.payload
+                if list(map(type, (arguments, keywords, options, message.headers["id"]))) != [list, dict, dict, str]:
+                    raise TypeError("expected an id, and a body of arguments, keywords and options")
+                receive(message)
+            except (ContentDisallowed, DecodeError, TypeError, ValueError, LookupError, AttributeError) as error:
+                self.on_invalid_task(None, message, error)
+
+        return refuse_or_receive
+
 
 app = Celery("embedmill", broker=settings().redis_url)
 app.conf.update(
@@ -23,16 +48,18 @@ app.conf.update(
     task_serializer="json",
     accept_content=["json"],
     task_ignore_result=True,
-    # A message goes only when its shard is there, also when the child or the worker dies. Without the third, a batch
-    # that kills its process would be run for ever.
+    # A message goes only when its shard is there, also when the child or the worker dies. A dead child's message is
+    # back in the queue at once; how often that may happen is counted in the ledger, which counts the deaths of whole
+    # workers too (task_retry_on_worker_lost does not, and waits three minutes).
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    task_retry_on_worker_lost=True,
     worker_prefetch_multiplier=1,
+    worker_consumer=SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_concurrency=1,  # on a CPU one child uses all cores; several would only share them
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=5,
+    broker_use_ssl=tls_options() or None,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_channel_error_retry=True,
@@ -44,6 +71,13 @@ app.conf.update(
         "socket_keepalive": True,
     },
 )
+
+# Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
+# every reconnection, and gossip among n workers is n² messages.
+Mingle.compatible_transports = Gossip.compatible_transports = frozenset()
+
+_SEARCH_ATTEMPTS = 64
+"""Deaths of the process that the search for failing rows may cost: a row that kills it costs two for each halving."""
 
 _children = 1
 _embedder: Embedder | None = None
@@ -61,9 +95,16 @@ def _before_start(options: dict[str, object], **_: object) -> None:
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
     try:
         load_engine()  # without an engine a worker could do nothing but fail every batch
+        Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
     except UserError as error:
         error.show()
         raise SystemExit(1) from None
+
+
+@worker_ready.connect
+def _stop_on_interrupt(**_: object) -> None:
+    """Ctrl-C is what SIGTERM is: Celery's own first Ctrl-C would wait for the batch's end."""
+    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @worker_process_init.connect
@@ -81,7 +122,7 @@ def _close(**_: object) -> None:
         _embedder.close()
 
 
-@app.task(bind=True, name=TASK, max_retries=settings().attempts)
+@app.task(bind=True, name=TASK, max_retries=None)
 def embed_batch(self: Task, job_id: str, number: int) -> None:
     """Make one batch's shard, unless it is there already.
 
@@ -92,29 +133,40 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
     """
     ledger = Ledger(patience=None)
     job = ledger.job(job_id)
-    if job is None or number not in range(job.batches):
-        log.warning("dropped a message for batch %s of job %s, which nobody announced", number, job_id)
+    if job is None or type(number) is not int or number not in range(job.batches):
+        log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
         return
-    if not job.shard(number).exists():
+    if job.shard(number).exists():
+        ledger.settle(job_id, number)
+        return
+    try:
         payload = ledger.fetch(job_id, number)
-        if payload is None:
-            log.warning(
-                "batch %d of job %s is not in Redis any more; its producer will publish it again", number, job_id
-            )
+    except AlteredBatch as error:
+        log.error("batch %d of job %s is refused: %s; its producer will publish it again", number, job_id, error)
+        ledger.withdraw(job_id, number)
+        return
+    if payload is None:
+        log.warning("batch %d of job %s is not in Redis; its producer will publish it again", number, job_id)
+        return
+    attempt = ledger.begin_attempt(job_id, number)
+    suspect = attempt > settings().attempts
+    if attempt > settings().attempts + _SEARCH_ATTEMPTS:
+        _give_up(ledger, job_id, number, attempt, None)
+        return
+    try:
+        _ready().embed(job, number, payload, ledger if suspect else None)
+    except Exception as error:
+        if suspect:
+            _give_up(ledger, job_id, number, attempt, error)
             return
-        attempt = ledger.begin_attempt(job_id, number)
-        if attempt > settings().attempts:
-            _give_up(ledger, job_id, number, f"the worker's process died in each of {settings().attempts} attempts")
-            return
-        try:
-            _ready().embed(job, number, payload)
-        except Exception as error:
-            if attempt >= settings().attempts:
-                _give_up(ledger, job_id, number, f"{type(error).__name__}: {error}")
-                return
-            log.exception("batch %d of job %s failed, attempt %d of %d", number, job_id, attempt, settings().attempts)
-            raise self.retry(exc=error, countdown=attempt) from None
+        log.exception("batch %d of job %s failed, attempt %d", number, job_id, attempt)
+        raise self.retry(exc=error, countdown=attempt) from None
     ledger.settle(job_id, number)
+
+
+def _shown(name: object) -> str:
+    """What a message says, as one short line of a log: anybody who may write to the queue may have written it."""
+    return ascii(name)[:200].strip("'")
 
 
 def _ready() -> Embedder:
@@ -123,6 +175,10 @@ def _ready() -> Embedder:
     return _embedder
 
 
-def _give_up(ledger: Ledger, job_id: str, number: int, error: str) -> None:
-    log.error("batch %d of job %s is given up: %s", number, job_id, error)
-    ledger.bury(job_id, number, error)
+def _give_up(ledger: Ledger, job_id: str, number: int, attempts: int, error: Exception | None) -> None:
+    """Set a batch aside. ``error`` is None where it was the process that died."""
+    says = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
+    log.error("batch %d of job %s is given up after %d attempts: %s", number, job_id, attempts, says)
+    ledger.bury(job_id, number, DeadBatch(error=says, where=where, attempts=attempts))

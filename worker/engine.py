@@ -45,8 +45,13 @@ def open_engine(spec: EngineSpec, threads: int) -> Engine:
 
     Args:
         spec: the engine directory.
-        threads: most threads for computing on a CPU.
+        threads: cores to compute on, where the engine computes on a CPU.
     """
+    return fp32_engine(spec, threads)
+
+
+def fp32_engine(spec: EngineSpec, threads: int) -> Engine:
+    """The engine that computes in FP32, which every machine can run. Arguments as ``open_engine``."""
     from worker.onnx_engine import OnnxEngine  # here, so that a machine without ONNX Runtime can use another engine
 
     return OnnxEngine(spec, threads)

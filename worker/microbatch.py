@@ -22,7 +22,7 @@ class MicroBatch:
         return len(self.rows) * self.length
 
 
-def plan(lengths: Sequence[int] | npt.NDArray[np.int32], token_budget: int) -> list[MicroBatch]:
+def plan(lengths: Sequence[int] | npt.NDArray[np.integer], token_budget: int) -> list[MicroBatch]:
     """Cut a batch into micro-batches, the longest rows first.
 
     Args:

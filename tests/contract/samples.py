@@ -64,6 +64,8 @@ def info_for(batch: Batch, **changes: object) -> ShardInfo:
         "truncated": int((batch.n_tokens > batch.input_ids.shape[1]).sum()),
         "without_text": int((batch.n_tokens == 0).sum()),
         "computed_tokens": int(batch.lengths.sum()),
+        "recomputed": 0,
+        "failed": 0,
         "seconds": 0.5,
     }
     return ShardInfo.model_validate(fields | changes)

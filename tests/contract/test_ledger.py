@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from contract.errors import UserError
-from contract.ledger import QUEUE, Ledger, redis_address
+from contract.ledger import QUEUE, AlteredBatch, DeadBatch, Ledger, redis_address
 from contract.settings import settings
 from examples.local import free_port, redis_server
 from tests.contract.samples import a_job
@@ -37,17 +37,56 @@ def test_a_record_that_is_no_jobs_is_no_job(record: bytes, ledger: Ledger, clien
     assert ledger.job("j") is None
 
 
-def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redis) -> None:
-    payload = bytes(range(256)) * 10
-    assert (ledger.fetch("j", 7), ledger.size("j", 7)) == (None, 0)
-    ledger.put("j", 7, payload)
-    assert (ledger.fetch("j", 7), ledger.size("j", 7)) == (payload, 2560)
-    assert (ledger.fetch("j", 8), ledger.fetch("i", 7)) == (None, None)
-    ledger.begin_attempt("j", 7)
-    ledger.settle("j", 7)
-    assert (ledger.fetch("j", 7), ledger.size("j", 7)) == (None, 0)
-    assert client.keys() == []
-    ledger.settle("j", 7)
+def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+    payload, job = bytes(range(256)) * 10, a_job(tmp_path)
+    assert ledger.fetch(job.id, 7) is None
+    assert ledger.publish(job, 7, payload)
+    assert ledger.fetch(job.id, 7) == payload
+    assert ledger.outstanding(job.id)[7].size == 2560
+    assert (ledger.fetch(job.id, 8), ledger.fetch("i", 7)) == (None, None)
+    ledger.begin_attempt(job.id, 7)
+    ledger.save_search(job.id, 7, "{}")
+    ledger.settle(job.id, 7)
+    assert (ledger.fetch(job.id, 7), ledger.outstanding(job.id)) == (None, {})
+    assert client.keys() == [f"embedmill:{job.id}:job".encode()]
+    ledger.settle(job.id, 7)
+
+
+def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger: Ledger, tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    assert [ledger.publish(job, 1, b"first"), ledger.publish(job, 1, b"second")] == [True, False]
+    assert ledger.fetch(job.id, 1) == b"first"
+    assert [ledger.withdraw(job.id, 1), ledger.withdraw(job.id, 1)] == [True, False]
+    assert ledger.fetch(job.id, 1) is None
+
+
+@pytest.mark.parametrize("other", [b"first!", b"fIrst", b"x" * 10_000])
+def test_bytes_that_nobody_published_are_refused(
+    other: bytes, ledger: Ledger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path)
+    ledger.publish(job, 1, b"first")
+    client.set(f"embedmill:{job.id}:batch:1", other)
+    with pytest.raises(AlteredBatch):
+        ledger.fetch(job.id, 1)
+
+
+def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = a_job(tmp_path)
+    ledger.publish(job, 1, b"x" * 1000)
+    monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
+    settings.cache_clear()
+    with pytest.raises(AlteredBatch, match="EMBEDMILL_BATCH_BYTES"):
+        ledger.fetch(job.id, 1)
+
+
+def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    for number in range(3):
+        ledger.publish(job, number, b"x")
+    client.delete(f"embedmill:{job.id}:batch:1")
+    assert ledger.vanished(job.id, [0, 1, 2]) == [1]
+    assert ledger.vanished(job.id, []) == []
 
 
 def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: Ledger) -> None:
@@ -57,36 +96,39 @@ def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: Ledger)
     assert ledger.begin_attempt("j", 1) == 1
 
 
+def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: Ledger, client: redis.Redis) -> None:
+    client.config_set("maxmemory", 1)
+    assert ledger.begin_attempt("j", 1) == 1
+    ledger.settle("j", 1)
+
+
 def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger) -> None:
+    why = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempts=4)
     assert ledger.dead("j") == {}
-    ledger.bury("j", 3, "nicht möglich")
-    ledger.bury("j", 12, "no vector")
+    ledger.bury("j", 3, why)
     ledger.begin_attempt("j", 3)
-    assert ledger.dead("j") == {3: "nicht möglich", 12: "no vector"}
-    ledger.revive("j", [3])
-    assert ledger.dead("j") == {12: "no vector"}
+    assert ledger.dead("j") == {3: why}
+    ledger.revive("j")
+    assert ledger.dead("j") == {}
     assert ledger.begin_attempt("j", 3) == 1
-    ledger.revive("j", [])
-    assert ledger.dead("j") == {12: "no vector"}
+    ledger.revive("j")
 
 
-def test_messages_are_those_that_wait_and_those_that_a_worker_holds(ledger: Ledger, client: redis.Redis) -> None:
-    assert ledger.messages() == 0
+def test_messages_wait_or_are_held(ledger: Ledger, client: redis.Redis) -> None:
+    assert (ledger.queued(), ledger.held()) == (0, 0)
     client.rpush(QUEUE, "a", "b")
     client.hset("unacked", "tag", "c")
-    assert ledger.messages() == 3
+    assert (ledger.queued(), ledger.held()) == (2, 1)
 
 
 def test_the_keys_are_the_documented_ones(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
-    ledger.announce(job)
-    ledger.put(job.id, 3, b"x")
+    ledger.publish(job, 3, b"x")
     ledger.begin_attempt(job.id, 3)
-    ledger.bury(job.id, 4, "why")
-    start = f"embedmill:{job.id}"
-    assert set(client.keys()) == {
-        key.encode() for key in (f"{start}:job", f"{start}:batch:3", f"{start}:attempts", f"{start}:dead")
-    }
+    ledger.save_search(job.id, 3, "{}")
+    ledger.bury(job.id, 4, DeadBatch(error="why", where="", attempts=1))
+    keys = ("job", "out", "batch:3", "attempts", "search", "dead")
+    assert set(client.keys()) == {f"embedmill:{job.id}:{key}".encode() for key in keys}
 
 
 def test_an_unreachable_redis_is_named_without_its_password(
@@ -96,7 +138,7 @@ def test_an_unreachable_redis_is_named_without_its_password(
     settings.cache_clear()
     began = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as caught:
-        Ledger(patience=0.6).put("j", 0, b"x")
+        Ledger(patience=0.6).begin_attempt("j", 0)
     assert 0.5 < time.monotonic() - began < 10
     message = caught.value.format_message()
     assert f"no answer from Redis at redis://127.0.0.1:{port}/2" in message
@@ -106,14 +148,14 @@ def test_an_unreachable_redis_is_named_without_its_password(
     assert "miller" not in message + caplog.text
 
 
-def test_a_wrong_password_is_no_answer_and_is_not_shown(
+def test_a_wrong_password_is_refused_and_is_not_shown(
     redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.config_set("requirepass", "right")
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", redis_url.replace("//", "//:grain@"))
     settings.cache_clear()
-    with pytest.raises(UserError, match="no answer from Redis") as caught:
-        Ledger(patience=0).messages()
+    with pytest.raises(UserError, match="refuses this user") as caught:
+        Ledger(patience=0).queued()
     assert "grain" not in str(caught.value)
 
 

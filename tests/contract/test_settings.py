@@ -7,6 +7,7 @@ from contract.settings import Settings, settings
 
 VALUES = {
     "redis_url": ("rediss://user:pw@example.org:6380/3", "rediss://user:pw@example.org:6380/3"),
+    "redis_ca": (__file__, Path(__file__)),
     "engines": ("/srv/engines", Path("/srv/engines")),
     "output": ("out put", Path("out put")),
     "engine": ("bge-small", "bge-small"),
@@ -15,6 +16,7 @@ VALUES = {
     "attempts": ("7", 7),
     "redis_patience": ("0.5", 0.5),
     "outstanding_bytes": ("1000000", 1_000_000),
+    "batch_bytes": ("1000", 1000),
     "visibility_timeout": ("60", 60),
 }
 

@@ -26,6 +26,7 @@ POOLED = pa.schema(
         ("embedding", pa.list_(pa.float32(), 2)),
         ("n_tokens", pa.int32()),
         ("truncated", pa.bool_()),
+        ("error", pa.string()),
     ]
 )
 
@@ -54,6 +55,7 @@ def test_a_row_has_its_vector_and_a_row_without_a_text_has_null(pooled: pa.Table
         "embedding": [[1.5, -2.0], [0.25, pytest.approx(1e-30)], None],
         "n_tokens": [3, 9, 0],
         "truncated": [False, True, False],
+        "error": [None, None, None],
     }
 
 
@@ -252,3 +254,12 @@ def test_token_vectors_read_back(
         assert isinstance(found, list | tuple | np.ndarray)
         np.testing.assert_array_equal(np.array([list(vector) for vector in found], np.float32), expected)
     assert third is None
+
+
+def test_a_row_with_an_error_says_why_in_place_of_its_vector() -> None:
+    for vectors, per_token in ((VECTORS[:1], False), (TOKEN_VECTORS[:3], True)):
+        table = table_of(a_batch(), vectors, info_for(a_batch()), per_token=per_token, errors={1: "it burns"})
+        assert table["error"].to_pylist() == [None, "it burns", None]
+        found = table["embedding"].to_pylist()
+        assert found[0] == vectors.tolist() if per_token else vectors[0].tolist()
+        assert found[1:] == [None, None]

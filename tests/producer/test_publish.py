@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import redis
 from contract.batch import Batch
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, Ledger
+from contract.ledger import QUEUE, TASK, DeadBatch, Ledger
 from contract.settings import settings
 from examples.local import redis_server
 from producer import publish
 from producer.publish import Progress, drive
 from tests.contract.samples import a_job, commit_by_hand
+
+NO_VECTOR = DeadBatch(error="ValueError: no vector", where="", attempts=4)
 
 
 @pytest.fixture
@@ -58,7 +61,11 @@ class ByHand:
 
     @property
     def outstanding(self) -> int:
-        return sum(self.ledger.size(self.job.id, number) for number in range(self.job.batches))
+        return sum(entry.size for entry in self.ledger.outstanding(self.job.id).values())
+
+    @property
+    def messages(self) -> int:
+        return self.ledger.queued() + self.ledger.held()
 
 
 @pytest.fixture
@@ -92,7 +99,8 @@ def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) ->
     assert job.committed() == progress.done == set(range(5))
     assert (progress.before, progress.rows, progress.dead) == (0, 18, {})
     assert (progress.tokens, progress.truncated, progress.without_text) == (16 * 3 + 8, 1, 1)
-    assert worker.outstanding == worker.ledger.messages() == 0
+    assert worker.outstanding == worker.messages == 0
+    assert worker.redis.keys("embedmill:*") == [f"embedmill:{job.id}:job".encode()]
 
 
 def test_a_message_is_json_with_the_job_and_the_batch_and_nothing_else(job: Job, worker: ByHand) -> None:
@@ -117,7 +125,7 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
     settings.cache_clear()
     most = 0
     for turn, _ in enumerate(start(job)):
-        most = max(most, worker.ledger.messages())
+        most = max(most, worker.messages)
         assert worker.outstanding <= at_once * size * 1.1
         if turn % 3 == 2:
             worker.embed()
@@ -135,19 +143,25 @@ def test_what_has_a_shard_is_not_published_again(job: Job, worker: ByHand) -> No
     assert (progress.truncated, progress.without_text) == (1, 1)  # of the whole job
 
 
+def test_what_a_killed_worker_left_is_gone_at_the_end(job: Job, worker: ByHand) -> None:
+    (job.staging / "train-00001-of-00005.0123").write_bytes(b"PAR1 and no more")
+    followed(start(job), worker)
+    assert list(job.staging.iterdir()) == []
+
+
 def test_a_finished_job_publishes_nothing(job: Job, worker: ByHand) -> None:
     for number in range(5):
         commit_by_hand(job, batch(job, number))
     *_, progress = start(job)
     assert (progress.before, progress.rows, progress.tokens) == (18, 18, 0)
-    assert worker.ledger.messages() == 0
+    assert worker.messages == 0
 
 
 def test_what_redis_loses_is_published_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "_LOST_AFTER", 0.4)
     lost = False
     for _ in start(job):
-        if not lost and worker.ledger.messages() == job.batches:
+        if not lost and worker.messages == job.batches:
             worker.embed()
             worker.redis.flushall()
             lost = True
@@ -185,24 +199,24 @@ def test_a_message_that_a_worker_holds_is_not_lost(job: Job, worker: ByHand, mon
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
 
 
-def test_dead_batches_end_the_drive_and_are_tried_again_by_the_next(job: Job, worker: ByHand) -> None:
+def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByHand) -> None:
     for step in start(job):
         progress = step
         if (number := worker.take()) is not None:
             worker.ledger.begin_attempt(job.id, number)
             if number == 2:
-                worker.ledger.bury(job.id, number, "no vector")
+                worker.ledger.bury(job.id, number, NO_VECTOR)
             else:
                 commit_by_hand(job, batch(job, number))
                 worker.ledger.settle(job.id, number)
-    assert progress.dead == {2: "no vector"}
+    assert progress.dead == {2: NO_VECTOR}
     assert job.committed() == {0, 1, 3, 4}
 
     worker.taken.clear()
-    steps = start(job)
-    next(steps)
-    assert worker.ledger.dead(job.id) == {}
-    progress = followed(steps, worker)
+    assert followed(start(job), worker).dead == {2: NO_VECTOR}
+    assert worker.taken == []
+    worker.ledger.revive(job.id)
+    progress = followed(start(job), worker)
     assert worker.taken == [2]
     assert (progress.dead, progress.before, progress.rows) == ({}, 14, 18)
     assert worker.ledger.begin_attempt(job.id, 2) == 1
@@ -211,7 +225,7 @@ def test_dead_batches_end_the_drive_and_are_tried_again_by_the_next(job: Job, wo
 def test_detaching_publishes_and_leaves_and_the_next_run_goes_on(job: Job, worker: ByHand) -> None:
     list(start(job, detach=True))
     assert job.committed() == set()
-    assert worker.ledger.messages() == job.batches
+    assert worker.messages == job.batches
     progress = followed(start(job), worker)
     assert worker.taken == [0, 1, 2, 3, 4]  # none of them twice
     assert progress.rows == 18
@@ -228,12 +242,59 @@ def test_a_redis_that_goes_away_ends_the_drive_with_a_clear_line(job: Job, monke
         list(steps)
 
 
-def test_a_redis_that_is_full_is_waited_for_and_then_named(job: Job, worker: ByHand) -> None:
+def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
     worker.redis.config_set("maxmemory", 1)
-    with pytest.raises(UserError, match="maxmemory"):
-        list(drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=0.5), detach=True))
-    for turn, _ in enumerate(start(job)):
+    freed = threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0))
+    freed.start()
+    assert followed(start(job), worker).rows == 18
+    assert not freed.is_alive()
+
+
+def test_half_of_a_limited_redis_is_left_free(worker: ByHand) -> None:
+    assert publish._budget(worker.ledger) == settings().outstanding_bytes
+    worker.redis.config_set("maxmemory", 10_000_000)
+    assert publish._budget(worker.ledger) == 5_000_000
+
+
+def test_two_producers_of_one_job_publish_each_batch_once(job: Job, worker: ByHand) -> None:
+    first, second = start(job), start(job)
+    running = [first, second]
+    while running:
+        for steps in list(running):
+            if next(steps, None) is None:
+                running.remove(steps)
         worker.embed()
-        if turn == 0:
-            worker.redis.config_set("maxmemory", 0)
+    assert sorted(worker.taken) == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
+
+
+def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "_LOST_AFTER", 0.3)
+    assert worker.ledger.publish(job, 3, batch(job, 3).to_bytes())  # no message follows
+    worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
+    worker.redis.delete(f"embedmill:{job.id}:batch:4")  # nor bytes
+    progress = followed(start(job), worker)
+    assert progress.done == set(range(5))
+
+
+def test_a_batch_that_is_out_too_long_is_sent_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker's machine is gone, and what it held is still among Kombu's unacknowledged messages."""
+    monkeypatch.setattr(publish, "_LOST_AFTER", 0.2)
+    monkeypatch.setenv("EMBEDMILL_VISIBILITY_TIMEOUT", "1")
+    settings.cache_clear()
+    worker.redis.hset("unacked", "tag", "held by nobody")
+    for _ in start(job):
+        if not worker.taken:
+            worker.take()
+        else:
+            worker.embed()
+    assert worker.taken.count(0) == 2
+    assert job.committed() == set(range(5))
+
+
+def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: ByHand) -> None:
+    job.shard(1).write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"00001-of-00005\.parquet is no shard.*rm '"):
+        list(start(job))

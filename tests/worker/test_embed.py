@@ -6,6 +6,7 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 
+import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -15,14 +16,17 @@ from contract.shard import read_info
 from producer.batches import batch_of, open_tokenizer
 from tests.conftest import build_engine
 from worker.embed import Embedder
+from worker.engine import Inference
+from worker.onnx_engine import OnnxEngine
 
 TEXTS = ["A foo.", None, "bar " * 600, "", "A longer text about bits and bytes."]
 
 
-def job_for(spec: EngineSpec, folder: Path) -> Job:
+def job_for(spec: EngineSpec, folder: Path, fingerprint: str | None = None) -> Job:
     job = Job(
         folder=folder / "job", dataset="d", config=None, split="train", column="text", revision="r", limit=None,
-        prefix="", engine=spec.name, fingerprint=spec.fingerprint, rows=len(TEXTS), batch_rows=len(TEXTS),
+        prefix="", engine=spec.name, fingerprint=fingerprint or spec.fingerprint, rows=len(TEXTS),
+        batch_rows=len(TEXTS),
     )  # fmt: skip
     job.save()
     return job
@@ -62,24 +66,70 @@ def test_a_batch_of_another_job_number_or_engine_is_refused(tiny: EngineSpec, tm
 
 
 def test_an_engine_other_than_the_jobs_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
-    job = job_for(tiny, tmp_path)
-    other = job.model_copy(update={"fingerprint": "0" * 16})
-    payload = replace(batch_for(job, tiny), engine="0" * 16).to_bytes()
+    job = job_for(tiny, tmp_path, fingerprint="0" * 16)
     with pytest.raises(UserError, match=tiny.fingerprint):
-        Embedder(threads=1).embed(other, 0, payload)
+        Embedder(threads=1).embed(job, 0, batch_for(job, tiny).to_bytes())
 
 
-def test_vectors_that_are_not_finite_never_reach_a_shard(tiny_model: Path, tmp_path: Path) -> None:
-    """The engine's own weights are broken here, so that a real inference gives NaN."""
-    spec = build_engine(tiny_model, "broken")
+def test_a_folder_that_holds_another_job_or_none_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
+    job = job_for(tiny, tmp_path)
+    payload = batch_for(job, tiny).to_bytes()
+    for other in (job.model_copy(update={"folder": tmp_path}), job.model_copy(update={"revision": "other"})):
+        with pytest.raises(UserError, match=r"no job in|another job"):
+            Embedder(threads=1).embed(other, 0, payload)
+    assert job.committed() == set()
+
+
+def broken_engine(model: Path, name: str, word: str) -> EngineSpec:
+    """An engine whose own weights make a real inference of any text with this word give NaN."""
+    spec = build_engine(model, name)
+    token = open_tokenizer(spec).tokenizer.token_to_id(word)
     file = spec.folder / "model.onnx"
     graph = onnx.load(file)
-    weights = next(w for w in graph.graph.initializer if w.name.endswith("LayerNorm.weight"))
-    weights.CopyFrom(onnx.numpy_helper.from_array(np.full(32, np.nan, np.float32), weights.name))
+    weights = next(w for w in graph.graph.initializer if w.name.endswith("word_embeddings.weight"))
+    values = onnx.numpy_helper.to_array(weights).copy()
+    values[token] = np.nan
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
     onnx.save(graph, file)
     broken = spec.model_copy(update={"onnx_sha256": sha256_of(file)})
     (spec.folder / "engine.json").write_text(broken.model_dump_json())
-    job = job_for(broken, tmp_path)
-    with pytest.raises(ArithmeticError, match="not finite"):
-        Embedder(threads=1).embed(job, 0, batch_for(job, broken).to_bytes())
-    assert job.committed() == set()
+    return broken
+
+
+def test_a_row_that_yields_nan_has_an_error_and_costs_no_other_row(tiny_model: Path, tmp_path: Path) -> None:
+    spec = broken_engine(tiny_model, "broken", "about")
+    job = job_for(spec, tmp_path)
+    Embedder(threads=1).embed(job, 0, batch_for(job, spec).to_bytes())
+    table = pq.read_table(job.shard(0))
+    assert [error is None for error in table["error"].to_pylist()] == [True, True, True, True, False]
+    assert [vector is None for vector in table["embedding"].to_pylist()] == [False, True, False, False, True]
+    assert np.isfinite(np.stack(table["embedding"].drop_null().to_numpy())).all()
+    assert (read_info(job.shard(0)).failed, read_info(job.shard(0)).recomputed) == (1, 0)
+
+
+class HalfPrecise(OnnxEngine):
+    """A real engine that claims FP16 and, as FP16 does at times, overflows on some rows."""
+
+    precision = "fp16"
+
+    def infer(self, batch: Batch) -> Inference:
+        found = super().infer(batch)
+        found.vectors[batch.row_id >= 3] = [np.inf] + [0] * (self.spec.hidden - 1)
+        return found
+
+
+def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
+    tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, half = job_for(tiny, tmp_path / "exact"), job_for(tiny, tmp_path / "half")
+    Embedder(threads=1).embed(exact, 0, batch_for(exact, tiny).to_bytes())
+    monkeypatch.setattr(worker.embed, "open_engine", HalfPrecise)
+    Embedder(threads=1).embed(half, 0, batch_for(half, tiny).to_bytes())
+    left, right = (pq.read_table(job.shard(0)) for job in (exact, half))
+    assert right["error"].null_count == len(right)
+    np.testing.assert_allclose(
+        np.stack(right["embedding"].drop_null().to_numpy()),
+        np.stack(left["embedding"].drop_null().to_numpy()),
+        atol=1e-6,
+    )
+    assert (read_info(half.shard(0)).recomputed, read_info(exact.shard(0)).recomputed) == (2, 0)

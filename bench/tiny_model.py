@@ -1,0 +1,47 @@
+"""A small seeded model with a real tokenizer, for where the vectors' meaning does not matter."""
+
+from pathlib import Path
+
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+
+JARGON = Path(__file__).resolve().parent.parent / "examples" / "jargon.jsonl"
+
+
+def save_tiny_model(folder: Path, model_type: str = "bert", **config: object) -> Path:
+    """A seeded two-layer encoder of any type that transformers knows, 32 wide, with a WordPiece tokenizer."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    lines = JARGON.read_text(encoding="utf-8").splitlines()[:300]
+    tokenizer.train_from_iterator(lines, WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 1000,
+    }
+    if model_type == "distilbert":
+        shape = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": 1000}
+    transformers.set_seed(7)
+    settings = transformers.AutoConfig.for_model(model_type, **(shape | {"pad_token_id": 0} | config))
+    transformers.AutoModel.from_config(settings).save_pretrained(folder)
+    return folder

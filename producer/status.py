@@ -1,0 +1,79 @@
+"""Where a job is, from its shards and from Redis, for anyone who asks."""
+
+import time
+from dataclasses import dataclass
+
+from celery import Celery
+
+from contract.job import Job
+from contract.ledger import DeadBatch, Ledger, tls_options
+from contract.settings import settings
+
+_WINDOW = 60.0
+"""Seconds over which the speed is taken."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A job at one instant."""
+
+    job: Job
+    rows: int
+    """Rows that have a shard."""
+    done: int
+    """Batches that have a shard."""
+    out: int
+    """Batches that were published and have none yet."""
+    out_bytes: int
+    dead: dict[int, DeadBatch]
+    rows_per_s: float
+    """Of the shards of the last minute."""
+    workers: int
+    """Workers that answered, of every job."""
+
+    @property
+    def waiting(self) -> int:
+        """Batches that are not published."""
+        return self.job.batches - self.done - self.out - len(self.dead)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to the end; None if nothing moves."""
+        return (self.job.rows - self.rows) / self.rows_per_s if self.rows_per_s else None
+
+
+def status_of(job: Job, ledger: Ledger) -> Status:
+    """Look at a job.
+
+    Raises:
+        UserError: Redis does not answer.
+    """
+    done = job.committed()
+    out = {batch: entry for batch, entry in ledger.outstanding(job.id).items() if batch not in done}
+    return Status(
+        job=job,
+        rows=sum(len(job.row_range(batch)) for batch in done),
+        done=len(done),
+        out=len(out),
+        out_bytes=sum(entry.size for entry in out.values()),
+        dead={batch: record for batch, record in ledger.dead(job.id).items() if batch not in done},
+        rows_per_s=_speed(job, done),
+        workers=len(_celery().control.ping(timeout=1.0)),
+    )
+
+
+def _speed(job: Job, done: set[int]) -> float:
+    now = time.time()
+    made = {batch: job.shard(batch).stat().st_mtime for batch in done}
+    recent = [batch for batch, when in made.items() if now - when < _WINDOW]
+    if not recent:
+        return 0.0
+    earlier = any(now - when >= _WINDOW for when in made.values())
+    seconds = _WINDOW if earlier else max(1.0, now - min(made.values()))
+    return sum(len(job.row_range(batch)) for batch in recent) / seconds
+
+
+def _celery() -> Celery:
+    celery = Celery(broker=settings().redis_url, set_as_current=False)
+    celery.conf.broker_use_ssl = tls_options() or None
+    return celery
