@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help:
 	@echo "make demo    install, and run the main job on the bundled dataset (about 2 minutes, once installed)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  have ruff mend what it can"
 	@echo "make bench   compare with sentence-transformers; writes docs/benchmarks/encode.json"
+	@echo "make chaos   hurt the job in every way it must survive (about 10 minutes); writes docs/benchmarks/chaos.json"
 	@echo "make clean   remove what these left, but not $(VENV), engines and output"
 
 demo: $(VENV)/.demo
@@ -35,6 +36,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	@$(BIN)/python -m bench.encode
+
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m bench.chaos --json docs/benchmarks/chaos.json
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,51 @@
+"""The worker's own Celery app with an engine that is slow, counts its work, and fails on chosen rows.
+
+``celery -A bench.chaos.haunted worker``. Everything but the engine is the product's. The variables, all optional:
+
+``CHAOS_SECONDS``
+    how long the engine takes longer for a batch
+``CHAOS_WORK``
+    file to which each inference adds a line with its number of rows
+``CHAOS_RAISE``, ``CHAOS_KILL``, ``CHAOS_NAN``
+    row on which the engine raises, kills its process, or gives NaN
+"""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+import worker.embed
+from contract.batch import Batch
+from worker.celery import app
+from worker.engine import Inference
+from worker.onnx_engine import OnnxEngine
+
+__all__ = ["app"]
+
+
+class HauntedEngine(OnnxEngine):
+    """The real engine, and what befalls it."""
+
+    def infer(self, batch: Batch) -> Inference:
+        if "CHAOS_WORK" in os.environ:
+            with open(os.environ["CHAOS_WORK"], "a", encoding="utf-8") as file:
+                file.write(f"{len(batch)}\n")
+        time.sleep(float(os.environ.get("CHAOS_SECONDS", "0")))
+        rows = set(batch.row_id.tolist())
+        if _row("CHAOS_KILL") in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _row("CHAOS_RAISE") in rows:
+            raise IndexError("no embedding for token 31415")
+        found = super().infer(batch)
+        texts = batch.row_id[batch.n_tokens > 0]
+        found.vectors[texts == _row("CHAOS_NAN")] = np.nan
+        return found
+
+
+def _row(variable: str) -> int:
+    return int(os.environ.get(variable, "-1"))
+
+
+setattr(worker.embed, "open_engine", HauntedEngine)  # noqa: B010 - the module does not export what is replaced

@@ -1,0 +1,28 @@
+"""A short version of ``make chaos``: fewer batches, fewer faults, the same comparison row by row."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.chaos.__main__ import run
+from bench.chaos.faults import Fault, Scale, confuse, kill_children, kill_workers, lose_redis, nothing
+
+POISON = {"CHAOS_RAISE": "41", "CHAOS_KILL": "103", "CHAOS_NAN": "177"}
+SHORT = (
+    Fault("SIGKILLs of children", kill_children, seconds=0.3),
+    Fault("SIGKILLs of whole workers", kill_workers, seconds=0.3),
+    Fault("Redis killed, all in it lost", lose_redis),
+    Fault("rows that raise, kill and yield NaN", nothing, env=POISON, failed=(41, 103, 177), seconds=0.02),
+    Fault("every message twice, strangers, garbage", confuse, seconds=0.1),
+)
+
+
+@pytest.mark.timeout(600)
+def test_no_row_is_lost_twice_or_different_whatever_happens(tmp_path: Path, session_engines: Path) -> None:
+    scale = Scale(kills=4, restarts=1, producers=1, seconds=2)
+    records = run(list(SHORT), tmp_path, scale, seed=1, rows=300, console=Console())
+    assert [record["fault"] for record in records] == ["undisturbed", *(fault.name for fault in SHORT)]
+    for record in records:
+        assert record["passed"], record
+        assert (record["rows"], record["rows_lost"], record["rows_twice"], record["rows_different"]) == (300, 0, 0, 0)
