@@ -29,18 +29,24 @@ def shown(page: Path) -> list[str]:
 
 
 def flags(command: click.Command) -> set[str]:
-    return {flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
+    """Those of the command and of its subcommands."""
+    parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    every = [
+        flag for part in parts for parameter in part.params for flag in [*parameter.opts, *parameter.secondary_opts]
+    ]
+    return {*every, "--help"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_exist(page: Path) -> None:
     for line in shown(page):
-        if match := re.search(r"python -m (\w+)(.*)", line):
+        if match := re.search(r"python -m (\w+)(?!\S)(.*)", line):
             name, rest = match.groups()
             assert name in COMMANDS, line
             assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags(COMMANDS[name]), line
-        elif match := re.search(r"python ((?:examples|bench)/\w+\.py)(.*)", line):
-            told = subprocess.run([sys.executable, str(ROOT / match[1]), "--help"], capture_output=True, text=True)
+        elif match := re.search(r"python ((?:examples|bench)/\w+\.py|-m (?:examples|bench)\.\w+)(.*)", line):
+            script = [sys.executable, *match[1].split(), "--help"]
+            told = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
             assert told.returncode == 0, told.stderr
             assert all(flag in told.stdout for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
         elif match := re.match(r"make (\w+)", line):
@@ -61,13 +67,17 @@ def test_every_flag_and_command_explains_itself(name: str) -> None:
     assert command.help
     assert command.epilog is not None
     assert "Examples:" in command.epilog
-    for parameter in command.params:
+    parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    assert all(part.help for part in parts)
+    for parameter in (parameter for part in parts for parameter in part.params):
         assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter
 
 
 def test_the_readme_lists_every_setting() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields} <= set(re.findall(r"EMBEDMILL_[A-Z_]+", text))
+    assert {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields} <= set(
+        re.findall(r"EMBEDMILL_[A-Z_]+", text)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
