@@ -33,7 +33,7 @@ class Settings(BaseSettings):
 
     token_budget: int = Field(default=512, ge=1)
     """Most tokens, padding included, that one thread of the ONNX Runtime engine computes at once; a longer row is
-    computed alone. 512 was the fastest of 512, 1,024 and 2,048 on two cores: a larger micro-batch leaves the cache."""
+    computed alone. 512 was the fastest of 512, 1,024 and 2,048 in three rounds on two cores."""
 
     threads: int | None = Field(default=None, ge=1)
     """Cores that one worker child computes on. Unset: the machine's, divided among the children."""

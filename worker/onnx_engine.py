@@ -17,8 +17,9 @@ from worker.microbatch import MicroBatch, plan
 class OnnxEngine:
     """``model.onnx`` in ONNX Runtime.
 
-    Each thread computes micro-batches of its own. All threads on one micro-batch, ONNX Runtime's usual way, was 5 to
-    15 % slower on two cores, and half as fast when another process took one of them: every layer waits for the last.
+    Each thread computes micro-batches of its own. All threads on one micro-batch, ONNX Runtime's usual way, was 4 to
+    20 % slower in three rounds on two cores that other processes used too, at 512 tokens, and at times half as fast at
+    1,024: there every layer waits for the slowest thread.
 
     Args:
         spec: the engine directory.

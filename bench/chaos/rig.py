@@ -1,6 +1,7 @@
 """One run of the job with everything it needs as processes of its own, to be hurt and watched."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -154,9 +155,13 @@ class Rig:
 
     @property
     def recovery(self) -> float:
-        """The longest time from a fault to the next shard, in seconds."""
-        waits = [next((commit - fault for commit in self.commits if commit > fault), 0.0) for fault in self.faults]
-        return max(waits, default=0.0)
+        """The longest time without a new shard from the first fault on, in seconds; of an undisturbed run, from its
+        first shard on. The first shard after a fault would say little: batches in hand are finished without Redis."""
+        if not self.commits:
+            return 0.0
+        begin = min(self.faults, default=self.commits[0])
+        times = [begin, *(commit for commit in self.commits if commit > begin)]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
     def work(self) -> int:
         """Rows that the engines were given, the same row as often as it was."""
