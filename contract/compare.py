@@ -37,6 +37,10 @@ class Comparison:
     non_finite: int
     """Vectors with a NaN or an infinity in them."""
 
+    def __str__(self) -> str:
+        figures = f"lowest cosine {self.min_cosine:.7f}, MSE {self.mse:.1e}, relative MSE {self.relative_mse:.1e}"
+        return figures + (f", {self.non_finite} of {self.vectors} vectors not finite" if self.non_finite else "")
+
     def within(self, tolerance: Tolerance) -> bool:
         return (
             self.vectors > 0

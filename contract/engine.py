@@ -1,20 +1,26 @@
 """The engine directory: what ``engine_build`` leaves and the other three read.
 
 engines/<name>/
-    engine.json     this module's EngineSpec
-    tokenizer/      the tokenizer as transformers saves it; tokenizer.json is the fast one
-    model.onnx      FP32, for ONNX Runtime
+    engine.json         this module's EngineSpec
+    tokenizer/          the tokenizer as transformers saves it; tokenizer.json is the fast one
+    model.onnx          FP32, for ONNX Runtime
+    model.fp16.onnx     weights and activations in FP16, for TensorRT
+    model.packed.onnx   likewise, for rows that lie end to end; not of every model
+    plans/              TensorRT plans, each for one TensorRT version and one kind of GPU, and their timing caches
 """
 
+import fcntl
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from contract.errors import UserError
-from contract.files import sha256_of
+from contract.files import sha256_of, write_atomically
 from contract.settings import settings
 
 Pooling = Literal["mean", "cls", "tokens"]
@@ -22,8 +28,93 @@ Pooling = Literal["mean", "cls", "tokens"]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The graph's inputs, each int32 ``[rows, length]``."""
 
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "row_of_token", "cu_seqlens", "longest")
+"""The packed graph's, each int32: the first four ``[tokens]``, then ``[rows + 1]`` and ``[length]``; see
+``worker.layout``."""
+
+ATTENTION_PLUGIN = ("CustomQKVToContextPluginDynamic", "2")
+"""Name and version of the TensorRT plug-in in the packed graph."""
+
 OUTPUT = "embedding"
-"""The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``."""
+"""The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``; of the
+packed graph then ``[tokens, hidden]``."""
+
+
+class Profile(NamedTuple):
+    """Shapes that a plan takes: from ``least_rows × shortest`` to ``rows × length``, which it is made fastest for.
+
+    A packed plan's are exactly ``length`` tokens of at most ``rows`` rows together.
+    """
+
+    least_rows: int
+    rows: int
+    shortest: int
+    """Tokens of a row; shorter rows are padded up to it."""
+    length: int
+    """Most tokens of a row; of a packed plan, of all rows."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``ROWSxLENGTH``, either of them a number or a range: ``32x512``, ``1-32x257-512``.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+)x(?:(\d+)-)?(\d+)", text)
+        if match is None:
+            raise ValueError(f"{text!r} is no shape: expected ROWSxLENGTH, such as 32x512, or ranges: 1-32x257-512")
+        least_rows, rows, shortest, length = (int(part) if part else None for part in match.groups())
+        profile = cls(least_rows or rows or 0, rows or 0, shortest or length or 0, length or 0)
+        if not (1 <= profile.least_rows <= profile.rows and 1 <= profile.shortest <= profile.length):
+            raise ValueError(f"{text!r} is an empty range")
+        return profile
+
+    def __str__(self) -> str:
+        rows = f"{self.least_rows}-{self.rows}" if self.least_rows < self.rows else f"{self.rows}"
+        length = f"{self.shortest}-{self.length}" if self.shortest < self.length else f"{self.length}"
+        return f"{rows}x{length}"
+
+
+def packed_rows(profile: Profile, max_length: int) -> int:
+    """Rows of a packed plan's shape: the profile's, and as many more as padding may need, none longer than a row."""
+    return profile.rows + -(-profile.length // max_length)
+
+
+class PlanSpec(BaseModel):
+    """A TensorRT plan of the engine. It runs on one TensorRT version and one compute capability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    """Relative to the engine's folder."""
+    sha256: str
+    """Of the plan. A plan is code: only one whose hash is recorded is deserialized."""
+    onnx_sha256: str
+    """Of the ``model.fp16.onnx`` or ``model.packed.onnx`` that it was built from."""
+    packed: bool
+    """Whether rows lie end to end instead of each being padded."""
+    tensorrt: str
+    """TensorRT's version, such as ``10.13.3.9``."""
+    sm: int
+    """The GPU's compute capability, 90 for 9.0."""
+    gpu: str
+    """The GPU that it was built on, which its tactics were timed on."""
+    precision: Literal["fp16"]
+    profiles: tuple[Profile, ...]
+    optimization_level: int
+    """The builder's, 0 to 5."""
+    build_seconds: float
+    created: str
+    """UTC, ISO 8601."""
+
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _parsed(cls, profiles: list[object]) -> list[object]:
+        return [Profile.parse(profile) if isinstance(profile, str) else profile for profile in profiles]
+
+    @field_serializer("profiles")
+    def _written(self, profiles: tuple[Profile, ...]) -> list[str]:
+        return [str(profile) for profile in profiles]
 
 
 class EngineSpec(BaseModel):
@@ -45,11 +136,18 @@ class EngineSpec(BaseModel):
     """SHA-256 of ``tokenizer/tokenizer.json``."""
     onnx_sha256: str
     """SHA-256 of ``model.onnx``."""
+    onnx_fp16_sha256: str
+    """SHA-256 of ``model.fp16.onnx``."""
+    onnx_packed_sha256: str | None
+    """SHA-256 of ``model.packed.onnx``; None where there is none."""
     pooling: Pooling
     normalize: bool
     """Whether vectors are scaled to Euclidean norm 1 inside the graph."""
     hidden: int
     """Width of a vector."""
+    layers: int
+    linear_weights: int
+    """Elements of all layers' weight matrices: each costs a multiplication and an addition a token."""
     max_length: int
     """Most tokens of a row, special tokens included; longer rows are truncated."""
     pad_id: int
@@ -58,6 +156,8 @@ class EngineSpec(BaseModel):
     """Text put before every row unless the producer is given another (a sentence-transformers prompt)."""
     created: str
     """UTC, ISO 8601."""
+    plans: tuple[PlanSpec, ...] = ()
+    """The only part that is added to later, one plan for each TensorRT version and compute capability."""
 
     @property
     def fingerprint(self) -> str:
@@ -69,21 +169,87 @@ class EngineSpec(BaseModel):
     def folder(self) -> Path:
         return engine_folder(self.name)
 
+    def flops(self, length: int) -> int:
+        """Floating-point operations for one row of ``length`` tokens: the weight matrices, and Q Kᵀ and its product
+        with V, each ``length × length × hidden`` multiplications and additions a layer."""
+        return 2 * self.linear_weights * length + 4 * self.layers * self.hidden * length**2
+
     def check_file(self, file: str, sha256: str) -> Path:
         """The path of one of the engine's files, once its hash has been compared with the recorded one.
 
         Raises:
             UserError: the file is missing or was changed.
         """
+        mend = f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}"
+        return self._checked(file, sha256, mend)
+
+    def _checked(self, file: str, sha256: str, mend: str) -> Path:
         path = self.folder / file
         found = sha256_of(path) if path.is_file() else "no file"
         if found != sha256:
-            raise UserError(
-                f"{path} has SHA-256 {found}",
-                f"engine.json records {sha256}",
-                f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}",
-            )
+            raise UserError(f"{path} has SHA-256 {found}", f"engine.json records {sha256}", mend)
         return path
+
+    def plan_for(self, tensorrt: str, sm: int) -> PlanSpec:
+        """The plan that this TensorRT version and compute capability can run.
+
+        Raises:
+            UserError: there is none.
+        """
+        for plan in self.plans:
+            if (plan.tensorrt, plan.sm) == (tensorrt, sm):
+                onnx = self.onnx_packed_sha256 if plan.packed else self.onnx_fp16_sha256
+                if plan.onnx_sha256 != onnx:
+                    raise UserError(
+                        f"{self.folder / plan.file} was built from an ONNX file with SHA-256 {plan.onnx_sha256}",
+                        f"the engine's has {onnx}",
+                        self.rebuild_plan,
+                    )
+                return plan
+        there = ", ".join(f"TensorRT {plan.tensorrt} on SM {plan.sm}" for plan in self.plans)
+        raise UserError(
+            f"engine {self.name} has {f'plans for {there}' if there else 'no plan'}",
+            f"this machine has TensorRT {tensorrt} on SM {sm}",
+            self.rebuild_plan,
+        )
+
+    def check_plan(self, plan: PlanSpec) -> Path:
+        """The path of a plan, once its hash has been compared with the recorded one.
+
+        Raises:
+            UserError: the file is missing or was changed.
+        """
+        return self._checked(plan.file, plan.sha256, self.rebuild_plan)
+
+    @property
+    def rebuild_plan(self) -> str:
+        """The command that makes this machine's plan."""
+        return f"build it on this machine: python -m engine_build plan --engine {self.name}"
+
+    def with_plan(self, plan: PlanSpec) -> "EngineSpec":
+        """Record a plan in ``engine.json``, in place of one for the same TensorRT and compute capability.
+
+        Returns:
+            What ``engine.json`` says now.
+        """
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # two GPUs' builds may end at once
+            now = _read(self.folder)
+            others = [other for other in now.plans if (other.tensorrt, other.sm) != (plan.tensorrt, plan.sm)]
+            now = now.model_copy(update={"plans": (*others, plan)})
+            now.write()
+        finally:
+            os.close(folder)
+        return now
+
+    def write(self, folder: Path | None = None) -> None:
+        """Write ``engine.json``.
+
+        Args:
+            folder: None for the engine's own.
+        """
+        write_atomically((folder or self.folder) / "engine.json", self.model_dump_json(indent=2) + "\n")
 
 
 def engine_folder(name: str) -> Path:

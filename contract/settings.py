@@ -3,6 +3,7 @@
 import functools
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, FilePath, RedisDsn, TypeAdapter, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -30,6 +31,10 @@ class Settings(BaseSettings):
 
     engine: str | None = None
     """Name of the engine to use. Unset: the one built last."""
+
+    runtime: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
+    """What a worker computes with. ``auto``: TensorRT if the engine has a plan and the machine a GPU, tensorrt and
+    pycuda; else ONNX Runtime on the CPU."""
 
     token_budget: int = Field(default=512, ge=1)
     """Most tokens, padding included, that one thread of the ONNX Runtime engine computes at once; a longer row is

@@ -1,25 +1,56 @@
-"""``python -m engine_build``: the command."""
+"""``python -m engine_build``: the commands."""
 
 import time
+from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from contract.engine import Pooling
+from contract.engine import EngineSpec, PlanSpec, Pooling, Profile, load_engine
+from contract.errors import UserError
+from engine_build.bench import SYSTEMS, Record, Shape, add_to, available, measure
+from worker.gpus import lacking
 
 _EPILOG = """\b
 Examples:
   python -m engine_build --model bert-base-cased
   python -m engine_build --model ./my-model --pooling cls --normalize
-  python -m engine_build --model BAAI/bge-small-en-v1.5 --name bge-small
+  python -m engine_build --model BAAI/bge-small-en-v1.5 --name bge-small --no-plan
+  python -m engine_build plan --engine bge-small
+  python -m engine_build bench --engine bge-small
 
 The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m producer --dataset imdb
 """
 
+_GIB = 2**30
 
-@click.command(epilog=_EPILOG)
-@click.option("--model", required=True, help="Hub id, or a local folder that holds config.json and weights.")
+
+class ProfileType(click.ParamType[Profile]):
+    """``ROWSxLENGTH``, either of them a number or a range."""
+
+    name = "ROWSxLENGTH"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Profile:
+        try:
+            return Profile.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ShapeType(ProfileType):
+    """``ROWSxLENGTH``, both numbers."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Shape:  # type: ignore[override]
+        profile = super().convert(value, param, ctx)
+        if (profile.least_rows, profile.shortest) != (profile.rows, profile.length):
+            self.fail(f"{value} is a range: expected one shape, such as 32x512", param, ctx)
+        return Shape(profile.rows, profile.length)
+
+
+@click.group(epilog=_EPILOG, invoke_without_command=True)
+@click.option("--model", help="Hub id, or a local folder that holds config.json and weights.")
 @click.option("--name", help="The engine's name.  [default: the model's]")
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option(
@@ -34,53 +65,256 @@ The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m produce
     help="Scale vectors to norm 1.  [default: the model folder's own, else no]",
 )
 @click.option("--max-length", type=int, help="Tokens after which a row is truncated.  [default: 512]")
+@click.option(
+    "--plan/--no-plan",
+    "plan_too",
+    default=None,
+    help="Build a TensorRT plan as well.  [default: if there is a GPU with TensorRT and pycuda]",
+)
+@click.pass_context
 def main(
-    model: str,
+    context: click.Context,
+    model: str | None,
     name: str | None,
     revision: str | None,
     pooling: Pooling | None,
     normalize: bool | None,
     max_length: int | None,
+    plan_too: bool | None,
 ) -> None:
     """Turn a BERT-family encoder into an engine: PyTorch to ONNX, pooling and normalization in the graph.
 
     A sentence-transformers folder's own pooling, normalization and default prompt are kept, so its vectors stay the
     ones its users know. Right after the export the engine is compared with PyTorch.
     """
+    if context.invoked_subcommand:
+        return
+    if model is None:
+        raise click.UsageError("Missing option '--model'.", context)
+    if plan_too and lacking():
+        raise _no_plan(f"add it where there is one: python -m engine_build plan --engine {name or 'NAME'}")
     from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
 
-    console = Console(stderr=True)
     began = time.monotonic()
-    with console.status("starting") as status:
-        spec, comparison = build(
+    with _STDERR.status("starting") as status:
+        spec, comparisons = build(
             model,
             name=name,
             revision=revision,
             pooling=pooling,
             normalize=normalize,
             max_length=max_length,
-            say=lambda line: console.print(line, highlight=False),
+            say=lambda line: _STDERR.print(line, highlight=False),
             step=lambda text: status.update(f"{text} …"),
         )
-    out = Console()
-    if comparison is None:
-        out.print(f"{spec.folder} is this engine already (fingerprint {spec.fingerprint}).", highlight=False)
-        return
-    table = Table("engine", spec.name, title="Engine built", title_justify="left")
-    table.add_row("folder", str(spec.folder))
-    table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.hidden} wide)")
-    table.add_row("vectors", f"pooling {spec.pooling}, {'norm 1' if spec.normalize else 'not normalized'}")
-    table.add_row("truncation", f"{spec.max_length} tokens")
-    table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
-    table.add_row("fingerprint", spec.fingerprint)
-    table.add_row(
-        "ONNX vs PyTorch",
-        f"lowest cosine {comparison.min_cosine:.7f}, MSE {comparison.mse:.1e}, "
-        f"relative MSE {comparison.relative_mse:.1e}",
-    )
-    table.add_row("seconds", f"{time.monotonic() - began:.1f}")
-    out.print(table)
-    out.print("Next: python -m producer --dataset imdb", highlight=False)
+    if comparisons:
+        table = Table("engine", spec.name, title="Engine built", title_justify="left")
+        table.add_row("folder", str(spec.folder))
+        table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.hidden} wide)")
+        table.add_row("vectors", f"pooling {spec.pooling}, {'norm 1' if spec.normalize else 'not normalized'}")
+        table.add_row("truncation", f"{spec.max_length} tokens")
+        table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
+        table.add_row("fingerprint", spec.fingerprint)
+        for precision, comparison in comparisons.items():
+            table.add_row(f"ONNX {precision.upper()} vs PyTorch", str(comparison))
+        table.add_row("seconds", f"{time.monotonic() - began:.1f}")
+        _STDOUT.print(table)
+    else:
+        _STDOUT.print(f"{spec.folder} is this engine already (fingerprint {spec.fingerprint}).", highlight=False)
+    if plan_too or (plan_too is None and not lacking() and not spec.plans):
+        _build_plan(spec, (), packed=None, level=3, workspace=4, gpu=0)
+    _STDOUT.print("Next: python -m producer --dataset imdb", highlight=False)
+
+
+_ENGINE = click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
+_GPU = click.option("--gpu", type=click.IntRange(min=0), default=0, show_default=True, help="The GPU's number.")
+
+
+@main.command()
+@_ENGINE
+@click.option(
+    "--profile",
+    "profiles",
+    type=ProfileType(),
+    multiple=True,
+    help="Shapes that the plan takes, such as 32x512, or ranges, such as 1-32x257-512; may be given several times. "
+    "Each takes about as long to build as the last.  [default: up to 16,384 tokens for each doubling of the length]",
+)
+@click.option(
+    "--packed/--padded",
+    default=None,
+    help="Rows end to end, or each padded to the longest one's length.  [default: packed, where the model and TensorRT "
+    "can]",
+)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="The builder's optimization level: higher ones try more and take longer.",
+)
+@click.option(
+    "--workspace",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4,
+    show_default=True,
+    help="GiB of GPU memory that a kernel may use for itself.",
+)
+@_GPU
+def plan(
+    engine: str | None, profiles: tuple[Profile, ...], packed: bool | None, level: int, workspace: float, gpu: int
+) -> None:
+    """Build the engine's TensorRT plan for this machine's TensorRT and GPU; PyTorch is not needed.
+
+    A plan runs on the TensorRT version and the compute capability that it was built with, nowhere else. One that is
+    there for both is replaced. What the builder timed is kept beside the plan and makes the next build faster.
+    """
+    if lacking():
+        raise _no_plan("run this on a machine that has one, with embedmill[gpu] installed")
+    _build_plan(load_engine(engine), profiles, packed=packed, level=level, workspace=workspace, gpu=gpu)
+
+
+@main.command()
+@_ENGINE
+@click.option(
+    "--shape",
+    "shapes",
+    type=ShapeType(),
+    multiple=True,
+    help="Rows and length of a batch; may be given several times.  [default: 1x512, 32x512 and 128x128]",
+)
+@click.option(
+    "--system",
+    "systems",
+    type=click.Choice(SYSTEMS),
+    multiple=True,
+    help="What to time; may be given several times.  [default: all that can run here]",
+)
+@click.option("--runs", type=click.IntRange(min=1), help="Of each shape.  [default: 1,000 for one row, else 100]")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for PyTorch FP32's vectors: written where PyTorch is timed, read where only TensorRT is.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="File to add the records to."
+)
+@_GPU
+def bench(
+    engine: str | None,
+    shapes: tuple[Shape, ...],
+    systems: tuple[str, ...],
+    runs: int | None,
+    reference: Path | None,
+    json_file: Path | None,
+    gpu: int,
+) -> None:
+    """Time TensorRT beside PyTorch on random batches, and compare their vectors with PyTorch FP32's.
+
+    \b
+    Where PyTorch and TensorRT are in different Pythons, each runs its half:
+      python -m engine_build bench --system torch-fp32 --system torch-fp16 --reference ref.npz --json bench.json
+      python -m engine_build bench --system tensorrt --reference ref.npz --json bench.json
+    """
+    spec = load_engine(engine)
+    chosen = systems or tuple(available())
+    if not chosen:
+        raise UserError(f"this machine has {lacking()}, and no PyTorch for a GPU", "expected a GPU to time")
+    if "tensorrt" in chosen and lacking():
+        raise UserError(f"this machine has {lacking()}", "expected to time TensorRT", "leave out --system tensorrt")
+    defaults = [shape for shape in (Shape(1, 512), Shape(32, 512), Shape(128, 128)) if shape.length <= spec.max_length]
+    with _STDERR.status("starting") as status:
+        records = measure(
+            spec,
+            chosen,
+            shapes or defaults,
+            runs=runs,
+            gpu=gpu,
+            reference=reference,
+            step=lambda text: status.update(f"{text} …"),
+        )
+    _STDOUT.print(_table(add_to(json_file, records) if json_file else records))
+
+
+def _build_plan(
+    spec: EngineSpec,
+    profiles: tuple[Profile, ...],
+    *,
+    packed: bool | None,
+    level: int,
+    workspace: float,
+    gpu: int,
+) -> None:
+    from engine_build.plan import add_plan  # here: only a GPU machine has TensorRT and pycuda
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_STDERR, transient=True) as bar:
+        # TensorRT 8.6 does not say how far it is: the bar then only shows that time passes.
+        task = bar.add_task(f"building the plan of {spec.name}", total=None)
+        now = add_plan(
+            spec,
+            profiles=profiles or None,
+            packed=packed,
+            level=level,
+            workspace=int(workspace * _GIB),
+            gpu=gpu,
+            step=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    _STDOUT.print(_plan_table(now, now.plans[-1]))
+
+
+def _plan_table(spec: EngineSpec, built: PlanSpec) -> Table:
+    table = Table("plan", built.file, title=f"Plan of engine {spec.name} built", title_justify="left")
+    table.add_row("runs on", f"TensorRT {built.tensorrt}, SM {built.sm}")
+    table.add_row("built on", f"{built.gpu}, optimization level {built.optimization_level}")
+    table.add_row("profiles", ", ".join(map(str, built.profiles)))
+    table.add_row("rows", "end to end" if built.packed else "padded to the longest one's length")
+    table.add_row("precision", built.precision)
+    table.add_row("size", f"{(spec.folder / built.file).stat().st_size / 1e6:,.0f} MB")
+    table.add_row("seconds", f"{built.build_seconds:.1f}")
+    return table
+
+
+def _table(records: list[Record]) -> Table:
+    table = Table(title=f"{records[0].model} on {records[0].gpu}", title_justify="left")
+    for heading in ("batch", "system"):
+        table.add_column(heading)
+    for heading in (
+        "ms",
+        "× FP32",
+        "seq/s",
+        "tokens/s",
+        "TFLOP/s",
+        "chip",
+        "MSE",
+        "relative",
+        "lowest cosine",
+        "largest",
+    ):
+        table.add_column(heading, justify="right")
+    slowest = {(one.model, one.batch, one.length): one.ms for one in records if one.system == "torch-fp32"}
+    for one in records:
+        reference = slowest.get((one.model, one.batch, one.length))
+        figures = [
+            f"{one.ms:.3f}",
+            f"{reference / one.ms:.2f}" if reference else "",
+            f"{one.sequences_per_s:,.0f}",
+            f"{one.tokens_per_s:,.0f}",
+            f"{one.tflops:.0f}",
+            f"{one.chip_share:.0%}" if one.chip_share else "",
+            *(f"{figure:.2e}" if figure is not None else "" for figure in (one.mse, one.relative_mse)),
+            f"{one.min_cosine:.7f}" if one.min_cosine is not None else "",
+            f"{one.max_difference:.1e}" if one.max_difference is not None else "",
+        ]
+        table.add_row(f"{one.batch} x {one.length}", one.system, *figures)
+    return table
+
+
+def _no_plan(mend: str) -> UserError:
+    return UserError(f"this machine has {lacking()}", "a plan is built on the GPU that will run it", mend)
+
+
+_STDOUT, _STDERR = Console(), Console(stderr=True)
 
 
 if __name__ == "__main__":

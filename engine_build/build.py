@@ -1,18 +1,20 @@
 """A model's folder becomes an engine directory, which is there in full or not at all."""
 
+import copy
 import re
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from contract.compare import Comparison
+from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec, Pooling, engine_folder, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
 from engine_build.export import check_export, onnx_from_torch
-from engine_build.model import load_model, load_tokenizer, longest, weights_sha256
+from engine_build.model import linear_weights, load_model, load_tokenizer, longest, weights_sha256
+from engine_build.packed import packable, packed_onnx_from_torch
 from engine_build.source import defaults_of, fetch
 
 DEFAULT_LENGTH = 512
@@ -28,7 +30,7 @@ def build(
     max_length: int | None,
     say: Callable[[str], None],
     step: Callable[[str], None],
-) -> tuple[EngineSpec, Comparison | None]:
+) -> tuple[EngineSpec, dict[str, Comparison]]:
     """Build an engine directory.
 
     Args:
@@ -42,7 +44,8 @@ def build(
         step: takes the name of the step that begins.
 
     Returns:
-        The engine, and how far ONNX Runtime is from PyTorch; None in place of that where the engine was there already.
+        The engine, and how far ONNX Runtime is from PyTorch in each precision; nothing in place of that where the
+        engine was there already.
 
     Raises:
         UserError: the model cannot be taken, or an engine of this name holds something else.
@@ -73,10 +76,23 @@ def build(
         tokenizer.backend_tokenizer.save(str(staging / "tokenizer" / "tokenizer.json"))
         step("exporting to ONNX")
         onnx_from_torch(torch_model, pooling, normalize=normalize, path=staging / "model.onnx")
+        step("exporting to ONNX in FP16")
+        in_fp16 = copy.deepcopy(torch_model).half()
+        onnx_from_torch(in_fp16, pooling, normalize=normalize, path=staging / "model.fp16.onnx")
+        packed = packable(torch_model, max_length)
+        if packed:
+            packed_onnx_from_torch(in_fp16, pooling, normalize=normalize, path=staging / "model.packed.onnx")
         step("comparing ONNX Runtime with PyTorch")
-        comparison = check_export(
-            staging / "model.onnx", torch_model, tokenizer, pooling, normalize=normalize, max_length=max_length
+        comparisons = check_export(
+            {"fp32": staging / "model.onnx", "fp16": staging / "model.fp16.onnx"},
+            torch_model,
+            tokenizer,
+            pooling,
+            normalize=normalize,
+            max_length=max_length,
         )
+        if not comparisons["fp16"].within(TOLERANCES["fp16"]):
+            say(f"In FP16 this model is too far from PyTorch: {comparisons['fp16']}. Don't build a plan of it.")
         spec = EngineSpec(
             name=name,
             model=source.model,
@@ -85,19 +101,23 @@ def build(
             weights_sha256=weights_sha256(torch_model),
             tokenizer_sha256=sha256_of(staging / "tokenizer" / "tokenizer.json"),
             onnx_sha256=sha256_of(staging / "model.onnx"),
+            onnx_fp16_sha256=sha256_of(staging / "model.fp16.onnx"),
+            onnx_packed_sha256=sha256_of(staging / "model.packed.onnx") if packed else None,
             pooling=pooling,
             normalize=normalize,
             hidden=torch_model.config.hidden_size,
+            layers=torch_model.config.num_hidden_layers,
+            linear_weights=linear_weights(torch_model),
             max_length=max_length,
             pad_id=tokenizer.pad_token_id,
             prefix=defaults.prefix,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
-        (staging / "engine.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        spec.write(staging)
         if final.exists():
-            return _existing(spec), None
+            return _existing(spec), {}
         staging.rename(final)
-    return spec, comparison
+    return spec, comparisons
 
 
 def _existing(spec: EngineSpec) -> EngineSpec:

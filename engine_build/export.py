@@ -1,6 +1,7 @@
 """PyTorch to ONNX, shaped so that TensorRT 8.6, 10 and 11 and ONNX Runtime all fuse it."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,23 @@ class _Graph(nn.Module):
         self.model, self.pooling, self.normalize = model, pooling, normalize
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        # Whatever the model computes in, pooling and normalization are in FP32: there sums over all tokens are taken.
         mask = attention_mask.to(torch.float32)
         if self.model.config.model_type == "distilbert":  # has no segments, but every engine has the same inputs
             mask = mask + token_type_ids * 0.0
-        additive = (1.0 - mask)[:, None, None, :] * _MASKED
+        additive = ((1.0 - mask)[:, None, None, :] * _MASKED).to(self.model.dtype)
         hidden = hidden_states(self.model, input_ids, additive, token_type_ids)
-        return pooled(hidden, mask, self.pooling, normalize=self.normalize)
+        return pooled(hidden.to(torch.float32), mask, self.pooling, normalize=self.normalize)
 
 
 def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, *, normalize: bool, path: Path) -> None:
     """Export an encoder: inputs ``INPUTS``, int32 ``[rows, length]``, both axes free; output ``OUTPUT``, float32.
 
+    The graph's types are the model's. Of a model in FP16 it has weights and activations in FP16, and LayerNormalization
+    as one node, whose statistics TensorRT takes in FP32. TensorRT 11 has no other way to be told the precision.
+
     Args:
-        model: from ``engine_build.model.load_model``.
+        model: from ``engine_build.model.load_model``, in FP32 or, by ``half()``, in FP16.
         pooling: see ``engine_build.model.pooled``.
         normalize: likewise.
         path: the ONNX file to write.
@@ -76,23 +81,44 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, *, no
     # The traced example has padding and several rows, so that nothing in the graph is fixed to a special case.
     ids = torch.full((2, 8), model.config.pad_token_id or 0, dtype=torch.int32)
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3], dtype=torch.int32)
+    axes = {name: {0: "rows", 1: "length"} for name in INPUTS}
+    output = {OUTPUT: {0: "rows", 1: "length"} if pooling == "tokens" else {0: "rows"}}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the TorchScript exporter announces its successor, which has no opset 17
-            torch.onnx.export(
-                _Graph(model, pooling, normalize).eval(),
-                (ids, mask, torch.zeros_like(ids)),
-                str(path),
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_axes={name: {0: "rows", 1: "length"} for name in INPUTS}
-                | {OUTPUT: {0: "rows", 1: "length"} if pooling == "tokens" else {0: "rows"}},
-                opset_version=OPSET,
-                dynamo=False,
-            )
+        graph = _Graph(model, pooling, normalize).eval()
+        exported(graph, (ids, mask, torch.zeros_like(ids)), INPUTS, axes | output, path)
     finally:
         model.set_attn_implementation(before)
     onnx.checker.check_model(str(path))
+
+
+def exported(
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    names: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    path: Path,
+) -> None:
+    """Trace a graph and write it as ONNX.
+
+    Args:
+        graph: in evaluation mode.
+        example: its inputs.
+        names: the inputs' names; the output's is ``OUTPUT``.
+        axes: of each, the free axes and what they are called.
+        path: the ONNX file to write.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the TorchScript exporter announces its successor, which has no opset 17
+        torch.onnx.export(
+            graph,
+            example,
+            str(path),
+            input_names=list(names),
+            output_names=[OUTPUT],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
 
 
 _SENTENCES = (
@@ -106,41 +132,55 @@ _SENTENCES = (
 
 
 def check_export(
-    path: Path,
+    paths: Mapping[str, Path],
     model: transformers.PreTrainedModel,
     tokenizer: transformers.PreTrainedTokenizerBase,
     pooling: Pooling,
     *,
     normalize: bool,
     max_length: int,
-) -> Comparison:
-    """Compare the ONNX file in ONNX Runtime with PyTorch, on texts of several lengths, padded together and each alone.
+) -> dict[str, Comparison]:
+    """Compare ONNX files in ONNX Runtime with PyTorch, on texts of several lengths, padded together and each alone.
 
     PyTorch runs with transformers' own attention and mask, so the exported ones are checked too.
 
+    Args:
+        paths: precision → file.
+        model: in FP32.
+        tokenizer: the model's.
+        pooling: the files'.
+        normalize: likewise.
+        max_length: in tokens.
+
     Raises:
-        UserError: they differ by more than the FP32 tolerance.
+        UserError: the FP32 file differs by more than its tolerance.
     """
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    sessions = {
+        precision: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for precision, path in paths.items()
+    }
+    found: dict[str, list[np.ndarray]] = {precision: [] for precision in paths}
+    reference = []
     together = [list(_SENTENCES)]
-    found, reference = [], []
     for texts in together + [[text] for text in _SENTENCES]:
         tokens = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         types = tokens.get("token_type_ids", torch.zeros_like(ids))
-        feed = {name: tensor.numpy().astype(np.int32) for name, tensor in zip(INPUTS, (ids, mask, types), strict=True)}
-        vectors = session.run([OUTPUT], feed)[0]
         with torch.inference_mode():
             expected = pooled(hidden_states(model, ids, mask, types), mask, pooling, normalize=normalize).numpy()
         real = mask.numpy().astype(bool) if pooling == "tokens" else slice(None)
-        found.append(vectors[real])
         reference.append(expected[real])
-    comparison = compare(np.concatenate(found), np.concatenate(reference))
+        feed = {name: tensor.numpy().astype(np.int32) for name, tensor in zip(INPUTS, (ids, mask, types), strict=True)}
+        for precision, session in sessions.items():
+            found[precision].append(session.run([OUTPUT], feed)[0][real])
+    comparisons = {
+        precision: compare(np.concatenate(vectors), np.concatenate(reference)) for precision, vectors in found.items()
+    }
+    comparison = comparisons["fp32"]
     if not comparison.within(TOLERANCES["fp32"]):
         raise UserError(
-            f"ONNX Runtime differs from PyTorch: lowest cosine {comparison.min_cosine:.7f}, relative MSE "
-            f"{comparison.relative_mse:.1e}, non-finite vectors {comparison.non_finite}",
+            f"ONNX Runtime differs from PyTorch: {comparison}",
             f"expected at least {TOLERANCES['fp32'].min_cosine} and at most {TOLERANCES['fp32'].max_relative_mse}",
             "the export is wrong for this model: please report it",
         )
-    return comparison
+    return comparisons

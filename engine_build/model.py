@@ -121,6 +121,11 @@ def longest(model: transformers.PreTrainedModel) -> int:
     return config.max_position_embeddings - taken
 
 
+def linear_weights(model: transformers.PreTrainedModel) -> int:
+    """The elements of the weight matrices that every token is multiplied with."""
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+
+
 def weights_sha256(model: transformers.PreTrainedModel) -> str:
     """A hash over what the encoder computes with, whatever kind of file it came from.
 
@@ -164,5 +169,10 @@ def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, *, normaliz
         vectors = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
     else:
         vectors = hidden[:, 0] if pooling == "cls" else hidden
+    return normalized(vectors) if normalize else vectors
+
+
+def normalized(vectors: Tensor) -> Tensor:
+    """Vectors of Euclidean norm 1."""
     # As nn.functional.normalize, which would leave the graph without a fixed width of its output.
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12) if normalize else vectors
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)

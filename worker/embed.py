@@ -1,7 +1,6 @@
 """One batch's way through a worker: bytes → vectors → shard."""
 
 import errno
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,10 +16,8 @@ from contract.errors import UserError
 from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
-from worker.engine import Engine, fp32_engine, open_engine
+from worker.engine import Engine, fp32_engine, log, open_engine
 from worker.isolate import failing_rows
-
-log = logging.getLogger("embedmill.worker")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -43,10 +40,12 @@ class Embedder:
 
     Args:
         threads: cores to compute on, where an engine computes on a CPU.
+        gpu: the GPU to compute on, where it does that.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, gpu: int = 0) -> None:
         self._threads = threads
+        self._gpu = gpu
         self._engines: dict[str, Engine] = {}
         self._fp32: dict[str, Engine] = {}
         self._open = ExitStack()
@@ -60,6 +59,7 @@ class Embedder:
 
         Raises:
             UserError: there is no such engine here, or it is another than the fingerprint says.
+            EngineDead: the GPU failed.
         """
         spec = load_engine(name)
         if fingerprint and spec.fingerprint != fingerprint:
@@ -70,7 +70,7 @@ class Embedder:
             )
         if spec.fingerprint not in self._engines:
             began = time.monotonic()
-            engine = self._open.enter_context(open_engine(spec, self._threads))
+            engine = self._open.enter_context(open_engine(spec, self._threads, self._gpu))
             self._engines[spec.fingerprint] = engine
             log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
         return self._engines[spec.fingerprint]

@@ -4,14 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import onnxruntime
 
 from contract.batch import Batch
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.settings import settings
-from worker.engine import Inference
-from worker.microbatch import MicroBatch, plan
+from worker.engine import Gathered, Inference
+from worker.microbatch import MicroBatch, cut_by_budget
 
 
 class OnnxEngine:
@@ -58,23 +57,13 @@ class OnnxEngine:
         """
         if self._session is None or self._pool is None:
             raise RuntimeError("the engine is not open: use it in a with block")
-        session, lengths = self._session, batch.lengths
-        microbatches = plan(lengths, settings().token_budget)
-        per_token = self.spec.pooling == "tokens"
-        # Where each row's vectors begin in the result: one each, or one for each of its tokens.
-        counts = lengths if per_token else np.minimum(lengths, 1)
-        first = np.cumsum(counts) - counts
-        vectors = np.empty((int(counts.sum()), self.spec.hidden), np.float32)
+        session, gathered = self._session, Gathered(self.spec, batch.lengths)
+        microbatches = cut_by_budget(batch.lengths, settings().token_budget)
 
         def compute(micro: MicroBatch) -> None:
             feed = {name: getattr(batch, name)[micro.rows, : micro.length] for name in INPUTS}
-            found = session.run([OUTPUT], feed)[0]
-            if per_token:
-                for row, tokens in zip(micro.rows, found, strict=True):
-                    vectors[first[row] : first[row] + lengths[row]] = tokens[: lengths[row]]
-            else:
-                vectors[first[micro.rows]] = found
+            gathered.put(micro.rows, session.run([OUTPUT], feed)[0])
 
         for _ in self._pool.map(compute, microbatches):
             pass  # raises what a thread raised
-        return Inference(vectors, sum(micro.tokens for micro in microbatches))
+        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))

@@ -7,10 +7,55 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
+from contract.engine import EngineSpec, PlanSpec
 from contract.job import Job, job_id
 from contract.shard import ShardInfo, commit, table_of
 
 FINGERPRINT = "fedcba9876543210"
+
+ENGINE_FIELDS: dict[str, object] = {
+    "name": "one",
+    "model": "acme/one",
+    "revision": "c0ffee",
+    "architecture": "bert",
+    "weights_sha256": "w",
+    "tokenizer_sha256": "t",
+    "onnx_sha256": "o",
+    "onnx_fp16_sha256": "h",
+    "onnx_packed_sha256": "p",
+    "pooling": "mean",
+    "normalize": True,
+    "hidden": 32,
+    "layers": 2,
+    "linear_weights": 16384,
+    "max_length": 512,
+    "pad_id": 0,
+    "prefix": "",
+    "created": "2026-11-01T00:00:00.000000+00:00",
+}
+
+PLAN_FIELDS: dict[str, object] = {
+    "file": "plans/trt10.13.3.9-sm90-01234567.plan",
+    "sha256": "s",
+    "onnx_sha256": "h",
+    "packed": False,
+    "tensorrt": "10.13.3.9",
+    "sm": 90,
+    "gpu": "NVIDIA H200",
+    "precision": "fp16",
+    "profiles": ["1-32x1-512"],
+    "optimization_level": 3,
+    "build_seconds": 45.0,
+    "created": "2026-11-01T00:00:00.000000+00:00",
+}
+
+
+def engine_spec(**changes: object) -> EngineSpec:
+    return EngineSpec.model_validate(ENGINE_FIELDS | changes)
+
+
+def plan_spec(**changes: object) -> PlanSpec:
+    return PlanSpec.model_validate(PLAN_FIELDS | changes)
 
 
 def matrix(*rows: Sequence[int]) -> npt.NDArray[np.int32]:

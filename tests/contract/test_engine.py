@@ -7,23 +7,7 @@ import pytest
 from contract.engine import EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
 from contract.settings import settings
-
-FIELDS: dict[str, object] = {
-    "name": "one",
-    "model": "acme/one",
-    "revision": "c0ffee",
-    "architecture": "bert",
-    "weights_sha256": "w",
-    "tokenizer_sha256": "t",
-    "onnx_sha256": "o",
-    "pooling": "mean",
-    "normalize": True,
-    "hidden": 32,
-    "max_length": 512,
-    "pad_id": 0,
-    "prefix": "",
-    "created": "2026-11-01T00:00:00.000000+00:00",
-}
+from tests.contract.samples import ENGINE_FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +19,7 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def an_engine(name: str, **changes: object) -> EngineSpec:
-    spec = EngineSpec.model_validate(FIELDS | {"name": name} | changes)
+    spec = EngineSpec.model_validate(ENGINE_FIELDS | {"name": name} | changes)
     spec.folder.mkdir(parents=True)
     (spec.folder / "engine.json").write_text(spec.model_dump_json())
     return spec
@@ -84,9 +68,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str) -> None:
         ("", "json"),
         ("{", "json"),
         ("[]", "object"),
-        (json.dumps(FIELDS | {"pooling": "max"}), "pooling"),
-        (json.dumps(FIELDS | {"colour": "red"}), "colour"),
-        (json.dumps({key: value for key, value in FIELDS.items() if key != "onnx_sha256"}), "onnx_sha256"),
+        (json.dumps(ENGINE_FIELDS | {"pooling": "max"}), "pooling"),
+        (json.dumps(ENGINE_FIELDS | {"colour": "red"}), "colour"),
+        (json.dumps({key: value for key, value in ENGINE_FIELDS.items() if key != "onnx_sha256"}), "onnx_sha256"),
     ],
 )
 def test_a_garbled_record_is_refused_with_the_commands_that_mend_it(content: str, why: str, engines: Path) -> None:
@@ -152,4 +136,4 @@ def test_the_fingerprint_is_the_same_on_every_machine() -> None:
 
 
 def _fingerprint(**changes: object) -> str:
-    return EngineSpec.model_validate(FIELDS | changes).fingerprint
+    return EngineSpec.model_validate(ENGINE_FIELDS | changes).fingerprint

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,6 +13,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 
+from bench.tiny_model import save_tiny_model
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.errors import UserError
@@ -21,7 +23,7 @@ from engine_build.__main__ import main
 from engine_build.build import build
 from engine_build.export import check_export
 from engine_build.model import _WHY_NOT, ARCHITECTURES, load_model, load_tokenizer, weights_sha256
-from tests.conftest import build_engine, save_tiny_model
+from tests.conftest import build_engine
 
 
 @pytest.fixture
@@ -50,8 +52,14 @@ def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Pa
     spec = build_engine(model, "mill")
     assert load_engine() == load_engine("mill") == spec
     assert left_in(engines) == ["mill"]
-    assert sorted(path.name for path in spec.folder.iterdir()) == ["engine.json", "model.onnx", "tokenizer"]
+    assert sorted(path.name for path in spec.folder.iterdir()) == [
+        "engine.json",
+        "model.fp16.onnx",
+        "model.onnx",
+        "tokenizer",
+    ]
     assert spec.onnx_sha256 == sha256_of(spec.folder / "model.onnx")
+    assert spec.onnx_fp16_sha256 == sha256_of(spec.folder / "model.fp16.onnx")
     assert spec.tokenizer_sha256 == sha256_of(spec.folder / "tokenizer" / "tokenizer.json")
     assert (spec.model, spec.revision, spec.architecture) == (str(model), None, "bert")
     assert (spec.pooling, spec.normalize, spec.hidden, spec.max_length, spec.pad_id) == ("mean", False, 32, 512, 0)
@@ -129,7 +137,7 @@ def test_another_engine_under_the_same_name_is_refused(engines: Path, model: Pat
     ],
 )
 def test_an_architecture_that_is_not_supported_is_refused_with_the_reason(
-    model_type: str, config: dict[str, object], engines: Path, tmp_path: Path
+    model_type: str, config: dict[str, Any], engines: Path, tmp_path: Path
 ) -> None:
     folder = save_tiny_model(tmp_path / "model", model_type, **config)
     with pytest.raises(UserError, match=f"is a {model_type} model: ") as caught:
@@ -141,7 +149,7 @@ def test_an_architecture_that_is_not_supported_is_refused_with_the_reason(
 
 
 def test_every_reason_against_an_architecture_is_tested() -> None:
-    marks = test_an_architecture_that_is_not_supported_is_refused_with_the_reason.pytestmark  # type: ignore[attr-defined]
+    marks = test_an_architecture_that_is_not_supported_is_refused_with_the_reason.pytestmark
     assert set(_WHY_NOT) <= {model_type for model_type, _ in marks[0].args[1]}
 
 
@@ -225,7 +233,8 @@ def test_an_export_that_differs_from_pytorch_is_refused(tiny: EngineSpec, tiny_m
     model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
 
     def check(pooling: Pooling, normalize: bool) -> Comparison:
-        return check_export(tiny.folder / "model.onnx", model, tokenizer, pooling, normalize=normalize, max_length=32)
+        paths = {"fp32": tiny.folder / "model.onnx"}
+        return check_export(paths, model, tokenizer, pooling, normalize=normalize, max_length=32)["fp32"]
 
     assert check("mean", False).within(TOLERANCES["fp32"])
     with pytest.raises(UserError, match="differs from PyTorch"):

@@ -12,10 +12,10 @@ import torch
 import transformers
 from onnx import numpy_helper
 
+from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
 from engine_build.model import ARCHITECTURES, load_model, longest
-from tests.conftest import save_tiny_model
 
 LAYERS, HIDDEN, VOCABULARY = 2, 32, 1000
 

@@ -12,12 +12,13 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
 
+from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from engine_build.build import build
 from engine_build.source import Defaults, defaults_of
 from producer.batches import open_tokenizer, tokenize
-from tests.conftest import JARGON, MINILM, build_engine, save_tiny_model
+from tests.conftest import JARGON, MINILM, build_engine
 
 LENGTH = 64
 """At which the tiny models' rows are truncated, here and by sentence-transformers."""

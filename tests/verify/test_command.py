@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import settings
-from tests.conftest import build_engine, save_tiny_model
+from tests.conftest import build_engine
 from tests.verify.jobs import (
     TEXTS,
     finished_job,

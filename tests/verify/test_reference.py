@@ -3,12 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from contract.settings import settings
 from engine_build.model import hidden_states, pooled
-from tests.conftest import build_engine, save_tiny_model
+from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
 from verify.reference import Reference, dataset_of, engine_of, open_reference
 from verify.sample import draw

@@ -1,0 +1,110 @@
+"""TensorRT's half of the benchmark."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pycuda.driver as cuda
+import tensorrt as trt
+
+from contract.batch import Batch
+from contract.engine import OUTPUT, EngineSpec
+from contract.errors import UserError
+from engine_build.bench import Inputs, Shape, Timed, inputs
+from worker.engine import Gathered
+from worker.layout import Shape as TensorShape
+from worker.microbatch import MicroBatch
+from worker.tensorrt_engine import LoadedPlan, open_gpu
+
+Fed = tuple[Mapping[str, TensorShape], dict[str, "cuda.DeviceAllocation"]]
+"""Shapes and device addresses of a plan's inputs."""
+
+
+class TensorRTBench:
+    """The engine's plan for this machine, loaded while the ``with`` block lasts.
+
+    Args:
+        spec: the engine.
+        gpu: the GPU's number.
+    """
+
+    def __init__(self, spec: EngineSpec, gpu: int) -> None:
+        self._spec, self._number, self._stack = spec, gpu, ExitStack()
+        self.version = f"tensorrt {trt.__version__}"
+        self.gpu = ""
+        """The GPU's name."""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._sm = open_gpu(self._number, stack)
+            self.gpu = cuda.Device(self._number).name()
+            self._plan = LoadedPlan(self._spec, self._spec.plan_for(trt.__version__, self._sm))
+            stack.callback(self._plan.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def time(self, shape: Shape, runs: int) -> Timed:
+        """Time one shape.
+
+        Raises:
+            UserError: no profile of the plan takes it at once.
+        """
+        spec, layout = self._spec, self._plan.layout
+        batches = inputs(spec, shape)
+        micro, fed = self._fed(batches, shape)
+        vectors = np.empty((layout.vectors(micro), spec.hidden), np.float32)
+        output = cuda.mem_alloc(max(layout.sizes()[1] * spec.hidden * 4, vectors.nbytes))
+        stream = cuda.Stream()
+
+        def run(turn: int) -> None:
+            shapes, addresses = fed[turn % len(fed)]
+            self._plan.enqueue(micro.profile, shapes, addresses | {OUTPUT: output}, stream)
+
+        run(0)
+        stream.synchronize()
+        cuda.memcpy_dtoh(vectors, output)
+        for turn in range(max(10, runs // 10)):
+            run(turn)
+        events = [cuda.Event() for _ in range(runs + 1)]
+        events[0].record(stream)
+        for turn in range(runs):
+            run(turn)
+            events[turn + 1].record(stream)
+        stream.synchronize()
+        milliseconds = [after.time_since(before) for before, after in itertools.pairwise(events)]
+        gathered = Gathered(spec, _as_batch(batches[0]).lengths)
+        layout.gather(micro, vectors, _as_batch(batches[0]).lengths, gathered)
+        return Timed(milliseconds, gathered.vectors)
+
+    def _fed(self, batches: list[Inputs], shape: Shape) -> tuple[MicroBatch, list[Fed]]:
+        """Batches on the GPU, each one micro-batch."""
+        layout, fed = self._plan.layout, []
+        for batch in batches:
+            micros = layout.cut(_as_batch(batch).lengths)
+            if len(micros) > 1:
+                plan = self._spec.plan_for(trt.__version__, self._sm)
+                raise UserError(
+                    f"no profile of engine {self._spec.name}'s plan takes {shape} at once",
+                    f"they take {', '.join(map(str, plan.profiles))}",
+                    f"time one of those, or build a plan with it: python -m engine_build plan --engine "
+                    f"{self._spec.name} --profile {shape}",
+                )
+            buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
+            shapes = layout.fill(_as_batch(batch), micros[0], buffers)
+            addresses = {name: cuda.to_device(buffers[name][: math.prod(shape)]) for name, shape in shapes.items()}
+            fed.append((shapes, addresses))
+        return micros[0], fed
+
+
+def _as_batch(batch: Inputs) -> Batch:
+    rows = len(batch.input_ids)
+    return Batch("bench", 0, "", np.arange(rows), *batch, n_tokens=batch.attention_mask.sum(axis=1, dtype=np.int32))

@@ -1,0 +1,101 @@
+"""PyTorch's half of the benchmark."""
+
+import gc
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from contract.engine import EngineSpec
+from contract.errors import UserError
+from engine_build.bench import Shape, Timed, inputs, real
+from engine_build.model import hidden_states, load_model, pooled, weights_sha256
+from engine_build.source import fetch
+
+_MATRIX = 8192
+
+
+class TorchBench:
+    """The engine's model in PyTorch on one GPU, with transformers' SDPA attention and TF32 off.
+
+    Args:
+        spec: the engine.
+        gpu: the GPU's number.
+
+    Raises:
+        UserError: PyTorch has no such GPU, or the model is not the one that the engine was made from.
+    """
+
+    def __init__(self, spec: EngineSpec, gpu: int) -> None:
+        if not torch.cuda.is_available() or gpu >= torch.cuda.device_count():
+            raise UserError(
+                f"this PyTorch ({torch.__version__}) finds {torch.cuda.device_count()} GPUs",
+                f"expected to use number {gpu}",
+                "time TensorRT alone: --system tensorrt",
+            )
+        self._spec, self._device = spec, torch.device("cuda", gpu)
+        self._model = load_model(fetch(spec.model, spec.revision).folder, "sdpa")
+        if weights_sha256(self._model) != spec.weights_sha256:
+            raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+        self.gpu = torch.cuda.get_device_name(self._device)
+        self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+    def time(self, system: str, shape: Shape, runs: int) -> Timed:
+        """Time one shape.
+
+        Args:
+            system: ``torch-fp32``, ``torch-fp16`` or ``torch-fp16-compiled``. After one in FP16 the model stays so.
+            shape: the batch.
+            runs: how often.
+        """
+        if system != "torch-fp32":
+            self._model.half()
+        compute: Callable[..., Tensor] = self._compute
+        if system == "torch-fp16-compiled":
+            torch.compiler.reset()
+            compute = torch.compile(self._compute, dynamic=False)
+        batches = inputs(self._spec, shape)
+        on_gpu = [[torch.from_numpy(array).to(self._device) for array in batch] for batch in batches]
+        with torch.inference_mode():
+            vectors = compute(*on_gpu[0]).cpu().numpy()
+            for turn in range(max(10, runs // 10)):
+                compute(*on_gpu[turn % len(on_gpu)])
+            milliseconds = _timed(lambda turn: compute(*on_gpu[turn % len(on_gpu)]), runs)
+        return Timed(milliseconds, real(self._spec, batches[0], vectors))
+
+    def _compute(self, *batch: Tensor) -> Tensor:
+        ids, mask, types = batch
+        hidden = hidden_states(self._model, ids, mask, types)
+        return pooled(hidden.float(), mask, self._spec.pooling, normalize=self._spec.normalize)
+
+    def matrix_tflops(self) -> float:
+        """10¹² operations a second of an FP16 product of random 8,192 × 8,192 matrices: the chip's practical best."""
+        a, b = (torch.randn(_MATRIX, _MATRIX, device=self._device, dtype=torch.float16) for _ in range(2))
+        out = torch.empty_like(a)
+        for _ in range(20):
+            torch.matmul(a, b, out=out)
+        milliseconds = _timed(lambda _: torch.matmul(a, b, out=out), 100)
+        return 2 * _MATRIX**3 / float(np.median(milliseconds)) / 1e9
+
+    def close(self) -> None:
+        """Give the GPU's memory back, which another system needs."""
+        del self._model
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _timed(run: Callable[[int], object], runs: int) -> list[float]:
+    """Milliseconds of each run, between CUDA events."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for turn in range(runs):
+        run(turn)
+        events[turn + 1].record()
+    torch.cuda.synchronize()
+    return [before.elapsed_time(after) for before, after in itertools.pairwise(events)]

@@ -1,0 +1,25 @@
+"""Which GPUs there are, without touching CUDA: a process that forks after it has used CUDA breaks its children."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+
+def gpu_count(devices: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs that this process may use: the device files, fewer where ``CUDA_VISIBLE_DEVICES`` names fewer."""
+    there = len(list(devices.glob("nvidia[0-9]*")))
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return there
+    # CUDA takes the names up to the first that it does not know, such as -1.
+    names = [name.strip() for name in named.split(",")]
+    known = next((place for place, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return min(there, known)
+
+
+def lacking() -> str:
+    """What this machine lacks for TensorRT; empty if nothing."""
+    if not gpu_count():
+        return "no NVIDIA GPU"
+    packages = [name for name in ("tensorrt", "pycuda") if importlib.util.find_spec(name) is None]
+    return f"no Python package {' and '.join(packages)}" if packages else ""

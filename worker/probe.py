@@ -1,0 +1,13 @@
+"""``python -m worker.probe ENGINE``: opens an engine and closes it, and says in one line why it cannot be opened."""
+
+import sys
+
+from contract.engine import load_engine
+from contract.errors import UserError
+from worker.engine import EngineDead, open_engine
+
+try:
+    with open_engine(load_engine(sys.argv[1]), threads=1):
+        pass
+except (UserError, EngineDead) as error:
+    sys.exit(f"Error: {error}")
