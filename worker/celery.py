@@ -22,6 +22,7 @@ from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
 from worker.embed import Embedder, log
+from worker.stages import Stages
 
 
 class SturdyConsumer(Consumer):
@@ -132,7 +133,9 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         number: the batch's number.
     """
     ledger = Ledger(patience=None)
-    job = ledger.job(job_id)
+    stages = _ready().stages = Stages()
+    with stages.timed("fetch"):
+        job = ledger.job(job_id)
     if job is None or type(number) is not int or number not in range(job.batches):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
         return
@@ -140,7 +143,8 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         ledger.settle(job_id, number)
         return
     try:
-        payload = ledger.fetch(job_id, number)
+        with stages.timed("fetch"):
+            payload = ledger.fetch(job_id, number)
     except AlteredBatch as error:
         log.error("batch %d of job %s is refused: %s; its producer will publish it again", number, job_id, error)
         ledger.withdraw(job_id, number)
