@@ -38,6 +38,7 @@ Examples:
   python -m bench.job --engine bert-base --kind reviews,short --rows 100000 --children 2 --batch-sizes 64,128,256,512
   python -m bench.job --engine tiny --rows 10000,100000,1000000 --no-compare
   python -m bench.job --engine minilm --rows 4000 --workers 1,2,4 --no-compare
+  python -m bench.job --engine tiny --kind short --rows 1000000 --null
 
 \b
 What is timed:
@@ -81,6 +82,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--compare-rows", type=int, help="sentence-transformers on the first rows only.  [default: all]")
 @click.option("--modes", help="fp32, fp16, fp16-compiled, with commas.  [default: all on a GPU, fp32 on a CPU]")
 @click.option("--batch-sizes", default="32,64,128", show_default=True, help="Those that sentence-transformers tries.")
+@click.option("--null", is_flag=True, help="With an engine that computes nothing: all but the model. No comparison.")
 @click.option("--engine-seconds", default=20.0, show_default=True, help="How long the engine's own speed is measured.")
 @click.option("--verify", is_flag=True, help="Run python -m verify on each job too; needs torch in this Python.")
 @click.option(
@@ -102,6 +104,7 @@ def main(
     compare_rows: int | None,
     modes: str | None,
     batch_sizes: str,
+    null: bool,
     engine_seconds: float,
     verify: bool,
     target: Path,
@@ -120,16 +123,19 @@ def main(
         for kind, count in itertools.product(kinds.split(","), rows):
             file, what = folder / f"{kind}-{count}.{suffix}", f"{kind}, {count:,} rows"
             write(file, kind, count)
-            base = functools.partial(Record, dataset=kind, machine=machine(), model=Path(spec.model).name)
-            if compare:
+            base = functools.partial(Record, dataset=kind, machine=machine(), model=spec.name, hidden=spec.hidden)
+            if compare and not null:
                 records += _peers(base, spec, kind, min(count, compare_rows or count), modes, batch_sizes, folder, told)
-            told.print(f"{what}: the engine alone …")
             sample = sample_batches(file, folder / f"batches-{file.stem}", spec, batch_rows)
-            alone = _engine_alone(base, sample.folder, spec, count, batch_rows, engine_seconds)
-            records.append(alone)
+            alone: Record | None = None
+            if not null:
+                told.print(f"{what}: the engine alone …")
+                alone = _engine_alone(base, sample.folder, spec, count, batch_rows, engine_seconds)
+                records.append(alone)
+            app = "bench.null_engine" if null else "worker"
             for number in workers:
                 told.print(f"{what}: the job, workers: {number} …")
-                run = run_job(folder, file, sample, spec, batch_rows, number, children, verify=verify)
+                run = run_job(folder, file, sample, spec, batch_rows, number, children, verify=verify, app=app)
                 records.append(_of_job(base, run, alone, number, batch_rows))
             store(records, target)
             shutil.rmtree(sample.folder)
@@ -154,9 +160,9 @@ def _engine_alone(base: Base, folder: Path, spec: EngineSpec, rows: int, batch_r
     )
 
 
-def _of_job(base: Base, run: JobRun, alone: Record, workers: int, batch_rows: int) -> Record:
+def _of_job(base: Base, run: JobRun, alone: Record | None, workers: int, batch_rows: int) -> Record:
     return base(
-        system="embedmill job",
+        system="embedmill job" if alone else "embedmill job, null engine",
         date=_now(),
         rows=run.rows,
         seconds=round(run.seconds, 3),
@@ -164,11 +170,13 @@ def _of_job(base: Base, run: JobRun, alone: Record, workers: int, batch_rows: in
         tokens_per_s=round(run.tokens / run.seconds, 1),
         batch=str(batch_rows),
         runtime=run.runtime,
-        job_to_engine=round(run.rows / run.between / alone.rows_per_s, 4),
-        whole_to_engine=round(run.rows / run.seconds / alone.rows_per_s, 4),
+        job_to_engine=alone and round(run.rows / run.between / alone.rows_per_s, 4),
+        whole_to_engine=alone and round(run.rows / run.seconds / alone.rows_per_s, 4),
         gpu_busy=run.gpu_busy,
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,
+        wire_bytes=round(run.wire_bytes, 1),
+        shard_bytes=round(run.shard_bytes, 1),
         workers=workers,
         children=run.children,
         verified=run.verified,

@@ -34,6 +34,8 @@ class Sample:
     """A file for each batch's bytes."""
     tokenize: float
     """Seconds of a batch on one core, the median."""
+    row_bytes: float
+    """Of the batches' bytes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class JobRun:
     stages: dict[str, float]
     """Seconds of a batch."""
     memory: dict[str, float]
+    wire_bytes: float
+    """Of a row."""
+    shard_bytes: float
+    """Of a row."""
     children: int
     runtime: str
     verified: bool | None
@@ -64,7 +70,6 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         spec: the engine whose tokenizer makes them.
         batch_rows: rows of a batch.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     texts = open_dataset(str(file))
     job = Job(
         folder=folder,
@@ -80,14 +85,17 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         rows=texts.rows,
         batch_rows=batch_rows,
     )
-    work, seconds = Work(job, texts, open_tokenizer(spec)), []
+    work, seconds, rows, size = Work(job, texts, open_tokenizer(spec)), [], 0, 0
     folder.mkdir()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in range(min(_SAMPLED, job.batches)):
         began = time.perf_counter()
         payload = work.payload(number)
         seconds.append(time.perf_counter() - began)
-        (folder / f"{number:04d}").write_bytes(payload)
-    return Sample(folder, statistics.median(seconds))
+        rows += len(job.row_range(number))
+        size += (folder / f"{number:04d}").write_bytes(payload)
+    del os.environ["TOKENIZERS_PARALLELISM"]  # sentence-transformers is not to be held back
+    return Sample(folder, statistics.median(seconds), size / rows)
 
 
 def run_job(
@@ -100,6 +108,7 @@ def run_job(
     children: int | None,
     *,
     verify: bool,
+    app: str = "worker",
 ) -> JobRun:
     """Run a job with a Redis, workers and a producer of its own.
 
@@ -112,6 +121,7 @@ def run_job(
         workers: ``celery worker`` processes.
         children: of each worker; None for the worker's own choice.
         verify: run ``python -m verify`` on it.
+        app: the module of the workers' Celery app.
 
     Raises:
         UserError: the producer failed.
@@ -122,7 +132,7 @@ def run_job(
         os.environ["EMBEDMILL_REDIS_URL"] = url
         settings.cache_clear()
         logs = [folder / f"worker-{number}.log" for number in range(workers)]
-        started = {f"worker {number}": _worker(stack, log, workers, children) for number, log in enumerate(logs)}
+        started = {f"worker {number}": _worker(stack, log, app, workers, children) for number, log in enumerate(logs)}
         watched = stack.enter_context(Watched(started, url))
         command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name, "--batch-rows", str(batch_rows)]
         began = time.perf_counter()
@@ -146,13 +156,15 @@ def run_job(
         gpu_busy=watched.gpu_busy(begin, end),
         stages={"tokenize": sample.tokenize, "publish": publish} | _stages(lines),
         memory=watched.memory,
+        wire_bytes=sample.row_bytes,
+        shard_bytes=sum(job.shard(batch).stat().st_size for batch in range(job.batches)) / job.rows,
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0][0].runtime,
         verified=_verified(job) if verify else None,
     )
 
 
-def _worker(stack: contextlib.ExitStack, log: Path, workers: int, children: int | None) -> int:
+def _worker(stack: contextlib.ExitStack, log: Path, app: str, workers: int, children: int | None) -> int:
     """Start a worker and wait until each of its children has its engine; returns its process id."""
     cores = len(os.sched_getaffinity(0))
     threads = os.environ.get("EMBEDMILL_THREADS") or str(max(1, cores // (workers * (children or 1))))
@@ -161,6 +173,7 @@ def _worker(stack: contextlib.ExitStack, log: Path, workers: int, children: int 
         celery_worker(
             log,
             *options,
+            app=app,
             env={"EMBEDMILL_THREADS": threads} if workers > 1 or children else None,
             ready=600,
             python=os.environ.get("PYTHON_TENSORRT", sys.executable),

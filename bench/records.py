@@ -34,6 +34,12 @@ class Record:
     """Seconds of a batch."""
     memory: dict[str, float] = field(default_factory=dict)
     """MB; see ``bench.watched.Watched.memory``."""
+    wire_bytes: float | None = None
+    """Of a row, on its way through Redis."""
+    shard_bytes: float | None = None
+    """Of a row, in its shard."""
+    hidden: int = 0
+    """Width of a vector."""
     workers: int = 0
     children: int = 0
     """Of all workers together."""
