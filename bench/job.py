@@ -175,6 +175,7 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, workers: int, batch_r
         gpu_busy=run.gpu_busy,
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,
+        producer_cpu=round(run.producer_cpu, 2),
         wire_bytes=round(run.wire_bytes, 1),
         shard_bytes=round(run.shard_bytes, 1),
         workers=workers,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,8 @@ class JobRun:
     """Of a row."""
     shard_bytes: float
     """Of a row."""
+    producer_cpu: float
+    """Seconds of processor time that the producer took, its tokenizing processes included."""
     children: int
     runtime: str
     verified: bool | None
@@ -135,12 +138,12 @@ def run_job(
         started = {f"worker {number}": _worker(stack, log, app, workers, children) for number, log in enumerate(logs)}
         watched = stack.enter_context(Watched(started, url))
         command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name, "--batch-rows", str(batch_rows)]
-        began = time.perf_counter()
         log = folder / "producer.log"
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         with process([sys.executable, *command, "--output", str(folder / "output")], log) as producer:
             watched.also("producer", producer.pid)
             status = producer.wait()
-        seconds = time.perf_counter() - began
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         if status:
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(next((folder / "output").iterdir()))
@@ -158,6 +161,7 @@ def run_job(
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
         shard_bytes=sum(job.shard(batch).stat().st_size for batch in range(job.batches)) / job.rows,
+        producer_cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0][0].runtime,
         verified=_verified(job) if verify else None,

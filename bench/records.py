@@ -34,6 +34,8 @@ class Record:
     """Seconds of a batch."""
     memory: dict[str, float] = field(default_factory=dict)
     """MB; see ``bench.watched.Watched.memory``."""
+    producer_cpu: float | None = None
+    """Seconds of processor time that the producer took, tokenizing included."""
     wire_bytes: float | None = None
     """Of a row, on its way through Redis."""
     shard_bytes: float | None = None

@@ -25,7 +25,7 @@ Examples:
   python -m bench.scale --gpu-rows 6400 --hidden 768 --gpu-price 4
 
 What a batch costs the producer is taken from a job with an engine that computes nothing and very small batches:
-  python -m bench.job --engine tiny --kind short --rows 20000 --batch-rows 8 --null
+  python -m bench.job --engine tiny --kind short --rows 8000 --batch-rows 8 --null
 """
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
@@ -42,7 +42,7 @@ class Units:
     core_rows: float
     """Rows/s that one core tokenizes."""
     batch_seconds: float
-    """The producer's time for one batch apart from tokenizing."""
+    """The producer's processor time for one batch apart from tokenizing."""
     wire_bytes: float
     """Of a row."""
     shard_bytes: float
@@ -129,12 +129,12 @@ def _units(
     smallest = min(empty, key=lambda record: int(record.batch))
     last = of_kind[-1]
     cores = [record for record in tokenizing if record["dataset"] == kind]
-    # Seconds of the whole producer less its tokenizing, which is another line of the table.
+    # Processor time of the whole producer, its start included, less its tokenizing, which is another line of the table.
     batches = smallest.rows / int(smallest.batch)
     return Units(
         gpu_rows=gpu_rows or max(record.rows_per_s for record in on_gpus),
         core_rows=min(record["rows_per_s"] / record["processes"] for record in cores),
-        batch_seconds=smallest.seconds / batches - smallest.stages["tokenize"],
+        batch_seconds=(smallest.producer_cpu or 0.0) / batches - smallest.stages["tokenize"],
         wire_bytes=last.wire_bytes or 0.0,
         shard_bytes=(last.shard_bytes or 0.0) / last.hidden * hidden,
         listing=_listing_seconds(),

@@ -12,6 +12,7 @@ import pytest
 
 from bench.machine import gpus
 from bench.records import Record, load, store
+from bench.scale import Plan, Units, table
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec
 from producer.batches import open_tokenizer, tokenize
@@ -85,6 +86,7 @@ def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path) -> 
     (record,) = load(target)
     assert (record.system, record.rows, record.runtime) == ("embedmill job, null engine", 100, "none")
     assert record.job_to_engine is None
+    assert record.producer_cpu
 
 
 def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
@@ -96,3 +98,23 @@ def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
     assert one["per_core"] == 1.0
     assert two["per_core"] == pytest.approx(two["rows_per_s"] / 2 / one["rows_per_s"], rel=0.05)
     assert all(seconds > 0 for seconds in one["stages"].values())
+
+
+def test_a_job_on_paper_is_computed_from_its_units() -> None:
+    units = Units(
+        gpu_rows=5000.0, core_rows=2000.0, batch_seconds=0.002, wire_bytes=700.0, shard_bytes=2800.0, listing=2e-6
+    )
+    plan = Plan(rows=36_000_000, gpus=2, batch_rows=1000, gpu_price=3.0, outstanding=14_000_000, network=70e6)
+    found = {
+        what: (value, why) for what, value, why in (line.strip("| ").split(" | ") for line in table(plan, units)[2:])
+    }
+    assert found["rows/s"][0] == "10,000"
+    assert found["hours"][0] == "1.00"
+    assert found["GPU-hours, dollars"][0] == "2, 6"
+    assert found["tokenizer cores"][0] == "5"
+    assert found["batches, shards, messages"] == ("36,000", "10 a second")
+    assert found["producer's one thread"][0] == "2 % busy"
+    assert found["Redis, in and out each"] == ("7 MB/s", "700 bytes a row; 10 % of its network")
+    assert found["batches in Redis"] == ("14 MB", "2.0 s of work")
+    assert found["one listing of a bucket"][0] == "36 LIST requests"
+    assert found["output"][0] == "0.10 TB"
