@@ -69,7 +69,7 @@ def load(file: Path) -> list[Record]:
 
 def show(records: Sequence[Record]) -> None:
     """Tables, one for each dataset and size; the ratio is to sentence-transformers' FP16 if it is there, or FP32."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=120)
     for dataset, model, rows in dict.fromkeys((record.dataset, record.model, record.rows) for record in records):
         these = [record for record in records if (record.dataset, record.model, record.rows) == (dataset, model, rows)]
         peers = {record.system: record.rows_per_s for record in these if record.system.startswith("sentence-")}

@@ -5,9 +5,11 @@ Reads docs/benchmarks/tokenize.json and docs/benchmarks/job.json. Every figure t
 
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ import click
 from bench.records import Record, load
 from contract.errors import UserError
 from contract.job import Job
+from contract.ledger import Ledger
+from contract.settings import settings
+from examples.local import redis_server
+from producer.publish import drive
+from producer.tokenizing import Making
 
 _EPILOG = """\b
 Examples:
@@ -24,8 +31,7 @@ Examples:
   python -m bench.scale --rows 100000000 --gpus 8 --batch-rows 4096
   python -m bench.scale --gpu-rows 6400 --hidden 768 --gpu-price 4
 
-What a batch costs the producer is taken from a job with an engine that computes nothing and very small batches:
-  python -m bench.job --engine tiny --kind short --rows 8000 --batch-rows 8 --null
+What a batch costs the producer and what a shard's name costs a listing are measured here, with a Redis of its own.
 """
 
 _BENCHMARKS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
@@ -99,7 +105,7 @@ def main(
     """Print what a job of ROWS rows on so many GPUs needs, and what of it breaks first, as a Markdown table."""
     jobs = load(_read("job.json", "python -m bench.job"))
     tokenizing = json.loads(_read("tokenize.json", "python -m bench.tokenize").read_text(encoding="utf-8"))
-    units = _units(jobs, tokenizing, kind, gpu_rows, hidden)
+    units = _units(jobs, tokenizing, kind, gpu_rows, hidden, batch_rows)
     plan = Plan(rows, gpus, batch_rows, gpu_price, outstanding_mb * 2**20, network * 1e9 / 8)
     for line in table(plan, units):
         click.echo(line)
@@ -113,7 +119,12 @@ def _read(name: str, command: str) -> Path:
 
 
 def _units(
-    jobs: Sequence[Record], tokenizing: Sequence[dict[str, Any]], kind: str, gpu_rows: float | None, hidden: int
+    jobs: Sequence[Record],
+    tokenizing: Sequence[dict[str, Any]],
+    kind: str,
+    gpu_rows: float | None,
+    hidden: int,
+    batch_rows: int,
 ) -> Units:
     of_kind = [record for record in jobs if record.dataset == kind and record.wire_bytes and record.hidden]
     on_gpus = [record for record in of_kind if record.gpu_busy and record.system == "embedmill job"]
@@ -123,32 +134,51 @@ def _units(
             "expected one, measured by python -m bench.job on a machine with a GPU",
             "or say what one does: --gpu-rows 6400",
         )
-    empty = [record for record in jobs if record.system == "embedmill job, null engine"]
-    if not empty or not of_kind:
-        raise UserError("docs/benchmarks/job.json has too little", mend="see python -m bench.scale --help")
-    smallest = min(empty, key=lambda record: int(record.batch))
+    if not of_kind:
+        raise UserError(f"docs/benchmarks/job.json has no job with {kind}", mend="measure: python -m bench.job --help")
     last = of_kind[-1]
     cores = [record for record in tokenizing if record["dataset"] == kind]
-    # Processor time of the whole producer, its start included, less its tokenizing, which is another line of the table.
-    batches = smallest.rows / int(smallest.batch)
     return Units(
         gpu_rows=gpu_rows or max(record.rows_per_s for record in on_gpus),
         core_rows=min(record["rows_per_s"] / record["processes"] for record in cores),
-        batch_seconds=(smallest.producer_cpu or 0.0) / batches - smallest.stages["tokenize"],
+        batch_seconds=_publishing_seconds(int((last.wire_bytes or 0.0) * batch_rows)),
         wire_bytes=last.wire_bytes or 0.0,
         shard_bytes=(last.shard_bytes or 0.0) / last.hidden * hidden,
         listing=_listing_seconds(),
     )
 
 
+def _job(folder: Path, batches: int) -> Job:
+    job = Job(
+        folder=folder, dataset="d", config=None, split="train", column="text", revision="r", limit=None, prefix="",
+        engine="e", fingerprint="f", rows=batches, batch_rows=1,
+    )  # fmt: skip
+    job.save()
+    return job
+
+
+def _publishing_seconds(size: int, batches: int = 100) -> float:
+    """Processor seconds of the producer's one thread for each batch of so many bytes, which is ready."""
+    payload = os.urandom(size)
+
+    def begin(batch: int) -> "Future[bytes]":
+        made: Future[bytes] = Future()
+        made.set_result(payload)
+        return made
+
+    with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder, redis_server() as url:
+        os.environ |= {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_OUTSTANDING_BYTES": str(2 * size * batches)}
+        settings.cache_clear()
+        began = time.process_time()
+        for _ in drive(_job(Path(folder), batches), Making(begin, ahead=4), Ledger(patience=5), detach=True):
+            pass
+        return (time.process_time() - began) / batches
+
+
 def _listing_seconds(names: int = 20_000) -> float:
     """Seconds for each name when a job's shards are looked for, measured here."""
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder:
-        job = Job(
-            folder=Path(folder), dataset="d", config=None, split="train", column="text", revision="r", limit=None,
-            prefix="", engine="e", fingerprint="f", rows=names, batch_rows=1,
-        )  # fmt: skip
-        job.save()
+        job = _job(Path(folder), names)
         for batch in range(names):
             job.shard(batch).touch()
         began = time.perf_counter()

@@ -73,7 +73,7 @@ class Record:
     per_core: float
     """Rows/s of one process of these, against one process alone."""
     stages: dict[str, float]
-    """Seconds of one batch in one process, by what it is spent on; medians."""
+    """Processor seconds of one batch in one process, by what it is spent on; medians."""
 
 
 @click.command(epilog=_EPILOG)
@@ -167,13 +167,13 @@ def _job(dataset: TextDataset, rows: int, batch_rows: int) -> Job:
 
 
 def _stages(work: Work) -> dict[str, float]:
-    """Seconds of a batch in this process on one core, by what they are spent on; medians of five batches."""
+    """Processor seconds of a batch in this process, on one core, by what they are spent on; medians of five batches."""
     seconds: dict[str, list[float]] = {}
 
     def timed(stage: str, call: Callable[..., Result], *arguments: object) -> Result:
-        began = time.perf_counter()
+        began = time.process_time()
         result = call(*arguments)
-        seconds.setdefault(stage, []).append(time.perf_counter() - began)
+        seconds.setdefault(stage, []).append(time.process_time() - began)
         return result
 
     rows = work.tokenizer
