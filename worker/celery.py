@@ -26,6 +26,7 @@ from contract.settings import settings
 from worker.embed import Embedder
 from worker.engine import EngineDead, log, takes_tensorrt
 from worker.gpus import gpu_count, lacking
+from worker.stages import Stages
 
 
 class SturdyConsumer(Consumer):
@@ -142,7 +143,9 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         number: the batch's number.
     """
     ledger = Ledger(patience=None)
-    job = ledger.job(job_id)
+    stages = _ready().stages = Stages()
+    with stages.timed("fetch"):
+        job = ledger.job(job_id)
     if job is None or type(number) is not int or number not in range(job.batches):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
         return
@@ -150,7 +153,8 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         ledger.settle(job_id, number)
         return
     try:
-        payload = ledger.fetch(job_id, number)
+        with stages.timed("fetch"):
+            payload = ledger.fetch(job_id, number)
     except AlteredBatch as error:
         log.error("batch %d of job %s is refused: %s; its producer will publish it again", number, job_id, error)
         ledger.withdraw(job_id, number)

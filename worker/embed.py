@@ -18,6 +18,7 @@ from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
 from worker.engine import Engine, fp32_engine, log, open_engine
 from worker.isolate import failing_rows
+from worker.stages import Stages
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -49,6 +50,8 @@ class Embedder:
         self._engines: dict[str, Engine] = {}
         self._fp32: dict[str, Engine] = {}
         self._open = ExitStack()
+        self.stages = Stages()
+        """Of the batch that is being worked on, or was last."""
 
     def engine(self, name: str | None, fingerprint: str | None = None) -> Engine:
         """The engine of this name, loaded on first use.
@@ -89,20 +92,23 @@ class Embedder:
             ValueError: the bytes are no batch, or another one.
             UserError: the engine or the job's folder is missing here, or another.
         """
-        began = time.monotonic()
-        _check_folder(job)
-        batch = _decoded(job, number, payload)
+        began, stages = time.monotonic(), self.stages
+        with stages.timed("decode"):
+            _check_folder(job)
+            batch = _decoded(job, number, payload)
         engine = self.engine(job.engine, job.fingerprint)
-        errors = _search(engine, batch, ledger) if ledger else {}
-        found = self._vectors(engine, batch, errors)
+        with stages.timed("compute"):
+            errors = _search(engine, batch, ledger) if ledger else {}
+            found = self._vectors(engine, batch, errors)
         info = _info(job, number, batch, engine, found, time.monotonic() - began)
-        per_token = engine.spec.pooling == "tokens"
-        table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
-        _when_there_is_space(commit, table, job.shard(number), job.staging)
+        with stages.timed("write"):
+            per_token = engine.spec.pooling == "tokens"
+            table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
+            _when_there_is_space(commit, table, job.shard(number), job.staging)
         log.info(
-            "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s%s",
+            "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s (%s)%s",
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
-            *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began),
+            *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
         )
 

@@ -13,6 +13,7 @@ VALUES = {
     "engine": ("bge-small", "bge-small"),
     "token_budget": ("4096", 4096),
     "threads": ("3", 3),
+    "tokenizers": ("12", 12),
     "attempts": ("7", 7),
     "redis_patience": ("0.5", 0.5),
     "outstanding_bytes": ("1000000", 1_000_000),

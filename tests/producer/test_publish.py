@@ -4,6 +4,7 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from contract.settings import settings
 from examples.local import redis_server
 from producer import publish
 from producer.publish import Progress, drive
+from producer.tokenizing import Making
 from tests.contract.samples import a_job, commit_by_hand
 
 NO_VECTOR = DeadBatch(error="ValueError: no vector", where="", attempts=4)
@@ -89,8 +91,17 @@ def followed(steps: Iterator[Progress], worker: ByHand) -> Progress:
     return progress
 
 
+def making(job: Job, ahead: int = 1) -> Making:
+    def begin(number: int) -> "Future[bytes]":
+        made: Future[bytes] = Future()
+        made.set_result(batch(job, number).to_bytes())
+        return made
+
+    return Making(begin, ahead)
+
+
 def start(job: Job, *, detach: bool = False) -> Iterator[Progress]:
-    return drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=5), detach=detach)
+    return drive(job, making(job), Ledger(patience=5), detach=detach)
 
 
 def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) -> None:
@@ -120,7 +131,7 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
     at_once: int, job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(batch(job, 0).to_bytes())
-    monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once - 0.5))))
+    monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once + 0.5))))
     monkeypatch.setattr(publish, "_LOOK_EVERY", 0.01)
     settings.cache_clear()
     most = 0
@@ -235,7 +246,7 @@ def test_a_redis_that_goes_away_ends_the_drive_with_a_clear_line(job: Job, monke
     with redis_server() as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        steps = drive(job, lambda number: batch(job, number).to_bytes(), Ledger(patience=0.5), detach=False)
+        steps = drive(job, making(job), Ledger(patience=0.5), detach=False)
         next(steps)
         next(steps)
     with pytest.raises(UserError, match=f"Redis at {url}"):
@@ -256,16 +267,49 @@ def test_half_of_a_limited_redis_is_left_free(worker: ByHand) -> None:
     assert publish._budget(worker.ledger) == 5_000_000
 
 
-def test_two_producers_of_one_job_publish_each_batch_once(job: Job, worker: ByHand) -> None:
+def test_two_producers_of_one_job_make_each_shard_once(job: Job, worker: ByHand) -> None:
     first, second = start(job), start(job)
     running = [first, second]
     while running:
         for steps in list(running):
             if next(steps, None) is None:
                 running.remove(steps)
-        worker.embed()
+        if not running or worker.ledger.queued() == job.batches:
+            for _ in range(job.batches):
+                worker.embed()
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
+
+
+def test_batches_are_published_as_they_are_ready(job: Job, worker: ByHand) -> None:
+    begun: dict[int, Future[bytes]] = {}
+
+    def begin(number: int) -> "Future[bytes]":
+        assert sum(not made.done() for made in begun.values()) < 2
+        return begun.setdefault(number, Future())
+
+    for _ in drive(job, Making(begin, ahead=2), Ledger(patience=5), detach=False):
+        for number in [number for number, made in begun.items() if not made.done()]:
+            if number > 0 or len(worker.taken) == 4:  # the first one takes longer than all others together
+                begun[number].set_result(batch(job, number).to_bytes())
+        worker.embed()
+    assert worker.taken == [1, 2, 3, 4, 0]
+    assert job.committed() == set(range(5))
+
+
+def test_what_is_wrong_with_a_batch_ends_the_drive_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
+    def begin(number: int) -> "Future[bytes]":
+        made = making(job).begin(number)
+        if number == 2:
+            made = Future()
+            made.set_exception(UserError("rows 8 to 11 cannot be tokenized"))
+        return made
+
+    with pytest.raises(UserError, match="rows 8 to 11"):
+        list(drive(job, Making(begin, ahead=1), Ledger(patience=5), detach=True))
+    assert worker.messages == 2
+    assert followed(start(job), worker).rows == 18
+    assert worker.taken == [0, 1, 2, 3, 4]
 
 
 def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(

@@ -51,6 +51,19 @@ def test_a_batch_becomes_a_shard_that_says_what_it_holds(tiny: EngineSpec, tmp_p
     assert list(job.staging.iterdir()) == []
 
 
+def test_the_seconds_of_a_batch_are_told_stage_by_stage(
+    tiny: EngineSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, embedder = job_for(tiny, tmp_path), Embedder(threads=1)
+    with caplog.at_level("INFO"):
+        embedder.embed(job, 0, batch_for(job, tiny).to_bytes())
+    stages = embedder.stages
+    assert stages.fetch == 0
+    assert min(stages.decode, stages.compute, stages.write) > 0
+    assert stages.decode + stages.compute <= read_info(job.shard(0)).seconds
+    assert f" s (fetch 0.000, decode {stages.decode:.3f}, compute " in caplog.text
+
+
 def test_a_batch_of_another_job_number_or_engine_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path)
     batch = batch_for(job, tiny)

@@ -1,0 +1,218 @@
+"""One run of the whole job, as it is used, and what it took."""
+
+import contextlib
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.watched import Watched
+from contract.engine import EngineSpec
+from contract.errors import UserError
+from contract.job import Job, load_job
+from contract.ledger import Ledger
+from contract.settings import settings
+from contract.shard import read_info
+from examples.local import celery_worker, die_with_parent, process, redis_server
+from producer.batches import open_tokenizer
+from producer.dataset import open_dataset
+from producer.tokenizing import Work
+
+_SAMPLED = 8
+"""Batches that the engine's own speed is measured on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The dataset's first batches, made as the producer makes them."""
+
+    folder: Path
+    """A file for each batch's bytes."""
+    tokenize: float
+    """Seconds of a batch on one core, the median."""
+    row_bytes: float
+    """Of the batches' bytes."""
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """What a job took."""
+
+    seconds: float
+    """Of the producer, from its start to its end."""
+    between: float
+    """Seconds between the first batch's arrival at a worker and the last shard's commit."""
+    rows: int
+    tokens: int
+    gpu_busy: float | None
+    stages: dict[str, float]
+    """Seconds of a batch."""
+    memory: dict[str, float]
+    wire_bytes: float
+    """Of a row."""
+    shard_bytes: float
+    """Of a row."""
+    producer_cpu: float
+    """Seconds of processor time that the producer took, its tokenizing processes included."""
+    children: int
+    runtime: str
+    verified: bool | None
+
+
+def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) -> Sample:
+    """Make a dataset's first batches.
+
+    Args:
+        file: the dataset.
+        folder: where their bytes go.
+        spec: the engine whose tokenizer makes them.
+        batch_rows: rows of a batch.
+    """
+    texts = open_dataset(str(file))
+    job = Job(
+        folder=folder,
+        dataset=texts.dataset,
+        config=None,
+        split=texts.split,
+        column=texts.column,
+        revision=texts.revision,
+        limit=None,
+        prefix=spec.prefix,
+        engine=spec.name,
+        fingerprint=spec.fingerprint,
+        rows=texts.rows,
+        batch_rows=batch_rows,
+    )
+    work, seconds, rows, size = Work(job, texts, open_tokenizer(spec)), [], 0, 0
+    folder.mkdir()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for number in range(min(_SAMPLED, job.batches)):
+        began = time.perf_counter()
+        payload = work.payload(number)
+        seconds.append(time.perf_counter() - began)
+        rows += len(job.row_range(number))
+        size += (folder / f"{number:04d}").write_bytes(payload)
+    del os.environ["TOKENIZERS_PARALLELISM"]  # sentence-transformers is not to be held back
+    return Sample(folder, statistics.median(seconds), size / rows)
+
+
+def run_job(
+    folder: Path,
+    file: Path,
+    sample: Sample,
+    spec: EngineSpec,
+    batch_rows: int,
+    workers: int,
+    children: int | None,
+    *,
+    verify: bool,
+    app: str = "worker",
+) -> JobRun:
+    """Run a job with a Redis, workers and a producer of its own.
+
+    Args:
+        folder: for its output and logs, which are removed by whoever made the folder.
+        file: the dataset.
+        sample: its first batches.
+        spec: the engine.
+        batch_rows: rows of a batch.
+        workers: ``celery worker`` processes.
+        children: of each worker; None for the worker's own choice.
+        verify: run ``python -m verify`` on it.
+        app: the module of the workers' Celery app.
+
+    Raises:
+        UserError: the producer failed.
+    """
+    folder = folder / f"{file.stem}-{workers}-{time.time_ns()}"
+    folder.mkdir()
+    with redis_server(folder) as url, contextlib.ExitStack() as stack:
+        os.environ["EMBEDMILL_REDIS_URL"] = url
+        settings.cache_clear()
+        logs = [folder / f"worker-{number}.log" for number in range(workers)]
+        started = {f"worker {number}": _worker(stack, log, app, workers, children) for number, log in enumerate(logs)}
+        watched = stack.enter_context(Watched(started, url))
+        command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name, "--batch-rows", str(batch_rows)]
+        log = folder / "producer.log"
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        with process([sys.executable, *command, "--output", str(folder / "output")], log) as producer:
+            watched.also("producer", producer.pid)
+            status = producer.wait()
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if status:
+            raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
+        job = load_job(next((folder / "output").iterdir()))
+        publish = _publishing(job, sample)
+    infos = [(read_info(job.shard(batch)), job.shard(batch).stat().st_mtime) for batch in range(job.batches)]
+    begin, end = min(when - info.seconds for info, when in infos), max(when for _, when in infos)
+    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+    return JobRun(
+        seconds=seconds,
+        between=end - begin,
+        rows=job.rows,
+        tokens=sum(info.tokens for info, _ in infos),
+        gpu_busy=watched.gpu_busy(begin, end),
+        stages={"tokenize": sample.tokenize, "publish": publish} | _stages(lines),
+        memory=watched.memory,
+        wire_bytes=sample.row_bytes,
+        shard_bytes=sum(job.shard(batch).stat().st_size for batch in range(job.batches)) / job.rows,
+        producer_cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        children=sum(" loaded: " in line for line in lines),
+        runtime=infos[0][0].runtime,
+        verified=_verified(job) if verify else None,
+    )
+
+
+def _worker(stack: contextlib.ExitStack, log: Path, app: str, workers: int, children: int | None) -> int:
+    """Start a worker and wait until each of its children has its engine; returns its process id."""
+    cores = len(os.sched_getaffinity(0))
+    threads = os.environ.get("EMBEDMILL_THREADS") or str(max(1, cores // (workers * (children or 1))))
+    options = ["-n", f"{log.stem}@%h", *(["--concurrency", str(children)] if children else [])]
+    worker = stack.enter_context(
+        celery_worker(
+            log,
+            *options,
+            app=app,
+            env={"EMBEDMILL_THREADS": threads} if workers > 1 or children else None,
+            ready=600,
+            python=os.environ.get("PYTHON_TENSORRT", sys.executable),
+        )
+    )
+    until = time.monotonic() + 600
+    while log.read_text(encoding="utf-8").count(" loaded: ") < (children or 1):
+        if worker.poll() is not None or time.monotonic() > until:
+            raise UserError(f"the worker did not start: {log.read_text(encoding='utf-8')}")
+        time.sleep(0.1)
+    return worker.pid
+
+
+def _publishing(job: Job, sample: Sample) -> float:
+    """Seconds that the producer needs to put a batch into the job's Redis, the median."""
+    ledger, seconds = Ledger(patience=5), []
+    for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
+        began = time.perf_counter()
+        ledger.publish(job, number, payload)
+        seconds.append(time.perf_counter() - began)
+        ledger.withdraw(job.id, number)
+    return statistics.median(seconds)
+
+
+def _stages(lines: list[str]) -> dict[str, float]:
+    """The mean seconds of a batch, stage by stage, as the workers' logs tell them."""
+    seconds: dict[str, list[float]] = {}
+    for line in lines:
+        if match := re.search(r" s \((\w+ [\d.]+(?:, \w+ [\d.]+)*)\)", line):
+            for part in match[1].split(", "):
+                stage, value = part.split(" ")
+                seconds.setdefault(stage, []).append(float(value))
+    return {stage: statistics.mean(values) for stage, values in seconds.items()}
+
+
+def _verified(job: Job) -> bool:
+    command = [sys.executable, "-m", "verify", str(job.folder)]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent).returncode == 0

@@ -1,0 +1,151 @@
+"""Batches made side by side: processes that tokenize, each with the dataset and a tokenizer of its own.
+
+A process gets a batch's number and gives back its bytes; the texts never pass between processes. They are started by
+``spawn``, because after a fork the Rust tokenizer's and Arrow's threads would be missing.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from contract.errors import UserError
+from contract.job import Job
+from contract.settings import settings
+from producer.batches import RowTokenizer, batch_of
+from producer.dataset import TextDataset
+
+_PAYS_FROM = 4
+"""Batches for each process from which on it is worth its start, which takes as long as two or three of them."""
+
+
+class Work(NamedTuple):
+    """What a tokenizing process is told at its start."""
+
+    job: Job
+    texts: TextDataset
+    """Pickled it names its memory-mapped files: no text is copied."""
+    tokenizer: RowTokenizer
+
+    def payload(self, batch: int) -> bytes:
+        """A batch's bytes; always the same.
+
+        Raises:
+            UserError: its rows cannot be read or tokenized.
+        """
+        rows = self.job.row_range(batch)
+        try:
+            return batch_of(self.job, batch, self.texts.texts(rows), self.tokenizer).to_bytes()
+        except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
+            raise UserError(
+                f"rows {rows.start} to {rows.stop - 1} of {self.job.dataset} cannot be tokenized ({error})",
+                mend="mend them, or leave them out with --limit",
+            ) from None
+
+
+class Making(NamedTuple):
+    """How batches are made."""
+
+    begin: Callable[[int], "Future[bytes]"]
+    """Has a batch made. Its result is the batch's bytes, or raises what was wrong with a row."""
+    ahead: int
+    """Most batches that are being made, or made and not yet taken: what bounds the memory."""
+
+
+def processes_for(batches: int) -> int:
+    """How many processes tokenize a job with this many batches to make; 1 is the producer itself."""
+    if settings().tokenizers:
+        return max(1, min(settings().tokenizers or 1, batches))
+    cores = len(os.sched_getaffinity(0))
+    # On two cores the worker or Redis is likely to need the other one.
+    return max(1, min(cores, batches // _PAYS_FROM)) if cores > 2 else 1
+
+
+@contextlib.contextmanager
+def tokenizing(work: Work, processes: int) -> Iterator[Making]:
+    """What makes a job's batches, gone when the ``with`` block ends.
+
+    Args:
+        work: what to work on.
+        processes: how many; 1 for this process itself, with the Rust tokenizer's own threads.
+
+    Raises:
+        UserError: a process died.
+    """
+    if processes > 1:
+        with tokenizing_apart(work, processes) as making:
+            yield making
+    else:
+        yield Making(functools.partial(_made_here, work), ahead=1)
+
+
+@contextlib.contextmanager
+def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
+    """Processes that make a job's batches, each on one core, gone when the ``with`` block ends, however it ends.
+
+    Raises:
+        UserError: a process died.
+    """
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, work)
+    try:
+        # Twice as many as there are processes: while one batch waits to be published its process makes the next.
+        yield Making(functools.partial(_begun, pool), ahead=2 * processes)
+    except BrokenProcessPool:
+        raise UserError(
+            "a tokenizing process died",
+            "most often the machine is out of memory",
+            "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
+        ) from None
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()  # a batch that nobody waits for any more would be finished first
+        pool.shutdown(cancel_futures=True)
+
+
+def _made_here(work: Work, batch: int) -> "Future[bytes]":
+    made: Future[bytes] = Future()
+    made.set_result(work.payload(batch))
+    return made
+
+
+def _begun(pool: ProcessPoolExecutor, batch: int) -> "Future[bytes]":
+    # A process that this starts inherits the mask: Ctrl-C, which a terminal sends to all, is the producer's to handle.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_payload, batch)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# What follows runs in the tokenizing processes.
+
+_work: Work | None = None
+
+
+def _start(*work: object) -> None:
+    global _work
+    _work = Work(*work)  # type: ignore[arg-type]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is what this process is for
+    pa.set_cpu_count(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Also after a SIGKILL of the producer, which nothing else would tell this process of."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _payload(batch: int) -> bytes:
+    if _work is None:
+        raise RuntimeError("this process was not told what to work on")
+    return _work.payload(batch)

@@ -1,0 +1,123 @@
+"""The tokenizing processes, and what becomes of them."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from contract.batch import Batch
+from contract.engine import EngineSpec
+from contract.errors import UserError
+from contract.ledger import QUEUE
+from contract.settings import settings
+from producer.batches import open_tokenizer
+from producer.dataset import open_dataset
+from producer.tokenizing import Work, processes_for, tokenizing, tokenizing_apart
+from tests.contract.samples import a_job
+
+ROWS = 40
+
+
+@pytest.fixture
+def work(tiny: EngineSpec, tmp_path: Path) -> Work:
+    """Ten batches of four rows."""
+    file = tmp_path / "mills.csv"
+    file.write_text("text\n" + "".join(f"the mill number {row} {'grinds ' * row}\n" for row in range(ROWS)))
+    return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(str(file)), open_tokenizer(tiny))
+
+
+def test_processes_make_the_bytes_that_the_producer_itself_makes(work: Work) -> None:
+    with tokenizing(work, 1) as here:
+        expected = [here.begin(number).result() for number in range(10)]
+    assert not multiprocessing.active_children()
+    with tokenizing(work, 2) as making:
+        assert making.ahead == 4
+        assert [made.result() for made in [making.begin(number) for number in range(10)]] == expected
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+    assert [Batch.from_bytes(payload).number for payload in expected] == list(range(10))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_rows_that_cannot_be_read_are_named(processes: int, work: Work) -> None:
+    unreadable = work._replace(job=work.job.model_copy(update={"rows": ROWS + 8}))  # more than the dataset has
+    with tokenizing(unreadable, processes) as making, pytest.raises(UserError) as raised:
+        making.begin(11).result()
+    assert raised.value.found.startswith("rows 44 to 47 of ")
+    assert "--limit" in raised.value.mend
+
+
+def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
+    def begin_until_it_raises() -> None:
+        with tokenizing_apart(work, 2) as making:
+            making.begin(0).result()
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            while True:
+                making.begin(1).result()
+
+    with pytest.raises(UserError, match="a tokenizing process died"):
+        begin_until_it_raises()
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
+    begun: list[Future[bytes]] = []
+
+    def interrupted() -> None:
+        with tokenizing_apart(work, 2) as making:
+            begun.extend(making.begin(number % 10) for number in range(200))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not multiprocessing.active_children()
+    assert not all(made.done() and not made.cancelled() and not made.exception() for made in begun)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_outlives_a_producer(
+    number: int, redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producer has published everything and waits for a worker that never comes."""
+    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "2")
+    with (tmp_path / "told").open("w+") as told:
+        producer = subprocess.Popen(
+            [sys.executable, "-m", "producer", "--dataset", work.texts.dataset, "--batch-rows", "4"],
+            stderr=told,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 60
+        while redis.Redis.from_url(redis_url).llen(QUEUE) < 10:
+            assert producer.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        children = psutil.Process(producer.pid).children(recursive=True)
+        assert sum("spawn_main" in " ".join(child.cmdline()) for child in children) == 2
+        os.killpg(producer.pid, number) if number == signal.SIGINT else os.kill(producer.pid, number)
+        producer.wait(30)
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+        told.seek(0)
+        lines = told.read()
+    assert "Traceback" not in lines
+    if number == signal.SIGINT:  # which a terminal sends to every process
+        assert "interrupted; 0 of 10 shards are there" in lines
+
+
+def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = 16
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert [processes_for(batches) for batches in (0, 1, 7, 8, 40, 1000)] == [1, 1, 1, 2, 10, 16]
+    cores = 2
+    assert processes_for(1000) == 1  # the other core is the worker's
+    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "3")
+    settings.cache_clear()
+    assert [processes_for(batches) for batches in (0, 2, 1000)] == [1, 2, 3]

@@ -1,0 +1,120 @@
+"""The benchmarks' own parts, and one small run of each through the real thing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bench.machine import gpus
+from bench.records import Record, load, store
+from bench.scale import Plan, Units, table
+from bench.texts import KINDS, texts, write
+from contract.engine import EngineSpec
+from producer.batches import open_tokenizer, tokenize
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_rows_have_the_lengths_that_they_should(minilm: EngineSpec) -> None:
+    tokenizer = open_tokenizer(minilm)
+    reviews = tokenize(list(texts("reviews", 3000)), tokenizer)[2]
+    assert np.minimum(reviews, 512).mean() == pytest.approx(280, rel=0.04)
+    assert (reviews > 512).mean() == pytest.approx(0.15, abs=0.03)
+    assert tokenize(list(texts("short", 3000)), tokenizer)[2].mean() == pytest.approx(40, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_decides_the_rows_however_many_there_are(kind: str, tmp_path: Path) -> None:
+    some = list(texts(kind, 5000, seed=3))
+    assert some[:20] == list(texts(kind, 20, seed=3)) != list(texts(kind, 20, seed=4))
+    write(tmp_path / "rows.csv", kind, 5000, seed=3)
+    write(tmp_path / "rows.parquet", kind, 5000, seed=3)
+    with (tmp_path / "rows.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == some
+    assert pq.read_table(tmp_path / "rows.parquet")["text"].to_pylist() == some
+
+
+def test_a_record_takes_the_place_of_an_earlier_one_of_the_same_thing(tmp_path: Path) -> None:
+    target = tmp_path / "benchmarks" / "job.json"
+
+    def record(system: str, rows_per_s: float) -> Record:
+        return Record(
+            system=system, dataset="short", machine="a mill", model="tiny", date="", rows=10, seconds=1.0,
+            rows_per_s=rows_per_s, tokens_per_s=40.0, batch="4",
+        )  # fmt: skip
+
+    store([record("engine alone", 1.0), record("embedmill job", 2.0)], target)
+    store([record("embedmill job", 3.0)], target)
+    assert load(target) == [record("engine alone", 1.0), record("embedmill job", 3.0)]
+
+
+def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
+    target = tmp_path / "job.json"
+    options = ["--rows", "200", "--batch-rows", "64", "--kind", "short", "--engine-seconds", "0.2", "--verify"]
+    run("-m", "bench.job", "--engine", tiny.name, *options, "--json", target)
+    records = {record.system: record for record in load(target)}
+    assert list(records) == ["sentence-transformers fp32", "engine alone", "embedmill job"]
+    job, alone = records["embedmill job"], records["engine alone"]
+    assert (job.rows, job.workers, job.children, job.verified, job.hidden) == (200, 1, 1, True, 32)
+    assert job.rows_per_s == pytest.approx(200 / job.seconds, rel=0.01)
+    assert job.whole_to_engine == pytest.approx(job.rows_per_s / alone.rows_per_s, rel=0.01)
+    assert job.job_to_engine
+    assert job.whole_to_engine
+    assert job.job_to_engine >= job.whole_to_engine
+    assert list(job.stages) == ["tokenize", "publish", "fetch", "decode", "compute", "write"]
+    assert all(seconds > 0 for seconds in job.stages.values())
+    assert {"worker 0", "producer", "redis"} <= job.memory.keys()
+    assert (job.gpu_busy is None) == (not gpus())
+    tokens = [record.tokens_per_s / record.rows_per_s for record in records.values()]
+    assert tokens == pytest.approx([tokens[0]] * 3, rel=0.01)  # each counts the same tokens
+
+
+def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
+    target = tmp_path / "job.json"
+    run("-m", "bench.job", "--engine", "tiny", "--rows", "100", "--kind", "short", "--null", "--json", target)
+    (record,) = load(target)
+    assert (record.system, record.rows, record.runtime) == ("embedmill job, null engine", 100, "none")
+    assert record.job_to_engine is None
+    assert record.producer_cpu
+
+
+def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
+    target = tmp_path / "tokenize.json"
+    small = ["--batches", "4", "--batch-rows", "32", "--kind", "short"]
+    run("-m", "bench.tokenize", "--processes", "1,2", *small, "--json", target)
+    one, two = json.loads(target.read_text())
+    assert (one["processes"], one["rows"], two["processes"], two["rows"]) == (1, 128, 2, 256)
+    assert one["per_core"] == 1.0
+    assert two["per_core"] == pytest.approx(two["rows_per_s"] / 2 / one["rows_per_s"], rel=0.05)
+    assert all(seconds > 0 for seconds in one["stages"].values())
+
+
+def test_a_job_on_paper_is_computed_from_its_units() -> None:
+    units = Units(
+        gpu_rows=5000.0, core_rows=2000.0, batch_seconds=0.002, wire_bytes=700.0, shard_bytes=2800.0, listing=2e-6
+    )
+    plan = Plan(rows=36_000_000, gpus=2, batch_rows=1000, gpu_price=3.0, outstanding=14_000_000, network=70e6)
+    found = {
+        what: (value, why) for what, value, why in (line.strip("| ").split(" | ") for line in table(plan, units)[2:])
+    }
+    assert found["rows/s"][0] == "10,000"
+    assert found["hours"][0] == "1.00"
+    assert found["GPU-hours, dollars"][0] == "2, 6"
+    assert found["tokenizer cores"][0] == "5"
+    assert found["batches, shards, messages"] == ("36,000", "10 a second")
+    assert found["producer's one thread"][0] == "2 % busy"
+    assert found["Redis, in and out each"] == ("7 MB/s", "700 bytes a row; 10 % of its network")
+    assert found["batches in Redis"] == ("14 MB", "2.0 s of work")
+    assert found["one listing of a bucket"][0] == "36 LIST requests"
+    assert found["output"][0] == "0.10 TB"
