@@ -225,7 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         there = (kind, repo_id) in self.server.repos
         if not there:
             self.server.add(kind, repo_id, {}, private=asked.get("visibility") == "private")
-        self._send(409 if there else 200, {"url": f"{self.server.url}/{kind}/{repo_id}", "id": repo_id, "name": repo_id})
+        self._send(
+            409 if there else 200, {"url": f"{self.server.url}/{kind}/{repo_id}", "id": repo_id, "name": repo_id}
+        )
 
     def _commit_of(self, repo: Repo, revision: str) -> tuple[str, Files]:
         oid = repo.refs.get(revision, revision)
@@ -247,7 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(data, told | {"ETag": f'"{_git_sha1(data)}"'})
 
     def _large(self, oid: str) -> bytes:
-        every = (data for repo in self.server.repos.values() for files in repo.commits.values() for data in files.values())
+        every = (
+            data for repo in self.server.repos.values() for files in repo.commits.values() for data in files.values()
+        )
         return next(data for data in every if _sha256(data) == oid)
 
     def _file(self, data: bytes, headers: dict[str, str]) -> None:
