@@ -1,11 +1,11 @@
 """A dataset on the Hub: downloaded, or read where it is, one row group of its Parquet files at a time."""
 
 import bisect
+import contextlib
 import copy
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -146,8 +146,9 @@ class ParquetTable:
 
     @functools.cached_property
     def _footers(self) -> list[pq.FileMetaData]:
-        for folder in {str(PurePosixPath(file).parent) for file in self._files}:
-            self._hub.ls(folder)  # one request, in place of one for each file
+        for folder in {file.rsplit("/", 1)[0] for file in self._files}:
+            with _explained(folder):
+                self._hub.ls(folder)  # one request, in place of one for each file
         quiet = not datasets.utils.is_progress_bar_enabled()
         return thread_map(
             self._footer, self._files, max_workers=_AT_ONCE, desc="Reading footers", unit="file", disable=quiet
@@ -184,13 +185,18 @@ class ParquetTable:
             self._held = number, table
         return self._held[1]
 
-    def _read(self, file: str, read: Any) -> Any:
-        try:
-            # Each range is asked for once, and just as Parquet wants it: reading ahead would fetch other columns.
-            with self._hub.open(file, "rb", cache_type="none") as source:
-                return read(source)
-        except Exception as error:  # of the network, of HTTP, of Parquet
-            raise UserError(
-                f"{file} cannot be read ({reason(error)})",
-                mend="run the same command again: a job goes on where it was",
-            ) from None
+    def _read(self, file: str, read: Callable[[Any], Any]) -> Any:
+        # Each range is asked for once, and just as Parquet wants it: reading ahead would fetch other columns.
+        with _explained(file), self._hub.open(file, "rb", cache_type="none") as source:
+            return read(source)
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the network, of HTTP, of Parquet
+        raise UserError(
+            f"{address} cannot be read ({reason(error)})",
+            mend="run the same command again: a job goes on where it was",
+        ) from None

