@@ -130,7 +130,7 @@ def _front_matter(api: HfApi, repo: str, revision: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _explained(to: str) -> Iterator[None]:
     """Say of each error what the user can do about it."""
-    unchanged, again = f"{to} is what it was", "run the same command again: what is uploaded stays"
+    state, again = f"{to} is what it was, or has all of the job", "run the same command again: what is uploaded stays"
     try:
         yield
     except UserError:
@@ -146,9 +146,9 @@ def _explained(to: str) -> Iterator[None]:
                 "set it: export HF_TOKEN=hf_…, or: hf auth login",
             ) from None
         if status == 412:
-            raise UserError(f"somebody else has changed {to} meanwhile", unchanged, again) from None
-        raise UserError(f"the Hub refuses ({reason(error)})", unchanged, again) from None
+            raise UserError(f"somebody else has changed {to} meanwhile", state, again) from None
+        raise UserError(f"the Hub refuses ({reason(error)})", state, again) from None
     except KeyboardInterrupt:
-        raise UserError("interrupted", unchanged, again) from None
+        raise UserError("interrupted", state, again) from None
     except Exception as error:  # of the network, and there are many kinds
-        raise UserError(f"the upload failed ({reason(error.__cause__ or error)})", unchanged, again) from None
+        raise UserError(f"the upload failed ({reason(error.__cause__ or error)})", state, again) from None
