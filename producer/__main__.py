@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.logging import RichHandler
 
@@ -151,9 +152,7 @@ def push(job: str | None, to: str, private: bool, replace: bool, unverified: boo
     HF_TOKEN, or hf auth login, says who you are.
     """
     found = ready(find_job(job), unverified=unverified)
-    _STDERR.print(
-        f"{found.job.batches:,} shards, {found.bytes / 1e6:,.1f} MB, to {to}", highlight=False, soft_wrap=True
-    )
+    _STDERR.print(f"{found.job.batches:,} shards, {decimal(found.bytes)}, to {to}", highlight=False, soft_wrap=True)
     if found.doubt:
         _STDERR.print(f"Not verified: {found.doubt}", highlight=False, soft_wrap=True)
     address = push_job(found, to, private=private, replace=replace)
