@@ -11,8 +11,8 @@ from contract.job import Job, job_id
 from contract.verdict import Figures, Verdict
 from producer.publish import Progress
 
-_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-"""The Hub's names for the sizes of datasets, by the number of rows that they are below."""
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+"""Rows between which the Hub sorts datasets: a thousand, and ten times as many each."""
 
 
 def card_of(
@@ -72,11 +72,10 @@ def pushed_job(front_matter: Mapping[str, Any]) -> str | None:
 
 def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
     local = Path(job.dataset).is_absolute()
-    size = next((name for below, name in _SIZES.items() if job.rows < below), "n>10M")
     return {
         "configs": [{"config_name": "default", "data_files": [{"split": job.split, "path": f"data/{job.split}-*"}]}],
         **({} if local else {"source_datasets": [job.dataset]}),
-        "size_categories": [size],
+        "size_categories": [_size(job.rows)],
         "tags": ["embeddings", "embedmill"],
         "embedmill": {
             "job": job_id(job.identity, job.dataset),
@@ -87,6 +86,13 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
             "fingerprint": job.fingerprint,
         },
     }
+
+
+def _size(rows: int) -> str:
+    step = sum(rows >= 1000 * 10**place for place in range(len(_SIZES)))
+    if step in (0, len(_SIZES)):
+        return f"n<{_SIZES[0]}" if step == 0 else f"n>{_SIZES[-1]}"
+    return f"{_SIZES[step - 1]}<n<{_SIZES[step]}"
 
 
 def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> list[tuple[str, str]]:
