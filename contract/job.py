@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.settings import settings
@@ -40,6 +41,8 @@ class Job(BaseModel):
     """The column that is embedded."""
     revision: str
     """What the dataset holds: the Hub commit, or a hash over a local dataset's files."""
+    stream: bool = False
+    """Whether the dataset's rows are read where they are, on the Hub, and not downloaded."""
     limit: int | None
     """Only this many rows from the dataset's start; None for all."""
     prefix: str
@@ -61,7 +64,7 @@ class Job(BaseModel):
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine"})
+        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine", "stream"})
 
     @property
     def id(self) -> str:
@@ -153,6 +156,22 @@ def load_job(folder: Path) -> Job:
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
         raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
     return job.model_copy(update={"folder": folder.absolute()})
+
+
+def engine_of(job: Job) -> EngineSpec:
+    """The engine that a job was begun with.
+
+    Raises:
+        UserError: it is gone, or is another one by now.
+    """
+    spec = load_engine(job.engine)
+    if spec.fingerprint != job.fingerprint:
+        raise UserError(
+            f"engine {spec.name} has fingerprint {spec.fingerprint}",
+            f"job {job.id} was made with fingerprint {job.fingerprint}",
+            "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job",
+        )
+    return spec
 
 
 def latest_job() -> Job:

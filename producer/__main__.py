@@ -6,18 +6,20 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.logging import RichHandler
 
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
-from contract.job import Job, find_job, job_id
+from contract.job import Job, engine_of, find_job, job_id
 from contract.ledger import Ledger
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.console import follow, status_table, summary
-from producer.dataset import TextDataset, open_dataset
+from producer.dataset import TextDataset, dataset_of, open_dataset
 from producer.publish import drive
+from producer.push import push as push_job, ready
 from producer.status import status_of
 from producer.tokenizing import Work, processes_for, tokenizing
 
@@ -26,11 +28,14 @@ Examples:
   python -m producer --dataset imdb
   python -m producer --dataset reviews.csv --text-column body
   python -m producer --dataset ./saved --split test --limit 10000 --prefix "passage: "
+  python -m producer --dataset HuggingFaceFW/fineweb --config sample-10BT --stream
   python -m producer status --watch
   python -m producer retry
+  python -m producer push --to user/name
 
 Running the same command again goes on where the job was: what has its shard is not computed again.
-EMBEDMILL_REDIS_URL says where Redis is. Next: celery -A worker worker, then python -m verify
+EMBEDMILL_REDIS_URL says where Redis is, HF_TOKEN who you are on the Hub.
+Next: celery -A worker worker, then python -m verify
 """
 
 _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
@@ -40,6 +45,13 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 @click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option("--dataset", help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder.")
 @click.option("--config", help="The dataset's configuration, where it has several.")
+@click.option("--revision", help="The dataset's branch, tag or commit on the Hub.  [default: the latest]")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Leave the dataset's Parquet files on the Hub and fetch rows as they are needed: for one that is larger than "
+    "the disk.",
+)
 @click.option("--split", help="[default: train, or the only one]")
 @click.option("--text-column", help="[default: text, or the only column of strings]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many rows from the start.")
@@ -59,6 +71,8 @@ def main(
     context: click.Context,
     dataset: str | None,
     config: str | None,
+    revision: str | None,
+    stream: bool,
     split: str | None,
     text_column: str | None,
     limit: int | None,
@@ -79,10 +93,11 @@ def main(
     if dataset is None:
         raise click.UsageError("Missing option '--dataset'.", context)
     spec = load_engine(engine)
-    texts = open_dataset(dataset, config=config, split=split, column=text_column)
+    texts = open_dataset(dataset, config=config, split=split, column=text_column, revision=revision, stream=stream)
     job = _job(
         texts,
         spec,
+        stream=stream,
         limit=limit,
         prefix=spec.prefix if prefix is None else prefix,
         batch_rows=batch_rows or (_TOKEN_ROWS if spec.pooling == "tokens" else _POOLED_ROWS),
@@ -119,18 +134,32 @@ def status(job: str | None, watch: bool) -> None:
 def retry(job: str | None) -> None:
     """Try the batches of JOB again that were given up: its folder or its id; without it, the latest job."""
     found = find_job(job)
-    spec = load_engine(found.engine)
-    texts = open_dataset(found.dataset, config=found.config, split=found.split, column=found.column)
-    if (texts.revision, spec.fingerprint) != (found.revision, found.fingerprint):
-        raise UserError(
-            f"the {'dataset' if texts.revision != found.revision else 'engine'} of job {found.id} has changed",
-            "a job is finished with what it was begun with",
-            "restore it, or run python -m producer --dataset … for a new job",
-        )
+    spec, texts = engine_of(found), dataset_of(found)
     ledger = Ledger(patience=settings().redis_patience)
     ledger.announce(found)
     ledger.revive(found.id)
     _run(found, texts, spec, ledger, detach=False)
+
+
+@main.command()
+@click.argument("job", required=False)
+@click.option("--to", required=True, metavar="USER/NAME", help="The dataset's repository on the Hub; made if need be.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--replace", is_flag=True, help="Put the job in the place of what the repository's data/ holds.")
+@click.option("--unverified", is_flag=True, help="Push a job that is not verified; its card says so.")
+def push(job: str | None, to: str, private: bool, replace: bool, unverified: bool) -> None:
+    """Publish JOB on the Hub, shards and a card, in one commit: its folder or its id; without it, the latest job.
+
+    HF_TOKEN, or hf auth login, says who you are.
+    """
+    found = ready(find_job(job), unverified=unverified)
+    _STDERR.print(f"{found.job.batches:,} shards, {decimal(found.bytes)}, to {to}", highlight=False, soft_wrap=True)
+    if found.doubt:
+        _STDERR.print(f"Not verified: {found.doubt}", highlight=False, soft_wrap=True)
+    address = push_job(found, to, private=private, replace=replace)
+    out = Console()
+    out.print(f"Pushed: {address}", highlight=False, soft_wrap=True)
+    out.print(f'In Python: datasets.load_dataset("{to}")', highlight=False, soft_wrap=True)
 
 
 def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> None:
@@ -161,7 +190,16 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
     out.print("Next: python -m verify", highlight=False)
 
 
-def _job(texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path) -> Job:
+def _job(
+    texts: TextDataset,
+    spec: EngineSpec,
+    *,
+    stream: bool,
+    limit: int | None,
+    prefix: str,
+    batch_rows: int,
+    output: Path,
+) -> Job:
     job = Job(
         folder=output,
         dataset=texts.dataset,
@@ -169,6 +207,7 @@ def _job(texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str
         split=texts.split,
         column=texts.column,
         revision=texts.revision,
+        stream=stream,
         limit=limit,
         prefix=prefix,
         engine=spec.name,

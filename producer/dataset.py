@@ -8,18 +8,19 @@ import logging
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import Csv
-from huggingface_hub.errors import HfHubHTTPError
 
-from contract.errors import UserError
+from contract.errors import UserError, reason
 from contract.files import sha256_of
-from contract.job import SPLIT
+from contract.job import SPLIT, Job
+from producer.hub import ParquetTable, open_hub
 
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """pandas would read the texts "NA", "None" and "null" as missing; only an empty cell is."""
@@ -38,7 +39,7 @@ class TextDataset:
     column: str
     revision: str
     """What it holds: the Hub commit, or a hash over the local files."""
-    table: datasets.Dataset
+    table: datasets.Dataset | ParquetTable
 
     @property
     def rows(self) -> int:
@@ -58,7 +59,13 @@ class TextDataset:
 
 
 def open_dataset(
-    dataset: str, *, config: str | None = None, split: str | None = None, column: str | None = None
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    column: str | None = None,
+    revision: str | None = None,
+    stream: bool = False,
 ) -> TextDataset:
     """Open a dataset and find its text column.
 
@@ -68,6 +75,8 @@ def open_dataset(
         config: which configuration, where it has several.
         split: None for ``train``, or the only one there is.
         column: None for ``text``, or the only text column there is.
+        revision: branch, tag or commit on the Hub; None for the latest, and for what is local.
+        stream: leave the rows on the Hub and fetch them as they are asked for; see ``producer.hub.ParquetTable``.
 
     Raises:
         UserError: it cannot be found or read, or has no such split or text column, or no rows.
@@ -78,13 +87,20 @@ def open_dataset(
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
     path = Path(dataset).expanduser()
     if path.exists():
+        if revision is not None or stream:
+            raise UserError(
+                f"{dataset} is on this machine",
+                "--revision and --stream are for datasets on the Hub",
+                "leave them out, or name another dataset",
+            )
         path = path.resolve()
         revision = _revision(path)
-        splits, dataset = _open_local(path, config, revision), str(path)
+        splits: Mapping[str, Any] = _open_local(path, config, revision)
+        dataset = str(path)
     elif path.is_absolute() or dataset.startswith(("./", "../", "~")) or path.suffix.lower() in _SUFFIXES:
         raise UserError(f"no dataset {dataset}", "expected a Hub id, a file or a folder", f"look: ls {path.parent}")
     else:
-        splits, revision = _open_hub(dataset, config)
+        splits, dataset, revision = open_hub(dataset, config, revision, stream=stream)
     split = _choose(split, list(splits), "train", "split", dataset)
     if not re.fullmatch(SPLIT, split):
         raise UserError(f"{split!r} is no name of a split", "it begins the names of files: letters, digits, _, . and -")
@@ -103,6 +119,31 @@ def open_dataset(
         raise UserError(f"{dataset} has no text column (its columns: {', '.join(features)})", "expected one of strings")
     column = _choose(column, texts, "text", "text-column", dataset, among=list(features))
     return TextDataset(dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow"))
+
+
+def dataset_of(job: Job) -> TextDataset:
+    """The dataset that a job was begun with, as it was then.
+
+    Raises:
+        UserError: it is gone, or holds something else by now.
+    """
+    revision = None if Path(job.dataset).is_absolute() else job.revision
+    texts = open_dataset(
+        job.dataset, config=job.config, split=job.split, column=job.column, revision=revision, stream=job.stream
+    )
+    if texts.revision != job.revision:
+        raise UserError(
+            f"{job.dataset} was changed (its revision is {texts.revision[:16]})",
+            f"job {job.id} embedded revision {job.revision[:16]}",
+            "bring that one back, or run the producer again for a new job",
+        )
+    if min(job.limit or texts.rows, texts.rows) != job.rows:
+        raise UserError(
+            f"{job.dataset} has {texts.rows:,} rows",
+            f"job {job.id} has {job.rows:,} of them" + (f" with the limit {job.limit:,}" if job.limit else ""),
+            "run the producer again for a new job",
+        )
+    return texts
 
 
 _JSON = {".json", ".jsonl", ".ndjson"}
@@ -126,7 +167,7 @@ def _open_local(path: Path, config: str | None, revision: str) -> dict[str, data
             saved = datasets.load_from_disk(path)
         except Exception as error:
             raise UserError(
-                f"{path} is empty or cannot be read ({_reason(error)})", "expected what save_to_disk wrote, with rows"
+                f"{path} is empty or cannot be read ({reason(error)})", "expected what save_to_disk wrote, with rows"
             ) from None
         if isinstance(saved, datasets.DatasetDict):
             return dict(saved)
@@ -158,32 +199,12 @@ def _built(path: Path, config: str | None, cache: Path) -> dict[str, datasets.Da
     return dict(builder.as_dataset())
 
 
-def _open_hub(dataset: str, config: str | None) -> tuple[dict[str, datasets.Dataset], str]:
-    try:
-        builder = datasets.load_dataset_builder(dataset, config)
-        builder.download_and_prepare()
-        return dict(builder.as_dataset()), str(builder.hash)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
-        raise UserError(
-            f"no dataset {dataset}, or no network ({_reason(error)})",
-            "expected a Hub id such as imdb, a file, or a folder",
-            "without network: python -m producer --dataset /path/to/file.jsonl",
-        ) from None
-    except Exception as error:  # an unknown config is a ValueError that lists the known ones
-        reason = _reason(error.__cause__ or error)
-        raise UserError(f"{dataset} cannot be read ({reason})", mend="see --config and --split") from None
-
-
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is empty or cannot be read ({_reason(error.__cause__ or error)})",
+        f"{path} is empty or cannot be read ({reason(error.__cause__ or error)})",
         "expected csv, tsv, json, jsonl, parquet or text files with rows, in UTF-8",
         "rename the folder: its name reads as a pattern" if path.is_dir() and glob.has_magic(str(path)) else "",
     )
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _revision(path: Path) -> str:

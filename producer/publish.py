@@ -52,6 +52,8 @@ class Progress:
     """Rows whose vector was not finite and was computed again in FP32."""
     failed: int = 0
     """Rows that have an error instead of a vector."""
+    made_by: set[str] = field(default_factory=set)
+    """Runtimes of the shards, such as ``onnxruntime 1.32.0 (fp32)``."""
     dead: dict[int, DeadBatch] = field(default_factory=dict)
     """Batches that were given up, and why."""
     idle: bool = False
@@ -79,6 +81,7 @@ class Progress:
             self.without_text += info.without_text
             self.recomputed += info.recomputed
             self.failed += info.failed
+            self.made_by.add(f"{info.runtime} ({info.precision})")
             self.done.add(batch)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract.errors import UserError
-from contract.job import Job, find_job
+from contract.job import Job, engine_of, find_job
 from verify.accounting import Accounting, account
 from verify.checks import Check, accounting_checks, sample_checks, whole_checks
 from verify.compared import Recomputed, compare_row, read_found
@@ -49,7 +49,8 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     with console.status("counting rows …"):
         accounting = account(job)
     # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
-    from verify.reference import dataset_of, engine_of, open_reference
+    from producer.dataset import dataset_of
+    from verify.reference import open_reference
 
     try:
         spec, texts = engine_of(job), dataset_of(job)
@@ -87,7 +88,8 @@ def verify(
     compared = [compare_row(found[expected.row], expected, max_length) for expected in recomputed]
     compared.sort(key=lambda one: one.row.row_id)
     damaged = Findings.of([f"{job.shard(batch).name}: {why}" for batch, why in unreadable.items()])
-    texts = [row for row in sample.without_text if reference.text_of(row) is not None]
+    texts_of = reference.texts_of(sample.without_text)
+    texts = [row for row in sample.without_text if texts_of[row.row_id] is not None]
     checks = [
         *accounting_checks(accounting, sample.seen.unreadable + damaged),
         *whole_checks(sample, Findings.of([row.row_id for row in texts])),

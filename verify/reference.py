@@ -3,19 +3,19 @@
 Nothing of what travelled over Redis is used, nor the engine's files: only the model that the engine was made from.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import transformers
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from engine_build.model import hidden_states, load_model, load_tokenizer, pooled, weights_sha256
 from engine_build.source import defaults_of, fetch
-from producer.dataset import TextDataset, open_dataset
+from producer.dataset import TextDataset
 from verify.compared import Recomputed
 from verify.sample import Row
 
@@ -33,9 +33,13 @@ class Reference:
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
 
-    def text_of(self, row: Row) -> str | None:
-        """A row's text without the prefix; None where the dataset has none."""
-        return self.texts.texts(range(row.row_id, row.row_id + 1))[0]
+    def texts_of(self, rows: Iterable[Row]) -> dict[int, str | None]:
+        """The rows' texts without the prefix, by row id; None where the dataset has none.
+
+        They are read in the dataset's order: of one that is streamed, no part is fetched twice.
+        """
+        ids = sorted(row.row_id for row in rows)
+        return {row_id: self.texts.texts(range(row_id, row_id + 1))[0] for row_id in ids}
 
     def recompute(self, rows: Iterable[Row]) -> Iterator[Recomputed]:
         """Compute rows in PyTorch, in small batches of rows of about one length.
@@ -43,53 +47,17 @@ class Reference:
         Yields:
             One result a row, shortest rows first.
         """
+        rows = list(rows)
+        texts = self.texts_of(rows)
         batch: list[Row] = []
         for row in sorted(rows, key=lambda row: (row.n_tokens, row.row_id)):
             length = min(row.n_tokens, self.spec.max_length)
             if batch and (len(batch) == _MOST_ROWS or (len(batch) + 1) * length > _MOST_TOKENS):
-                yield from _recompute(self, batch)
+                yield from _recompute(self, batch, texts)
                 batch = []
             batch.append(row)
         if batch:
-            yield from _recompute(self, batch)
-
-
-def engine_of(job: Job) -> EngineSpec:
-    """The job's engine.
-
-    Raises:
-        UserError: it is gone, or is another one by now.
-    """
-    spec = load_engine(job.engine)
-    if spec.fingerprint != job.fingerprint:
-        raise UserError(
-            f"engine {spec.name} has fingerprint {spec.fingerprint}",
-            f"job {job.id} was made with fingerprint {job.fingerprint}",
-            "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job",
-        )
-    return spec
-
-
-def dataset_of(job: Job) -> TextDataset:
-    """The job's dataset.
-
-    Raises:
-        UserError: it is gone, or holds something else by now.
-    """
-    texts = open_dataset(job.dataset, config=job.config, split=job.split, column=job.column)
-    if texts.revision != job.revision:
-        raise UserError(
-            f"{job.dataset} was changed (its revision is {texts.revision[:16]})",
-            f"job {job.id} embedded revision {job.revision[:16]}",
-            "bring that one back, or run the producer again for a new job",
-        )
-    if min(job.limit or texts.rows, texts.rows) != job.rows:
-        raise UserError(
-            f"{job.dataset} has {texts.rows:,} rows",
-            f"job {job.id} has {job.rows:,} of them" + (f" with the limit {job.limit:,}" if job.limit else ""),
-            "run the producer again for a new job",
-        )
-    return texts
+            yield from _recompute(self, batch, texts)
 
 
 def open_reference(job: Job, spec: EngineSpec, texts: TextDataset) -> Reference:
@@ -97,8 +65,8 @@ def open_reference(job: Job, spec: EngineSpec, texts: TextDataset) -> Reference:
 
     Args:
         job: the job.
-        spec: from ``engine_of``.
-        texts: from ``dataset_of``.
+        spec: from ``contract.job.engine_of``.
+        texts: from ``producer.dataset.dataset_of``.
 
     Raises:
         UserError: the model is gone or was changed.
@@ -121,11 +89,11 @@ def open_reference(job: Job, spec: EngineSpec, texts: TextDataset) -> Reference:
     return Reference(spec, job.prefix, texts, model, tokenizer)
 
 
-def _recompute(reference: Reference, rows: Sequence[Row]) -> Iterator[Recomputed]:
+def _recompute(reference: Reference, rows: Sequence[Row], texts_of: Mapping[int, str | None]) -> Iterator[Recomputed]:
     nothing = np.empty((0, reference.spec.hidden), np.float32)
     texts = []
     for row in rows:
-        text = reference.text_of(row)
+        text = texts_of[row.row_id]
         if text is None:
             yield Recomputed(row, None, 0, nothing)
         else:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -193,6 +194,7 @@ def producer_command(job: Job) -> str:
     options = {
         "--dataset": job.dataset,
         "--config": job.config,
+        "--revision": None if Path(job.dataset).is_absolute() else job.revision,
         "--split": job.split,
         "--text-column": job.column,
         "--limit": job.limit,
@@ -202,4 +204,4 @@ def producer_command(job: Job) -> str:
         "--batch-rows": job.batch_rows,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    return shlex.join(["python", "-m", "producer", *given])
+    return shlex.join(["python", "-m", "producer", *given, *(["--stream"] if job.stream else [])])
