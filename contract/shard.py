@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from contract.batch import Batch
 from contract.files import sync, sync_folder
@@ -57,6 +57,8 @@ class ShardInfo(BaseModel):
     """Tokens that the engine computed, padding included."""
     seconds: float
     """From the batch's bytes to its vectors."""
+    finished: AwareDatetime
+    """When that ended, UTC. The file's own time would not do: a copy has another."""
 
 
 def table_of(
