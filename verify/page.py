@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from contract.compare import TOLERANCES
@@ -22,8 +22,8 @@ _WORST = 20
 _LIBRARIES = ("embedmill", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 
 
-def page(report: Report) -> str:
-    """The whole page. Whatever comes from the dataset, the shards or the engine is escaped."""
+def template() -> Template:
+    """The page to fill in; whatever is put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -32,8 +32,13 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"tiny": _tiny, "cosine": _cosine}
+    return environment.get_template("report.html")
+
+
+def page(report: Report) -> str:
+    """The whole page of a verdict."""
     line, *steps = verdict(report).splitlines()
-    return environment.get_template("report.html").render(
+    return template().render(
         report=report,
         job=report.job,
         seen=report.sample.seen if report.sample else None,

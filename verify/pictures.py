@@ -59,6 +59,8 @@ def error_histogram(compared: Sequence[Compared]) -> str:
     def draw(axes: Axes) -> None:
         axes.hist([good, bad], edges.tolist(), stacked=True, color=[_GOOD, _BAD])
         axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1)  # one bad row among thousands is to be seen
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         _limits(axes.axvline, compared, high=high)
         axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows")
         axes.grid(visible=False, axis="x")
@@ -147,7 +149,7 @@ def rows_per_second(
         ``[bins]``; where pauses were left out, seconds. A pause is at least a minute, and a twentieth of the time, in
         which nothing was computed. All are empty where no shard says when it was made.
     """
-    spans = [(one.finished.timestamp(), one.seconds, one.rows) for one in shards if 0 < one.seconds < np.inf]
+    spans = [(one.finished.timestamp(), one.seconds, one.rows) for one in shards if one.seconds > 0]
     if not spans:
         return np.empty(0), np.empty(0), np.empty(0)
     end, duration, rows = np.array(spans, np.float64).T
