@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from contract.compare import TOLERANCES
 from contract.shard import ShardInfo
@@ -53,16 +53,18 @@ def error_histogram(compared: Sequence[Compared]) -> str:
     both = np.concatenate([good, bad])
     if not len(both):
         return ""
-    low, high = np.log10(both.min()) - 0.1, np.log10(both.max()) + 0.1
-    edges = np.logspace(low, high, 41)
+    low, high, limits = _scale(both, compared)
+    edges = np.geomspace(low, high, 41)
 
     def draw(axes: Axes) -> None:
         axes.hist([good, bad], edges.tolist(), stacked=True, color=[_GOOD, _BAD])
         axes.set_xscale("log")
-        axes.set_yscale("symlog", linthresh=1)  # one bad row among thousands is to be seen
+        axes.set_yscale("symlog", linthresh=1, linscale=0.3)  # one bad row among thousands is to be seen
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        _limits(axes.axvline, compared, high=high)
-        axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        for limit in limits:
+            axes.axvline(limit, color=_INK, linewidth=1, linestyle="--")
+        axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows", xlim=(low, high))
         axes.grid(visible=False, axis="x")
 
     return _svg("errors", draw)
@@ -73,7 +75,7 @@ def error_by_length(compared: Sequence[Compared]) -> str:
     parts = [(*_errors(compared, wrong=wrong), wrong) for wrong in (False, True)]
     if not any(len(lengths) for lengths, _, _ in parts):
         return ""
-    high = np.log10(max(float(errors.max()) for _, errors, _ in parts if len(errors)))
+    low, high, limits = _scale(np.concatenate([errors for _, errors, _ in parts]), compared)
 
     def draw(axes: Axes) -> None:
         for lengths, errors, wrong in parts:
@@ -83,9 +85,11 @@ def error_by_length(compared: Sequence[Compared]) -> str:
                 color=look[1], markersize=look[2], alpha=1 if wrong else 0.6, rasterized=len(lengths) > _POINTS,
             )  # fmt: skip
         axes.set_yscale("log")
-        _limits(axes.axhline, compared, high=high)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        for limit in limits:
+            axes.axhline(limit, color=_INK, linewidth=1, linestyle="--")
         _token_axis(axes)
-        axes.set(ylabel="relative MSE")
+        axes.set(ylabel="relative MSE", ylim=(low, high))
 
     return _svg("by-length", draw)
 
@@ -176,18 +180,16 @@ def _errors(compared: Sequence[Compared], *, wrong: bool) -> tuple[npt.NDArray[n
     return lengths, errors
 
 
-def _limits(line: Callable[..., object], compared: Sequence[Compared], *, high: float) -> None:
-    """A line for each precision's limit, unless it is so far above all rows that it would squeeze them together.
+def _scale(errors: npt.NDArray[np.float64], compared: Sequence[Compared]) -> tuple[float, float, list[float]]:
+    """Whole powers of ten below and above all errors, and the rows' limits that are to be seen between them.
 
-    Args:
-        line: draws one.
-        compared: the rows.
-        high: the decadic logarithm of the highest error.
+    A limit that is far above all rows is left out: it would squeeze them together.
     """
-    for precision in sorted({row.precision for row in compared}):
-        limit = row_limit(TOLERANCES[precision])
-        if np.log10(limit) < high + 3:
-            line(limit, color=_INK, linewidth=1, linestyle="--")
+    low, top = np.floor(np.log10(errors.min())), np.log10(errors.max())
+    limits = [row_limit(TOLERANCES[precision]) for precision in sorted({row.precision for row in compared})]
+    near = [limit for limit in limits if np.log10(limit) < top + 3]
+    high = np.ceil(max([top, low + 0.5, *np.log10(near)]) + 0.01)
+    return float(10**low / 1.2), float(10**high), near
 
 
 def _token_axis(axes: Axes) -> None:
