@@ -156,7 +156,7 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
         without_text=tuple(_rows(strata[-1], "without a text")),
         seen=seen,
         lengths=lengths,
-        shards=tuple(infos),
+        shards=tuple(sorted(infos, key=lambda info: info.batch)),
     )
 
 
