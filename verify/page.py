@@ -16,6 +16,7 @@ from verify import pictures
 from verify.compared import Compared, row_limit, total
 from verify.report import Report, verdict
 from verify.sample import Sample
+from verify.throughput import rows_per_second
 
 _WORST = 20
 """Rows that are listed, those that fail first."""
@@ -121,7 +122,7 @@ def _about_lengths(sample: Sample, limit: int) -> str:
 
 
 def _about_throughput(sample: Sample) -> str:
-    seconds, rates, pauses = pictures.rows_per_second(sample.shards)
+    seconds, rates, pauses = rows_per_second(sample.shards)
     if not len(rates):
         return ""
     tokens, computed = (sum(getattr(one, name) for one in sample.shards) for name in ("tokens", "computed_tokens"))

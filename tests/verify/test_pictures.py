@@ -2,29 +2,20 @@
 
 import re
 import xml.etree.ElementTree as ET
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from contract.compare import Comparison
-from contract.shard import ShardInfo
-from tests.contract.samples import a_batch, info_for
+from tests.verify.jobs import shard
 from verify.compared import Compared
-from verify.pictures import error_by_length, error_histogram, length_histogram, rows_per_second, throughput
+from verify.pictures import error_by_length, error_histogram, length_histogram, throughput
 from verify.sample import Row
-
-_START = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def compared(error: float, *, n_tokens: int = 40, problem: str = "") -> Compared:
     row = Row(row_id=1, batch=0, place=1, n_tokens=n_tokens, truncated=False, stratum="33-64")
     return Compared(row, "fp32", Comparison(1, error, error, 1 - error / 2, error, 0), 1.0, "", problem, "some text")
-
-
-def shard(begin: float, seconds: float, rows: int = 100) -> ShardInfo:
-    finished = _START + timedelta(seconds=begin + seconds)
-    return info_for(a_batch(), seconds=seconds, finished=finished, rows=rows)
 
 
 def shapes(svg: str, colour: str) -> int:
@@ -75,25 +66,15 @@ def test_without_a_length_there_is_no_picture() -> None:
     assert length_histogram({}, 512) == length_histogram({0: 5}, 512) == ""
 
 
-def test_a_shards_rows_count_evenly_over_its_time_and_those_of_two_workers_add_up() -> None:
-    seconds, rates, pauses = rows_per_second([shard(0, 10), shard(0, 20, rows=300), shard(20, 10)], bins=3)
-    np.testing.assert_allclose(seconds, [0, 10, 20, 30])
-    np.testing.assert_allclose(rates, [10 + 15, 15, 10])
-    assert not len(pauses)
-
-
-def test_a_pause_of_days_is_left_out() -> None:
-    day = 86400
-    seconds, rates, pauses = rows_per_second([shard(3 * day, 10), shard(0, 10), shard(3 * day + 10.5, 10)], bins=2)
-    np.testing.assert_allclose(seconds, [0, 15.25, 30.5])
-    np.testing.assert_allclose(pauses, [10])
-    np.testing.assert_allclose((rates * np.diff(seconds)).sum(), 300)
-    assert throughput([shard(3 * day, 10), shard(0, 10)])
-
-
 def test_a_shard_that_took_no_time_is_left_out() -> None:
     assert throughput([shard(0, 0)]) == throughput([]) == ""
     assert throughput([shard(0, 1), shard(0, 0)])
+
+
+def test_a_pause_is_a_line() -> None:
+    without, with_one = throughput([shard(0, 10), shard(10, 10)]), throughput([shard(0, 10), shard(90, 10)])
+    assert "stroke-dasharray" not in without
+    assert "stroke-dasharray" in with_one
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(10, "seconds"), (1000, "minutes"), (1e5, "hours"), (1e6, "days")])
