@@ -42,7 +42,6 @@ def page(report: Report) -> str:
     return template().render(
         report=report,
         job=report.job,
-        seen=report.sample.seen if report.sample else None,
         when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         verdict=line.removeprefix("Verified: "),
         steps=steps,

@@ -124,7 +124,7 @@ def length_histogram(lengths: Mapping[int, int], max_length: int) -> str:
 
 
 def throughput(shards: Sequence[ShardInfo]) -> str:
-    """Rows per second over the time that the job took, pauses left out; empty if no shard says when it was made."""
+    """Rows per second over the time that the job took, pauses left out; empty if no shard took any."""
     seconds, rates, pauses = rows_per_second(shards)
     if not len(rates):
         return ""

@@ -16,7 +16,7 @@ def rows_per_second(
     Returns:
         The bins' edges in seconds from the first shard's beginning, float64 ``[bins + 1]``; rows per second,
         ``[bins]``; where pauses were left out, seconds. A pause is at least a minute, and a twentieth of the time, in
-        which nothing was computed. All are empty where no shard says when it was made.
+        which nothing was computed. All are empty where no shard took any time.
     """
     spans = [(one.finished.timestamp(), one.seconds, one.rows) for one in shards if one.seconds > 0]
     if not spans:
