@@ -5,6 +5,7 @@ output/<job id>/
     data/           <split>-00000-of-00025.parquet, one per batch, nothing else
     staging/        shards that are being written
     verify.json     the verifier's verdict
+    report.html     the same with pictures
 """
 
 import hashlib

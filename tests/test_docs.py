@@ -1,8 +1,10 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -84,3 +86,47 @@ def test_the_readme_lists_every_setting() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def templates() -> set[str]:
+    """Every text in the packages' code, with … for what is filled in."""
+    found = set()
+    for package in ("contract", "engine_build", "producer", "verify", "worker"):
+        for file in (ROOT / package).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.add(
+                        "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+    return found
+
+
+def test_every_message_of_the_troubleshooting_page_occurs_in_the_source() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages, there = re.findall(r"^### `(.+)`$", text, re.MULTILINE), templates()
+    assert len(messages) == len(set(messages)) > 30
+    for message in messages:
+        assert any(message in template for template in there), message
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_exist(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in re.findall(r"'?\.\[(\w+)\]", page.read_text(encoding="utf-8")):
+        assert extra in project["optional-dependencies"], extra
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name}" in index

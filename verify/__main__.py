@@ -14,7 +14,7 @@ from verify.accounting import Accounting, account
 from verify.checks import Check, accounting_checks, sample_checks, whole_checks
 from verify.compared import Recomputed, compare_row, read_found
 from verify.findings import NONE, Findings
-from verify.report import Report, show, write
+from verify.report import Report, as_json, show, write
 from verify.sample import draw
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ Examples:
   python -m verify output/imdb-train-0123456789
   python -m verify imdb-train-0123456789 --sample 2000 --seed 7
 
-The verdict is also written to verify.json in the job's folder. The exit status is 0 if every check passes, else 1.
+The verdict is also written into the job's folder: verify.json for programs, and report.html with pictures for people,
+one file that needs no network. The exit status is 0 if every check passes, else 1.
 A job's folder is looked for as given, then below output/ (EMBEDMILL_OUTPUT).
 """
 
@@ -60,7 +61,7 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
         # Without a reference there is no verdict, unless the accounting alone gives one.
         if not accounting:
             checks = [*accounting_checks(accounting, NONE), Check("reference", False, refusal.message)]
-            _publish(Report(job, sample, seed, checks, accounting, None, (), _names(accounting.suspects)))
+            _publish(Report(job, sample, seed, checks, accounting, None, (), _names(accounting.suspects), None))
         raise
     report = verify(job, accounting, reference, rows=sample, seed=seed, console=console)
     _publish(report)
@@ -99,7 +100,7 @@ def verify(
         job.shard(row.batch).name for row in [*texts, *(one.row for one in compared if one.problem)]
     }
     spoilt = sorted({*_names(accounting.suspects), *_names(sample.seen.suspects), *at_fault})
-    return Report(job, rows, seed, checks, accounting, sample, compared, spoilt)
+    return Report(job, rows, seed, checks, accounting, sample, compared, spoilt, reference.spec)
 
 
 def _names(findings: Findings) -> list[str]:
@@ -113,8 +114,12 @@ def _progress(steps: Iterable[Recomputed], total: int, console: Console) -> Iter
 
 
 def _publish(report: Report) -> None:
+    from verify.page import page  # here, because matplotlib takes a second to import
+
     show(report, Console())
-    write(report)
+    write(report.job.folder / "verify.json", as_json(report))
+    write(report.job.folder / "report.html", page(report))
+    Console().print(f"Report: {report.job.folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from contract.job import Job
 from verify.sample import Row
 from verify.shards import BadShard, open_shard, vectors
 
-_EXCERPT = 60
-"""Characters of a row's text that are shown."""
+_EXCERPT, _TEXT = 60, 400
+"""Characters of a row's text that are shown in the terminal, and in the report."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,13 @@ class Compared:
     """How its ``n_tokens`` or ``truncated`` is wrong; empty if they are right."""
     vector_problem: str
     """How its vectors break the tolerance; empty if they keep to it."""
-    excerpt: str
-    """A piece of its text."""
+    text: str
+    """Its text's beginning, one printable line."""
+
+    @property
+    def excerpt(self) -> str:
+        """As much of the text as fits into a line of the terminal."""
+        return _excerpt(self.text, _EXCERPT)
 
     @property
     def problem(self) -> str:
@@ -104,14 +109,21 @@ def compare_row(found: Found, expected: Recomputed, max_length: int) -> Compared
         power=power,
         length_problem=_wrong_length(row, expected.n_tokens, truncated=expected.n_tokens > max_length),
         vector_problem=vector_problem,
-        excerpt=_excerpt(expected.text or ""),
+        text=_excerpt(expected.text or "", _TEXT),
     )
 
 
+def row_limit(tolerance: Tolerance) -> float:
+    """The highest relative MSE of one row.
+
+    The bound on relative MSE is for a whole sample. For one row it is never below what a vector of the right norm has
+    at the lowest cosine allowed, so that a row is not let through by one bound and stopped by the other.
+    """
+    return max(tolerance.max_relative_mse, 2 * (1 - tolerance.min_cosine))
+
+
 def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
-    # The bound on relative MSE is for a whole sample. For one row it is never below what a vector of the right norm
-    # has at the lowest cosine allowed, so that a row is not let through by one bound and stopped by the other.
-    most = max(tolerance.max_relative_mse, 2 * (1 - tolerance.min_cosine))
+    most = row_limit(tolerance)
     if comparison.non_finite:
         return f"NaN or infinity in {comparison.non_finite} of {comparison.vectors} vectors"
     if not comparison.min_cosine >= tolerance.min_cosine:
@@ -127,10 +139,10 @@ def _wrong_length(row: Row, n_tokens: int, *, truncated: bool) -> str:
     return "" if row.truncated == truncated else f"truncated is {row.truncated} at {n_tokens} tokens"
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, length: int) -> str:
     """One printable line: a row's text may hold line ends and control characters."""
-    start = "".join(char if char.isprintable() else " " for char in text[: 2 * _EXCERPT])
-    short = " ".join(start.split())[:_EXCERPT]
+    start = "".join(char if char.isprintable() else " " for char in text[: 2 * length])
+    short = " ".join(start.split())[:length]
     return short + (" …" if len(text) > len(short) else "")
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.compare import TOLERANCES, Comparison
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.job import Job
@@ -43,6 +44,8 @@ class Report:
     compared: Sequence[Compared]
     spoilt: Sequence[str]
     """Files of shards that must be made again, as far as they are named."""
+    engine: EngineSpec | None
+    """None where the job's engine could not be used."""
 
     def __bool__(self) -> bool:
         return all(check.passed for check in self.checks)
@@ -59,15 +62,19 @@ class Report:
         return {name: rows for name, rows in by_name.items() if rows}
 
 
-def write(report: Report) -> None:
-    """Write ``verify.json`` into the job's folder.
+def as_json(report: Report) -> str:
+    """What ``verify.json`` holds."""
+    return json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write one of the verdict's files.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    path = report.job.folder / "verify.json"
     try:
-        write_atomically(path, json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})", mend="make the job's folder writable") from None
 
@@ -131,7 +138,7 @@ def show(report: Report, console: Console) -> None:
         console.print(Text(f"row {row.row.row_id}: {row.problem}: {row.excerpt}"), soft_wrap=True)
     if len(report.failing) > _NAMED:
         console.print(f"and {len(report.failing) - _NAMED:,} more rows", highlight=False)
-    console.print(Text(_last_line(report), style="green" if report else "red"), soft_wrap=True)
+    console.print(Text(verdict(report), style="green" if report else "red"), soft_wrap=True)
 
 
 def _strata_table(report: Report) -> Table:
@@ -165,7 +172,8 @@ def _check_table(report: Report) -> Table:
     return table
 
 
-def _last_line(report: Report) -> str:
+def verdict(report: Report) -> str:
+    """One line that says it all; where a check failed, a line for each step that mends it follows."""
     job = report.job
     if report:
         seen = report.sample.seen if report.sample else None

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -203,6 +204,7 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, s
         failed=len(found.errors),
         computed_tokens=found.computed_tokens,
         seconds=seconds,
+        finished=datetime.now(UTC),
     )
 
 

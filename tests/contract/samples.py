@@ -112,6 +112,7 @@ def info_for(batch: Batch, **changes: object) -> ShardInfo:
         "recomputed": 0,
         "failed": 0,
         "seconds": 0.5,
+        "finished": "2026-01-02T03:04:05Z",
     }
     return ShardInfo.model_validate(fields | changes)
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import datasets
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 from contract.engine import EngineSpec
 from contract.job import Job, job_id
 from contract.settings import settings
+from contract.shard import ShardInfo
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
 from tests.conftest import JARGON
+from tests.contract.samples import a_batch, info_for
 from worker.embed import Embedder
 
 _ENTRIES = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
@@ -104,3 +107,9 @@ def scaled(place: int, factor: float) -> Callable[[pa.Table], pa.Table]:
         return with_value("embedding", place, vector.tolist())(table)
 
     return change
+
+
+def shard(begin: float, seconds: float, rows: int = 100) -> ShardInfo:
+    """What the footer of a shard says that was computed from ``begin`` on, in seconds."""
+    finished = datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=begin + seconds)
+    return info_for(a_batch(), seconds=seconds, finished=finished, rows=rows)
