@@ -13,8 +13,10 @@ The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 import errno
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from contract.batch import Batch
 from contract.files import sync, sync_folder
+from contract.store import ObjectPath
 
 _KEY = b"embedmill"
 
@@ -112,30 +115,26 @@ def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
     return ShardInfo.model_validate_json(metadata[_KEY])
 
 
-def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
+def commit(table: pa.Table, shard: Path | ObjectPath, staging: Path | ObjectPath) -> bool:
     """Write a shard so that it is there in full or not at all, also if the power goes.
 
-    The first writer wins: a second one of the same batch leaves the first's file as it is.
+    On a disk the first writer wins: a second one of the same batch leaves the first's file as it is. In an object
+    store two that write at the same time both succeed and the last one wins; their rows are equivalent.
 
     Args:
         table: what ``table_of`` returned.
         shard: where the shard belongs.
-        staging: a folder of the same file system for the unfinished file.
+        staging: a folder of the same file system for the unfinished file; an object store needs none.
 
     Returns:
-        Whether this call's file is the one that is there now.
+        Whether this call's file was put there.
     """
-    staged = staging / f"{shard.stem}.{uuid.uuid4().hex}"
+    if isinstance(shard, ObjectPath):
+        return _put(table, shard)
+    staged = Path(str(staging)) / f"{shard.stem}.{uuid.uuid4().hex}"
     try:
         with staged.open("wb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                use_dictionary=False,
-                write_page_checksum=True,
-                use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
-            )
+            _write(table, file)
             file.flush()
             sync(file.fileno())
         won = _link(staged, shard)
@@ -143,6 +142,26 @@ def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
         staged.unlink(missing_ok=True)
     sync_folder(shard.parent)
     return won
+
+
+def _put(table: pa.Table, shard: ObjectPath) -> bool:
+    if shard.exists():
+        return False
+    whole = pa.BufferOutputStream()
+    _write(table, whole)
+    shard.write_bytes(whole.getvalue())
+    return True
+
+
+def _write(table: pa.Table, file: IO[bytes] | pa.NativeFile) -> None:
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        use_dictionary=False,
+        write_page_checksum=True,
+        use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
+    )
 
 
 def _link(staged: Path, shard: Path) -> bool:
@@ -163,10 +182,25 @@ def _leaf(kind: pa.DataType) -> str:
     return "embedding.list.element" if pa.types.is_fixed_size_list(kind) else "embedding.list.element.list.element"
 
 
-def read_info(shard: Path) -> ShardInfo:
+@contextmanager
+def open_file(shard: Path | ObjectPath) -> Iterator[pq.ParquetFile]:
+    """A shard's file, of which nothing but the footer is read yet.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no Parquet file.
+        StoreError: its object store refuses, or does not answer.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(shard.open()) if isinstance(shard, ObjectPath) else shard
+        yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
+
+
+def read_info(shard: Path | ObjectPath) -> ShardInfo:
     """What a shard's footer says; its rows are not read.
 
     Raises:
         ValueError: the file is no shard.
     """
-    return info_of(pq.read_schema(shard).metadata)
+    with open_file(shard) as file:
+        return info_of(file.schema_arrow.metadata)

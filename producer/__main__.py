@@ -3,6 +3,7 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -14,6 +15,7 @@ from contract.errors import UserError
 from contract.job import Job, find_job, job_id
 from contract.ledger import Ledger
 from contract.settings import settings
+from contract.store import ObjectPath
 from producer.batches import batch_of, open_tokenizer
 from producer.console import follow, status_table, summary
 from producer.dataset import TextDataset, open_dataset
@@ -25,6 +27,7 @@ Examples:
   python -m producer --dataset imdb
   python -m producer --dataset reviews.csv --text-column body
   python -m producer --dataset ./saved --split test --limit 10000 --prefix "passage: "
+  python -m producer --dataset imdb --output s3://bucket/embeddings
   python -m producer status --watch
   python -m producer retry
 
@@ -36,6 +39,18 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 """Rows of a batch. Token-level output is some hundred times larger a row."""
 
 
+class _Folder(click.Path):
+    """A folder, or an object store's URI."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if "://" not in str(value):
+            return super().convert(value, parameter, context)
+        try:
+            return ObjectPath(value)
+        except ValueError as error:
+            self.fail(str(error), parameter, context)
+
+
 @click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option("--dataset", help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder.")
 @click.option("--config", help="The dataset's configuration, where it has several.")
@@ -45,7 +60,9 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 @click.option("--prefix", help="Text put before every row, such as 'passage: '.  [default: the engine's]")
 @click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the jobs' folders.  [default: output]"
+    "--output",
+    type=_Folder(path_type=Path, file_okay=False),
+    help="Folder of the jobs' folders, or s3://bucket/prefix or gs://bucket/prefix.  [default: output]",
 )
 @click.option(
     "--batch-rows",
@@ -63,7 +80,7 @@ def main(
     limit: int | None,
     prefix: str | None,
     engine: str | None,
-    output: Path | None,
+    output: Path | ObjectPath | None,
     batch_rows: int | None,
     detach: bool,
 ) -> None:
@@ -163,7 +180,9 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
     out.print("Next: python -m verify", highlight=False)
 
 
-def _job(texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path) -> Job:
+def _job(
+    texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path | ObjectPath
+) -> Job:
     job = Job(
         folder=output,
         dataset=texts.dataset,

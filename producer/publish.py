@@ -6,8 +6,10 @@ harm: a batch is claimed in Redis before it is published.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import kombu.exceptions
 import tenacity
@@ -15,12 +17,19 @@ from celery import Celery
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, redis_address, tls_options
+from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, Outstanding, redis_address, tls_options
 from contract.settings import settings
-from contract.shard import read_info
+from contract.shard import ShardInfo, read_info
+from contract.store import ObjectPath
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the shards."""
+
+_LISTING_SHARE = 0.05
+"""Most of the time that goes into listing the shards."""
+
+_FOOTERS_AT_ONCE = 16
+"""Shards whose footers are read side by side: an object store takes its time for each."""
 
 _LOST_AFTER = 3.0
 """Seconds for which Celery must hold no message at all before batches on their way count as lost. A message is in
@@ -54,23 +63,27 @@ class Progress:
     """Batches that were given up, and why."""
     idle: bool = False
     """Batches wait, and no worker has taken one."""
+    _list_again: float = 0.0
 
-    def look(self) -> None:
+    def look(self, settled: Iterable[int] | None = None) -> None:
         """Take in the shards that have come since the last look.
+
+        Args:
+            settled: batches whose shards have probably come: only those are looked for while another listing of the
+                folder would take more than its share of the time, as one of many objects does. None: it is listed.
 
         Raises:
             UserError: a file of a shard's name is no shard.
         """
-        for batch in self.job.committed() - self.done:
-            shard = self.job.shard(batch)
-            try:
-                info = read_info(shard)
-            except (ValueError, OSError) as error:
-                raise UserError(
-                    f"{shard} is no shard ({error})",
-                    "a shard is whole once it is there: the disk or a person changed it",
-                    f"remove it, and run the same command again: rm '{shard}'",
-                ) from None
+        began = time.monotonic()
+        if settled is None or began >= self._list_again:
+            come = self.job.committed() - self.done
+            self._list_again = time.monotonic() + (time.monotonic() - began) / _LISTING_SHARE
+        else:
+            come = {batch for batch in settled if batch not in self.done and self.job.shard(batch).exists()}
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            infos = list(pool.map(lambda batch: _info_of(self.job.shard(batch)), come))
+        for batch, info in zip(come, infos, strict=True):
             self.rows += info.rows
             self.tokens += info.tokens
             self.truncated += info.truncated
@@ -78,6 +91,17 @@ class Progress:
             self.recomputed += info.recomputed
             self.failed += info.failed
             self.done.add(batch)
+
+
+def _info_of(shard: Path | ObjectPath) -> ShardInfo:
+    try:
+        return read_info(shard)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{shard} is no shard ({error})",
+            "a shard is whole once it is there: the disk or a person changed it",
+            f"remove it, and run the same command again: rm '{shard}'",
+        ) from None
 
 
 def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: bool) -> Iterator[Progress]:
@@ -102,14 +126,16 @@ def drive(job: Job, payload: Callable[[int], bytes], ledger: Ledger, *, detach: 
     budget = _budget(ledger)
     quiet_since: float | None = None
     todo: list[int] = []
+    out: dict[int, Outstanding] = {}
     while True:
         yield progress
-        out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
-        progress.look()
+        before, out, progress.dead = out, ledger.outstanding(job.id), ledger.dead(job.id)
+        progress.look(before.keys() - out.keys())
         for batch in out.keys() & progress.done:
             ledger.settle(job.id, batch)  # its worker died between the shard and the last word about it
             del out[batch]
         if not todo and not out:
+            progress.look()
             todo = _without_shard(progress)
             if not todo:
                 _tidy(progress)
@@ -149,8 +175,9 @@ def _without_shard(progress: Progress) -> list[int]:
 
 def _tidy(progress: Progress) -> None:
     """Remove what killed workers left of shards that others have made since."""
-    if len(progress.done) == progress.job.batches:
-        for leftover in progress.job.staging.iterdir():
+    staging = progress.job.staging
+    if len(progress.done) == progress.job.batches and isinstance(staging, Path):
+        for leftover in staging.iterdir():
             leftover.unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -182,7 +183,8 @@ def _mend(report: Report) -> str:
     if report.accounting.unexpected_files:
         steps.append(f"Move what does not belong out of {job.data}")
     if report.spoilt:
-        steps.append(f"Remove the shards at fault: cd {shlex.quote(str(job.data))} && rm {shlex.join(report.spoilt)}")
+        where = f"cd {shlex.quote(str(job.data))} && rm" if isinstance(job.data, Path) else f"in {job.data}"
+        steps.append(f"Remove the shards at fault: {where} {shlex.join(report.spoilt)}")
     if report.spoilt or report.accounting.missing_shards:
         steps.append(f"Run the producer again, which makes only the shards that are missing: {producer_command(job)}")
     return "\n".join(steps)

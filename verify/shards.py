@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from contract.compare import TOLERANCES
 from contract.job import Job, job_id
-from contract.shard import ShardInfo, info_of
+from contract.shard import ShardInfo, info_of, open_file
 
 _COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
 
@@ -42,7 +42,7 @@ def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo
         BadShard: one of the kinds above.
     """
     try:
-        with pq.ParquetFile(job.shard(batch), page_checksum_verification=True) as file:
+        with open_file(job.shard(batch)) as file:
             info = info_of(file.schema_arrow.metadata)
             _check_columns(file.schema_arrow)
             _check_origin(info, job, batch)

@@ -17,6 +17,7 @@ from contract.errors import UserError
 from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
+from contract.store import StoreError
 from worker.engine import Engine, fp32_engine, open_engine
 from worker.isolate import failing_rows
 
@@ -98,7 +99,7 @@ class Embedder:
         info = _info(job, number, batch, engine, found, time.monotonic() - began)
         per_token = engine.spec.pooling == "tokens"
         table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
-        _when_there_is_space(commit, table, job.shard(number), job.staging)
+        patiently(commit, table, job.shard(number), job.staging)
         log.info(
             "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s%s",
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
@@ -139,7 +140,7 @@ class Embedder:
 
 def _check_folder(job: Job) -> None:
     """Only into a folder that a producer made for this very job, whatever Redis says where that is."""
-    there = load_job(job.folder)
+    there = patiently(load_job, job.folder)
     if there.identity != job.identity:
         raise UserError(f"{job.folder} belongs to another job on this worker", f"expected job {job.id}")
 
@@ -200,14 +201,21 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, s
     )
 
 
-def _say_full(state: tenacity.RetryCallState) -> None:
-    log.warning("no space for the shard (%s); waiting for some", state.outcome and state.outcome.exception())
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
-_when_there_is_space = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and error.errno in _FULL),
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    what = "the shard's place" if isinstance(error, StoreError) else "space for the shard"
+    log.warning("waiting for %s: %s", what, error)
+
+
+patiently = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_passes),
     wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-    before_sleep=_say_full,
+    before_sleep=_say_waiting,
     reraise=True,
 )
-"""A full disk is a pause, not a failure of the batch."""
+"""A full disk or an object store that does not answer is a pause, not a failure of the batch. So is one that refuses:
+a worker without credentials must not use up the attempts of batches that others can write."""

@@ -79,7 +79,7 @@ def test_a_harmed_job_fails_in_a_process_of_its_own(job: Job) -> None:
 
 
 def test_the_folder_may_be_named_or_the_id_given(job: Job) -> None:
-    for name in (job.folder, job.id, os.path.relpath(job.folder)):
+    for name in (job.folder, job.id, os.path.relpath(str(job.folder))):
         assert verify(name, "--sample", 3).exit_code == 0
         assert verdict(job)["compared"] == 3
 
