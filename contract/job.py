@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import UserError
 from contract.files import write_atomically
+from contract.form import VectorForm
 from contract.settings import settings
 from contract.store import Location, ObjectPath, entries, location, modified, names
 
@@ -51,6 +52,13 @@ class Job(BaseModel):
     """The engine's fingerprint."""
     rows: int = Field(ge=1)
     batch_rows: int = Field(ge=1)
+    form: VectorForm = VectorForm()
+    """The form in which the vectors are kept."""
+    columns: tuple[str, ...] = ()
+    """Columns of the dataset that are carried into the shards."""
+    overlap: int | None = Field(default=None, ge=0)
+    """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
+    of their vectors; None: it is truncated."""
 
     @property
     def identity(self) -> dict[str, object]:

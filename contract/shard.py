@@ -1,11 +1,15 @@
 """One shard: the Parquet file that a batch becomes, readable by pyarrow, pandas, polars, duckdb and datasets.
 
     row_id      int64
-    embedding   fixed_size_list<float32>[hidden]            null for a row without a text or with an error
-                list<fixed_size_list<float32>[hidden]>      where pooling is "tokens": the row's real tokens
+    embedding   fixed_size_list<element>[width]             null for a row without a text or with an error
+                list<fixed_size_list<element>[width]>       where pooling is "tokens": the row's real tokens
     n_tokens    int32                                       before truncation, special tokens counted
-    truncated   bool                                        n_tokens > max_length
+    truncated   bool                                        n_tokens > max_length, unless long texts have windows
     error       string                                      why the row has no vector, though it has a text; null
+    …                                                       the columns of the dataset that are kept
+
+``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
+unless there are fewer dimensions or bits.
 
 The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 """
@@ -19,14 +23,17 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from contract.batch import Batch
 from contract.files import sync, sync_folder
+from contract.form import Stored
 from contract.store import ObjectPath
+
+COLUMNS = ("row_id", "embedding", "n_tokens", "truncated", "error")
+"""A shard's own columns."""
 
 _KEY = b"embedmill"
 
@@ -47,9 +54,9 @@ class ShardInfo(BaseModel):
     max_length: int
     rows: int
     tokens: int
-    """Tokens that were embedded: after truncation, padding not counted."""
+    """Tokens of the texts that were embedded: after truncation, padding not counted."""
     truncated: int
-    """Rows that had more than ``max_length`` tokens."""
+    """Rows of which something was cut off, having more than ``max_length`` tokens."""
     without_text: int
     """Rows without a text, whose embedding is null."""
     recomputed: int
@@ -64,33 +71,35 @@ class ShardInfo(BaseModel):
 
 def table_of(
     batch: Batch,
-    vectors: npt.NDArray[np.float32],
+    vectors: Stored,
     info: ShardInfo,
     *,
     per_token: bool,
     errors: Mapping[int, str] | None = None,
+    windowed: bool = False,
 ) -> pa.Table:
     """A shard's table.
 
     Args:
         batch: the rows, ``n`` of them.
-        vectors: float32 in row order, rows without a text or with an error left out. ``[rows, hidden]``; with
-            ``per_token``, one vector for each real token of each row after the other: ``[tokens, hidden]``.
+        vectors: in row order, rows without a text or with an error left out. ``[rows, width]``; with ``per_token``, one
+            vector for each real token of each row after the other: ``[tokens, width]``.
         info: what made the vectors.
         per_token: whether a row has a vector for each of its tokens instead of one.
         errors: place in the batch → why this row has no vector.
+        windowed: whether a text longer than the engine takes was cut into windows and not truncated.
     """
     errors = errors or {}
     without = batch.n_tokens == 0
     without[list(errors)] = True
-    fixed = pa.list_(pa.float32(), vectors.shape[1])
+    fixed = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
     embedding: pa.Array
     if per_token:
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=fixed)
         offsets = np.concatenate([[0], np.cumsum(np.where(without, 0, batch.lengths))]).astype(np.int32)
         embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without))
     else:
-        full = np.zeros((len(batch), vectors.shape[1]), np.float32)
+        full = np.zeros((len(batch), vectors.shape[1]), vectors.dtype)
         full[~without] = vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without))
     return pa.table(
@@ -98,8 +107,9 @@ def table_of(
             "row_id": pa.array(batch.row_id),
             "embedding": embedding,
             "n_tokens": pa.array(batch.n_tokens),
-            "truncated": pa.array(batch.n_tokens > info.max_length),
+            "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
+            **batch.kept,
         }
     ).replace_schema_metadata({_KEY: info.model_dump_json().encode()})
 
@@ -160,7 +170,7 @@ def _write(table: pa.Table, file: IO[bytes] | pa.NativeFile) -> None:
         compression="zstd",
         use_dictionary=False,
         write_page_checksum=True,
-        use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
+        use_byte_stream_split=_split_columns(table.schema.field("embedding").type),
     )
 
 
@@ -177,9 +187,12 @@ def _link(staged: Path, shard: Path) -> bool:
     return True
 
 
-def _leaf(kind: pa.DataType) -> str:
-    """Parquet's path of the floating-point leaf. BYTE_STREAM_SPLIT there makes float32 vectors a tenth smaller."""
-    return "embedding.list.element" if pa.types.is_fixed_size_list(kind) else "embedding.list.element.list.element"
+def _split_columns(kind: pa.DataType) -> list[str]:
+    """Where BYTE_STREAM_SPLIT makes vectors a tenth smaller: float32's leaf. Not every reader knows it for float16."""
+    per_token = not pa.types.is_fixed_size_list(kind)
+    element = (kind.value_type if per_token else kind).value_type
+    leaf = "embedding.list.element.list.element" if per_token else "embedding.list.element"
+    return [leaf] if pa.types.is_float32(element) else []
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from rich.text import Text
 from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
+from contract.form import VectorForm
 from contract.job import Job, find_job
 from contract.settings import settings
 from contract.shard import open_file
@@ -34,6 +35,8 @@ Examples:
   python examples/search.py --count 10 "a slow computer" "a fast one"
   python examples/search.py --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
 """
+
+_PLAIN = VectorForm()
 
 _SHOWN = 80
 """Characters of a row's text that are shown."""
@@ -98,7 +101,8 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         raise UserError(
             f"{job.dataset} has changed since it was embedded", mend="embed it again with python -m producer"
         )
-    cosines, rows = nearest(shards, embed(spec, queries, job.prefix if prefix is None else prefix), count)
+    vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
+    cosines, rows = nearest(shards, job.form.shaped(vectors, normalize=spec.normalize), count, job.form)
     return [
         [
             Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
@@ -126,7 +130,7 @@ def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArra
 
 
 def nearest(
-    shards: Sequence[Path | ObjectPath], queries: npt.NDArray[np.float32], count: int
+    shards: Sequence[Path | ObjectPath], queries: npt.NDArray[np.float32], count: int, form: VectorForm = _PLAIN
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The ``count`` rows nearest to each query by cosine, the nearest first, of equals the one that comes first.
 
@@ -134,6 +138,7 @@ def nearest(
         shards: Parquet files with ``row_id`` and ``embedding``; one is in memory at a time.
         queries: ``[n, hidden]``.
         count: most rows for each query.
+        form: the form of the shards' vectors, whose number of elements the queries have.
 
     Returns:
         Cosines, float32, and row ids, int64, each ``[n, min(count, rows with a vector)]``.
@@ -147,7 +152,8 @@ def nearest(
         table = table.filter(table["embedding"].is_valid()).combine_chunks()
         if not table.num_rows:
             continue
-        vectors = table["embedding"].chunk(0).flatten().to_numpy().reshape(table.num_rows, -1)
+        stored = table["embedding"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+        vectors = form.restored(stored, queries.shape[1])
         cosines = np.hstack([cosines, queries @ _unit(vectors).T])
         rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (len(queries), table.num_rows))])
         best = np.lexsort((rows, -cosines))[:, :count]

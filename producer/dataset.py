@@ -39,10 +39,17 @@ class TextDataset:
     revision: str
     """What it holds: the Hub commit, or a hash over the local files."""
     table: datasets.Dataset
+    columns: tuple[str, ...] = ()
+    """Columns that are carried into the shards."""
 
     @property
     def rows(self) -> int:
         return len(self.table)
+
+    def kept(self, rows: range) -> dict[str, pa.Array]:
+        """The columns that are carried into the shards, of these consecutive rows."""
+        table = self.table[rows.start : rows.stop]
+        return {name: table[name].combine_chunks() for name in self.columns}
 
     def texts(self, rows: range) -> list[str | None]:
         """The texts of these consecutive rows; None where the dataset has none.
@@ -58,7 +65,12 @@ class TextDataset:
 
 
 def open_dataset(
-    dataset: str, *, config: str | None = None, split: str | None = None, column: str | None = None
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    column: str | None = None,
+    columns: tuple[str, ...] = (),
 ) -> TextDataset:
     """Open a dataset and find its text column.
 
@@ -68,6 +80,7 @@ def open_dataset(
         config: which configuration, where it has several.
         split: None for ``train``, or the only one there is.
         column: None for ``text``, or the only text column there is.
+        columns: further ones, of any type, that ``TextDataset.kept`` gives.
 
     Raises:
         UserError: it cannot be found or read, or has no such split or text column, or no rows.
@@ -102,7 +115,15 @@ def open_dataset(
     if not texts:
         raise UserError(f"{dataset} has no text column (its columns: {', '.join(features)})", "expected one of strings")
     column = _choose(column, texts, "text", "text-column", dataset, among=list(features))
-    return TextDataset(dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow"))
+    missing = [name for name in columns if name not in features]
+    if missing:
+        raise UserError(
+            f"no column {missing[0]!r} in {dataset}",
+            f"there: {', '.join(features)}",
+            "choose others with --keep-columns",
+        )
+    needed = table.select_columns([*{column: None} | dict.fromkeys(columns)]).with_format("arrow")
+    return TextDataset(dataset, config, split, column, revision, needed, columns)
 
 
 _JSON = {".json", ".jsonl", ".ndjson"}

@@ -81,6 +81,10 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "job": job.id,
         "engine": job.engine,
         "fingerprint": job.fingerprint,
+        "dtype": job.form.dtype,
+        "dimensions": job.form.dimensions,
+        "columns": job.columns,
+        "overlap": job.overlap,
         "dataset": job.dataset,
         "revision": job.revision,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -202,6 +206,12 @@ def producer_command(job: Job) -> str:
         "--engine": job.engine,
         "--output": job.folder.parent,
         "--batch-rows": job.batch_rows,
+        "--dtype": job.form.dtype,
+        "--ranges": job.folder if job.form.ranges else None,
+        "--dimensions": job.form.dimensions,
+        "--keep-columns": ",".join(job.columns) or None,
+        "--long-texts": None if job.overlap is None else "window",
+        "--overlap": job.overlap,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     return shlex.join(["python", "-m", "producer", *given])
