@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
+import producer.__main__
 import verify.__main__
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
@@ -26,20 +27,10 @@ QUERY = ("a sound that a machine makes",)
 
 
 def produced(*options: object) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "producer",
-        "--dataset",
-        "some.jsonl",
-        "--text-column",
-        "text",
-        "--batch-rows",
-        "25",
-    ]
-    done = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    command = ["--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 10, *options]
+    done = CliRunner().invoke(producer.__main__.main, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
 
 
 def stored(job: Job) -> np.ndarray:
