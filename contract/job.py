@@ -195,7 +195,7 @@ def find_job(name: str | None) -> Job:
     try:
         given = location(name)
     except ValueError as error:
-        raise UserError(f"{name!r} is no job's folder ({error})") from None
+        raise UserError(f"no job in {name!r} ({error})") from None
     if isinstance(given, ObjectPath) or (given / "job.json").is_file():
         return load_job(given)
     below = settings().output / name

@@ -176,7 +176,7 @@ def location(given: "str | Path | ObjectPath") -> Path | ObjectPath:
     if isinstance(given, ObjectPath):
         return given
     if not isinstance(given, str | Path) or "\0" in str(given):
-        raise ValueError("no path: it has a NUL in it, or is no text")
+        raise ValueError("expected a path, without a NUL in it")
     return Path(given)
 
 

@@ -63,7 +63,8 @@ class Progress:
     """Batches that were given up, and why."""
     idle: bool = False
     """Batches wait, and no worker has taken one."""
-    _list_again: float = 0.0
+    _list_again: float = field(default=0.0, init=False, repr=False)
+    """When the folder may be listed again, by the monotonic clock."""
 
     def look(self, settled: Iterable[int] | None = None) -> None:
         """Take in the shards that have come since the last look.
