@@ -98,10 +98,11 @@ def _info_of(shard: Path | ObjectPath) -> ShardInfo:
     try:
         return read_info(shard)
     except (ValueError, OSError) as error:
+        how = f": rm '{shard}'" if isinstance(shard, Path) else ""
         raise UserError(
             f"{shard} is no shard ({error})",
             "a shard is whole once it is there: the disk or a person changed it",
-            f"remove it, and run the same command again: rm '{shard}'",
+            f"remove it, and run the same command again{how}",
         ) from None
 
 
