@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import UserError
+from contract.store import Location
 
 
 class Settings(BaseSettings):
@@ -26,8 +27,8 @@ class Settings(BaseSettings):
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
 
-    output: Path = Path("output")
-    """Folder that holds one folder per job."""
+    output: Location = Path("output")
+    """Folder that holds one folder per job: a path, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
 
     engine: str | None = None
     """Name of the engine to use. Unset: the one built last."""

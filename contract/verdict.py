@@ -4,6 +4,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError
 from contract.job import Job
+from contract.store import modified
 
 
 class Check(BaseModel):
@@ -72,7 +73,6 @@ def doubt(job: Job, verdict: Verdict | None) -> str:
         return "its verify.json is another job's"
     if not verdict.passed:
         return f"the verifier found fault ({', '.join(check.name for check in verdict.checks if not check.passed)})"
-    made = max(job.shard(batch).stat().st_mtime_ns for batch in range(job.batches))
-    if made > (job.folder / "verify.json").stat().st_mtime_ns:
+    if max(job.written().values(), default=0) > (modified(job.folder / "verify.json") or 0):
         return "it was verified before its last shard was made"
     return ""

@@ -52,12 +52,12 @@ def card_of(
             ("", ""),
             [
                 ("rows", f"{embedded.rows:,}"),
-                ("truncated", f"{embedded.truncated:,}, which have more than {spec.max_length:,} tokens"),
+                ("truncated", f"{embedded.truncated:,}{_truncated(job, spec)}"),
                 ("without a text", f"{embedded.without_text:,}"),
                 ("with an error in place of a vector", f"{embedded.failed:,}"),
             ],
         ),
-        _table(("column", ""), _columns(spec)),
+        _table(("column", ""), _columns(job, spec)),
         "## Verification",
         *_verification(verdict, doubt),
     ]
@@ -84,6 +84,10 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
             "normalize": spec.normalize,
             "max_length": spec.max_length,
             "fingerprint": job.fingerprint,
+            "dtype": job.form.dtype,
+            "dimensions": job.form.dimensions or spec.hidden,
+            # Without them int8 vectors could not be turned into numbers again.
+            **({"ranges": [list(edge) for edge in job.form.ranges]} if job.form.ranges else {}),
         },
     }
 
@@ -101,21 +105,33 @@ def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> l
         ("pooling", "none: a vector for each token" if spec.pooling == "tokens" else spec.pooling),
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
-        ("longest row", f"{spec.max_length:,} tokens; what is longer is truncated"),
+        ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
+        ("longest row", f"{spec.max_length:,} tokens; what is longer {_longer(job)}"),
         ("text before each row", f"`{job.prefix!r}`" if job.prefix else "none"),
         ("computed by", ", ".join(sorted(embedded.made_by))),
         ("engine", f"`{job.fingerprint}`"),
     ]
 
 
-def _columns(spec: EngineSpec) -> list[tuple[str, str]]:
-    vector = "float32, a list of vectors" if spec.pooling == "tokens" else "float32"
+def _truncated(job: Job, spec: EngineSpec) -> str:
+    return f", which have more than {spec.max_length:,} tokens" if job.overlap is None else ""
+
+
+def _longer(job: Job) -> str:
+    if job.overlap is None:
+        return "is truncated"
+    return f"is cut into windows that share {job.overlap} tokens, and has the mean of their vectors"
+
+
+def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
+    vector = f"{job.form.element}" + (", a list of vectors" if spec.pooling == "tokens" else "")
     return [
         ("`row_id`", "the row's place in the source dataset"),
         ("`embedding`", f"{vector}; null for a row without a text or with an error"),
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),
         ("`error`", "why a row that has a text has no vector"),
+        *((f"`{name}`", "as in the source dataset") for name in job.columns),
     ]
 
 

@@ -40,22 +40,24 @@ class TextDataset:
     revision: str
     """What it holds: the Hub commit, or a hash over the local files."""
     table: datasets.Dataset | ParquetTable
+    columns: tuple[str, ...] = ()
+    """Columns that are carried into the shards."""
 
     @property
     def rows(self) -> int:
         return len(self.table)
 
-    def texts(self, rows: range) -> list[str | None]:
-        """The texts of these consecutive rows; None where the dataset has none.
+    def read(self, rows: range) -> tuple[list[str | None], dict[str, pa.Array]]:
+        """The texts of these consecutive rows, None where the dataset has none, and their values of ``columns``.
 
-        Bytes that are no UTF-8 become U+FFFD, as in a text editor.
+        Bytes of a text that are no UTF-8 become U+FFFD, as in a text editor.
         """
-        column = self.table[rows.start : rows.stop][self.column]
-        try:
-            return column.to_pylist()
-        except UnicodeDecodeError:
-            raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-            return [None if text is None else text.decode("utf-8", errors="replace") for text in raw.to_pylist()]
+        table = self.table[rows.start : rows.stop]
+        return _decoded(table[self.column]), {name: table[name].combine_chunks() for name in self.columns}
+
+    def texts(self, rows: range) -> list[str | None]:
+        """The texts alone."""
+        return self.read(rows)[0]
 
 
 def open_dataset(
@@ -64,6 +66,7 @@ def open_dataset(
     config: str | None = None,
     split: str | None = None,
     column: str | None = None,
+    columns: tuple[str, ...] = (),
     revision: str | None = None,
     stream: bool = False,
 ) -> TextDataset:
@@ -75,6 +78,7 @@ def open_dataset(
         config: which configuration, where it has several.
         split: None for ``train``, or the only one there is.
         column: None for ``text``, or the only text column there is.
+        columns: further ones, of any type, that ``TextDataset.read`` gives.
         revision: branch, tag or commit on the Hub; None for the latest, and for what is local.
         stream: leave the rows on the Hub and fetch them as they are asked for; see ``producer.hub.ParquetTable``.
 
@@ -118,7 +122,15 @@ def open_dataset(
     if not texts:
         raise UserError(f"{dataset} has no text column (its columns: {', '.join(features)})", "expected one of strings")
     column = _choose(column, texts, "text", "text-column", dataset, among=list(features))
-    return TextDataset(dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow"))
+    missing = [name for name in columns if name not in features]
+    if missing:
+        raise UserError(
+            f"no column {missing[0]!r} in {dataset}",
+            f"there: {', '.join(features)}",
+            "choose others with --keep-columns",
+        )
+    needed = table.select_columns([*{column: None} | dict.fromkeys(columns)]).with_format("arrow")
+    return TextDataset(dataset, config, split, column, revision, needed, columns)
 
 
 def dataset_of(job: Job) -> TextDataset:
@@ -129,7 +141,13 @@ def dataset_of(job: Job) -> TextDataset:
     """
     revision = None if Path(job.dataset).is_absolute() else job.revision
     texts = open_dataset(
-        job.dataset, config=job.config, split=job.split, column=job.column, revision=revision, stream=job.stream
+        job.dataset,
+        config=job.config,
+        split=job.split,
+        column=job.column,
+        columns=job.columns,
+        revision=revision,
+        stream=job.stream,
     )
     if texts.revision != job.revision:
         raise UserError(
@@ -144,6 +162,14 @@ def dataset_of(job: Job) -> TextDataset:
             "run the producer again for a new job",
         )
     return texts
+
+
+def _decoded(column: pa.ChunkedArray) -> list[str | None]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+        return [None if text is None else text.decode("utf-8", errors="replace") for text in raw.to_pylist()]
 
 
 _JSON = {".json", ".jsonl", ".ndjson"}

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,20 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from tqdm.contrib.concurrent import thread_map
 
 from contract.errors import UserError, reason
 from contract.job import Job, engine_of, job_id
+from contract.store import ObjectPath
 from contract.verdict import doubt, load_verdict
 from producer.card import card_of, pushed_job
 from producer.publish import Progress
 
 _MOST_SHARDS = 10_000
 """Files that the Hub takes in one folder."""
+
+_AT_ONCE = 4
+"""Shards of a bucket that are in memory at the same time."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,6 @@ class Ready:
     """The sums of all shards."""
     doubt: str
     """Why it cannot count as verified; empty if it can."""
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.job.shard(batch).stat().st_size for batch in range(self.job.batches))
 
 
 def ready(job: Job, *, unverified: bool) -> Ready:
@@ -110,7 +111,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
             repo,
             [
                 CommitOperationAdd("README.md", card.encode()),
-                *(CommitOperationAdd(path, file) for path, file in shards.items()),
+                *_additions(api, repo, shards),
                 *(CommitOperationDelete(file) for file in stale),
             ],
             commit_message=f"{job.rows:,} embeddings: {job.id}",
@@ -118,6 +119,21 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
             parent_commit=there.sha,
         )
     return f"{made}"
+
+
+def _additions(api: HfApi, repo: str, shards: Mapping[str, Path | ObjectPath]) -> list[CommitOperationAdd]:
+    """The shards, to be committed. From a bucket they are uploaded here, a few at a time: no more fit into memory."""
+
+    def addition(path: str) -> CommitOperationAdd:
+        shard = shards[path]
+        if isinstance(shard, Path):
+            return CommitOperationAdd(path, shard)
+        fetched = CommitOperationAdd(path, shard.read_bytes())
+        api.preupload_lfs_files(repo, [fetched], repo_type="dataset")
+        return fetched
+
+    quiet = not sys.stderr.isatty()
+    return thread_map(addition, shards, max_workers=_AT_ONCE, desc="Shards", unit="shard", disable=quiet)
 
 
 def _front_matter(api: HfApi, repo: str, revision: str) -> dict[str, Any]:

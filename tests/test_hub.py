@@ -53,10 +53,14 @@ def imdb(hub: Hub, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: Path) -> None:
-    """Downloaded and streamed: a dataset by its name of old, verified, pushed, and loaded by somebody else."""
+    """Downloaded and streamed: a dataset by its name of old, verified, pushed, and loaded by somebody else.
+
+    The streamed one is tokenized by processes, which fetch a kept column, too, and cut windows.
+    """
     texts = TEXTS[0::2] + TEXTS[1::2]
+    options = ("--batch-rows", 40, "--keep-columns", "ballast", "--long-texts", "window")
     with celery_worker(tmp_path / "worker.log"):
-        assert f"{len(texts)} of {len(texts)}" in run("-m", "producer", "--dataset", "imdb", "--batch-rows", 40)
+        assert f"{len(texts)} of {len(texts)}" in run("-m", "producer", "--dataset", "imdb", *options)
         job = latest_job()
         assert (job.dataset, job.revision, job.batches) == ("stanfordnlp/imdb", imdb, 4)
         assert (load_engine().model, load_engine().revision) == (
@@ -67,7 +71,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
         hub.repos["datasets", "stanfordnlp/imdb"].commit({"train.parquet": parquet(["it went on"])})
         empty = str(tmp_path / "another home")
         streamed = ("--dataset", "imdb", "--revision", imdb, "--stream", "--output", tmp_path / "streamed")
-        run("-m", "producer", *streamed, "--batch-rows", 40, HF_HOME=empty, EMBEDMILL_TOKENIZERS="2")
+        run("-m", "producer", *streamed, *options, HF_HOME=empty, EMBEDMILL_TOKENIZERS="2")
         other = load_job(tmp_path / "streamed" / job.id)  # the same job by the same name
         assert (other.identity, other.stream) == (job.identity, True)
         assert not list(Path(empty).rglob("*.parquet")) + list(Path(empty).rglob("*.arrow"))
@@ -76,7 +80,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
     told = CliRunner().invoke(verify.__main__.main, [str(other.folder), "--sample", "60"])
     assert told.exit_code == 0, told.output
     ours, theirs = table(job), table(other)
-    for column in ("row_id", "n_tokens", "truncated", "error"):
+    for column in ("row_id", "n_tokens", "truncated", "error", "ballast"):
         assert ours[column].equals(theirs[column])
     for vector, expected in zip(ours["embedding"].to_pylist(), theirs["embedding"].to_pylist(), strict=True):
         assert (vector is None) == (expected is None)

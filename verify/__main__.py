@@ -86,15 +86,16 @@ def verify(
     sample = draw(job, accounting.readable, max_length=max_length, rows=rows, seed=seed)
     found, unreadable = read_found(job, sample.rows)
     recomputed = _progress(reference.recompute(found), len(found), console)
-    compared = [compare_row(found[expected.row], expected, max_length) for expected in recomputed]
+    windowed = job.overlap is not None
+    compared = [compare_row(found[one.row], one, max_length, job.form, windowed=windowed) for one in recomputed]
     compared.sort(key=lambda one: one.row.row_id)
     damaged = Findings.of([f"{job.shard(batch).name}: {why}" for batch, why in unreadable.items()])
-    texts_of = reference.texts_of(sample.without_text)
-    texts = [row for row in sample.without_text if texts_of[row.row_id] is not None]
+    taken = reference.take(sample.without_text)
+    texts = [row for row in sample.without_text if taken[row.row_id].text is not None]
     checks = [
         *accounting_checks(accounting, sample.seen.unreadable + damaged),
         *whole_checks(sample, Findings.of([row.row_id for row in texts])),
-        *sample_checks(compared),
+        *sample_checks(compared, job),
     ]
     at_fault = {job.shard(batch).name for batch in unreadable} | {
         job.shard(row.batch).name for row in [*texts, *(one.row for one in compared if one.problem)]

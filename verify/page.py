@@ -79,7 +79,7 @@ def _charts(report: Report) -> list[tuple[str, Markup, str]]:
     compared, sample = report.compared, report.sample
     if not sample:
         return []
-    limit = report.engine.max_length if report.engine else 0
+    limit = report.engine.max_length if report.engine and report.job.overlap is None else None
     drawn = [
         ("Error", pictures.error_histogram(compared), _about_errors(compared)),
         (
@@ -107,17 +107,18 @@ def _about_errors(compared: Sequence[Compared]) -> str:
     )
 
 
-def _about_lengths(sample: Sample, limit: int) -> str:
+def _about_lengths(sample: Sample, limit: int | None) -> str:
     texts = sorted((length, rows) for length, rows in sample.lengths.items() if length > 0)
     if not texts:
         return ""
     lengths, rows = np.array(texts).T
-    every, over = int(rows.sum()), int(rows[lengths > limit].sum())
+    every = int(rows.sum())
     median = lengths[np.searchsorted(rows.cumsum(), every / 2)]
-    return (
-        f"All {every:,} rows with a text. Half have {median:,} tokens or fewer, the longest has {lengths[-1]:,}. "
-        f"The engine takes {limit:,}; {over:,} rows ({_percent(over, every)}) were truncated."
-    )
+    about = f"All {every:,} rows with a text. Half have {median:,} tokens or fewer, the longest has {lengths[-1]:,}. "
+    if limit is None:
+        return about + "Long texts have windows: none was truncated."
+    over = int(rows[lengths > limit].sum())
+    return about + f"The engine takes {limit:,}; {over:,} rows ({_percent(over, every)}) were truncated."
 
 
 def _about_throughput(sample: Sample) -> str:
@@ -144,6 +145,9 @@ def _provenance(report: Report) -> dict[str, str]:
         "revision": job.revision,
         "rows": f"{job.rows:,}" + (f" (limit {job.limit:,})" if job.limit else "") + f", {job.batch_rows:,} to a shard",
         "prefix": repr(job.prefix) if job.prefix else "",
+        "kept as": str(job.form),
+        "kept columns": ", ".join(job.columns),
+        "long texts": "" if job.overlap is None else f"windows that share {job.overlap} tokens",
         "engine": job.engine,
         "engine's fingerprint": job.fingerprint,
     }

@@ -95,12 +95,12 @@ def error_by_length(compared: Sequence[Compared]) -> str:
     return _svg("by-length", draw)
 
 
-def length_histogram(lengths: Mapping[int, int], max_length: int) -> str:
+def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
     """How many rows have how many tokens, those that are truncated in another colour; empty if none has any.
 
     Args:
         lengths: ``n_tokens`` → rows.
-        max_length: the engine's.
+        max_length: the engine's; None where long texts have windows, and none is truncated.
     """
     tokens = np.array([length for length in lengths if length > 0], np.int64)
     if not len(tokens):
@@ -108,13 +108,14 @@ def length_histogram(lengths: Mapping[int, int], max_length: int) -> str:
     rows = np.array([lengths[length] for length in tokens.tolist()])
     # Whole tokens: no bar without a length that could be in it, and none with both kinds of rows.
     whole = np.round(np.geomspace(tokens.min(), tokens.max() + 1, 41))
-    edges = np.unique([*whole, tokens.min() + 1, *([max_length + 1] if tokens.max() > max_length else [])]) - 0.5
+    over = tokens > max_length if max_length else np.zeros(len(tokens), bool)
+    edges = np.unique([*whole, tokens.min() + 1, *([max_length + 1] if max_length and over.any() else [])]) - 0.5
 
     def draw(axes: Axes) -> None:
-        over = tokens > max_length
         parts, weights = [tokens[~over], tokens[over]], [rows[~over], rows[over]]
         axes.hist(parts, edges.tolist(), weights=weights, stacked=True, color=[_GOOD, _BAD])
-        axes.axvline(max_length + 0.5, color=_INK, linewidth=1, linestyle="--")
+        if max_length:
+            axes.axvline(max_length + 0.5, color=_INK, linewidth=1, linestyle="--")
         _token_axis(axes)
         axes.set(ylabel="rows")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

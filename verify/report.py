@@ -18,6 +18,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.job import Job
+from contract.store import ObjectPath
 from verify.accounting import Accounting
 from verify.checks import Check
 from verify.compared import Compared, total
@@ -67,11 +68,11 @@ def as_json(report: Report) -> str:
     return json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n"
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path | ObjectPath, text: str) -> None:
     """Write one of the verdict's files.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or its object store refuses.
     """
     try:
         write_atomically(path, text)
@@ -88,6 +89,10 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "job": job.id,
         "engine": job.engine,
         "fingerprint": job.fingerprint,
+        "dtype": job.form.dtype,
+        "dimensions": job.form.dimensions,
+        "columns": job.columns,
+        "overlap": job.overlap,
         "dataset": job.dataset,
         "revision": job.revision,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -191,7 +196,8 @@ def _mend(report: Report) -> str:
     if report.accounting.unexpected_files:
         steps.append(f"Move what does not belong out of {job.data}")
     if report.spoilt:
-        steps.append(f"Remove the shards at fault: cd {shlex.quote(str(job.data))} && rm {shlex.join(report.spoilt)}")
+        where = f"cd {shlex.quote(str(job.data))} && rm" if isinstance(job.data, Path) else f"in {job.data}"
+        steps.append(f"Remove the shards at fault: {where} {shlex.join(report.spoilt)}")
     if report.spoilt or report.accounting.missing_shards:
         steps.append(f"Run the producer again, which makes only the shards that are missing: {producer_command(job)}")
     return "\n".join(steps)
@@ -210,6 +216,12 @@ def producer_command(job: Job) -> str:
         "--engine": job.engine,
         "--output": job.folder.parent,
         "--batch-rows": job.batch_rows,
+        "--dtype": job.form.dtype,
+        "--ranges": job.folder if job.form.ranges else None,
+        "--dimensions": job.form.dimensions,
+        "--keep-columns": ",".join(job.columns) or None,
+        "--long-texts": None if job.overlap is None else "window",
+        "--overlap": job.overlap,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     return shlex.join(["python", "-m", "producer", *given, *(["--stream"] if job.stream else [])])

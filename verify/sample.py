@@ -132,7 +132,7 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
             continue
         shard["batch"], shard["place"] = batch, np.arange(len(shard))
         shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
-        seen += _seen(shard, info, max_length, job.shard(batch).name)
+        seen += _seen(shard, info, max_length, job, batch)
         tokens, counts = np.unique(shard["n_tokens"], return_counts=True)
         lengths.update(dict(zip(tokens.tolist(), counts.tolist(), strict=True)))
         infos.append(info)
@@ -160,10 +160,12 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
     )
 
 
-def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, name: str) -> Seen:
-    without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > max_length
+def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, job: Job, batch: int) -> Seen:
+    # Windows leave nothing out.
+    longest, name = max_length if job.overlap is None else np.iinfo(np.int32).max, job.shard(batch).name
+    without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > longest
     rows, failed = len(shard), shard["failed"]
-    tokens = int(np.minimum(shard["n_tokens"], max_length)[~failed].sum())
+    tokens = int(np.minimum(shard["n_tokens"], longest)[~failed].sum())
     sums = (max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()), int(failed.sum()))
     recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text, info.failed)
     found = Seen(

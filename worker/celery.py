@@ -23,7 +23,7 @@ from contract.engine import load_engine
 from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
-from worker.embed import Embedder
+from worker.embed import Embedder, patiently
 from worker.engine import EngineDead, log, takes_tensorrt
 from worker.gpus import gpu_count, lacking
 from worker.stages import Stages
@@ -149,7 +149,7 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
     if job is None or type(number) is not int or number not in range(job.batches):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
         return
-    if job.shard(number).exists():
+    if patiently(job.shard(number).exists):
         ledger.settle(job_id, number)
         return
     try:

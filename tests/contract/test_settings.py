@@ -11,6 +11,7 @@ VALUES = {
     "engines": ("/srv/engines", Path("/srv/engines")),
     "output": ("out put", Path("out put")),
     "engine": ("bge-small", "bge-small"),
+    "runtime": ("onnxruntime", "onnxruntime"),
     "token_budget": ("4096", 4096),
     "threads": ("3", 3),
     "tokenizers": ("12", 12),

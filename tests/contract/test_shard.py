@@ -215,11 +215,11 @@ def _by_pandas(job: Job) -> list[dict[str, object]]:
 
 
 def _by_polars(job: Job) -> list[dict[str, object]]:
-    return pl.read_parquet(job.data).to_dicts()
+    return pl.read_parquet(str(job.data)).to_dicts()
 
 
 def _by_lazy_polars(job: Job) -> list[dict[str, object]]:
-    return pl.scan_parquet(job.data / "*.parquet").collect().to_dicts()
+    return pl.scan_parquet(f"{job.data}/*.parquet").collect().to_dicts()
 
 
 def _by_duckdb(job: Job) -> list[dict[str, object]]:

@@ -5,11 +5,12 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from contract.engine import EngineSpec
+from contract.form import VectorForm
 from contract.job import Job
 from contract.verdict import Check, Figures, Verdict
 from producer.card import card_of, pushed_job
 from producer.publish import Progress
-from tests.contract.samples import FINGERPRINT, a_job
+from tests.contract.samples import FINGERPRINT, a_job, engine_spec
 
 
 @pytest.fixture
@@ -25,23 +26,12 @@ def job(tmp_path: Path) -> Job:
 
 
 def spec(**changes: object) -> EngineSpec:
-    fields: dict[str, Any] = {
-        "name": "minilm",
+    fields: dict[str, object] = {
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
-        "architecture": "bert",
-        "weights_sha256": "w",
-        "tokenizer_sha256": "t",
-        "onnx_sha256": "o",
-        "pooling": "mean",
-        "normalize": True,
         "hidden": 384,
-        "max_length": 512,
-        "pad_id": 0,
-        "prefix": "",
-        "created": "2026-11-23T10:00:00.000000+00:00",
     }
-    return EngineSpec.model_validate(fields | changes)
+    return engine_spec(**(fields | changes))
 
 
 def verdict(**changes: object) -> Verdict:
@@ -136,6 +126,20 @@ def test_token_level_output_and_no_normalization_are_said(job: Job) -> None:
     text = card(job, spec(pooling="tokens", normalize=False))
     assert "| pooling | none: a vector for each token |" in text
     assert "| normalization | none |" in text
+
+
+def test_the_form_of_the_vectors_kept_columns_and_windows_are_said(tmp_path: Path) -> None:
+    form = VectorForm(dtype="int8", dimensions=2, ranges=((-1.0, -0.5), (1.0, 0.5)))
+    text = card(a_job(tmp_path, form=form, columns=("label", "url"), overlap=64))
+    for part in (
+        "| kept as | int8, the first 2 dimensions, ranges in this card's front matter |",
+        "| longest row | 512 tokens; what is longer is cut into windows that share 64 tokens, and has the mean of",
+        "| `embedding` | int8; null",
+        "| `url` | as in the source dataset |",
+    ):
+        assert part in text
+    assert front_matter(text)["embedmill"]["ranges"] == [[-1.0, -0.5], [1.0, 0.5]]
+    assert "| kept as | float32 |" in card(a_job(tmp_path))
 
 
 def test_a_card_of_an_unverified_job_says_so(job: Job) -> None:

@@ -117,7 +117,7 @@ def test_a_private_dataset_takes_a_token(hub: Hub, monkeypatch: pytest.MonkeyPat
 def test_any_rows_of_a_streamed_dataset_are_those_of_the_downloaded_one(imdb: str) -> None:
     downloaded, streamed = open_dataset("imdb"), open_dataset("imdb", stream=True)
     places = random.Random(3)
-    for _ in range(60):
+    for _ in range(20):
         start = places.randrange(len(TRAIN))
         rows = range(start, places.randint(start + 1, len(TRAIN)))
         assert streamed.texts(rows) == downloaded.texts(rows) == TRAIN[rows.start : rows.stop]
@@ -154,6 +154,17 @@ def test_batch_after_batch_fetches_each_row_group_once(imdb: str, hub: Hub) -> N
     texts = [text for start in range(0, len(TRAIN), 5) for text in dataset.texts(range(start, min(start + 5, 64)))]
     assert texts == TRAIN
     assert len(fetched(hub)) == len(set(fetched(hub))) == 6 + 4  # row groups of 7, of 40 and of 24 rows
+
+
+def test_kept_columns_of_a_streamed_dataset_come_with_the_texts(imdb: str, hub: Hub) -> None:
+    streamed, downloaded = (open_dataset("imdb", stream=stream, columns=("ballast",)) for stream in (True, False))
+    hub.requests.clear()
+    for start in range(0, len(TRAIN), 5):
+        rows = range(start, min(start + 5, len(TRAIN)))
+        texts, kept = streamed.read(rows)
+        assert texts == TRAIN[rows.start : rows.stop]
+        assert kept == downloaded.read(rows)[1]
+    assert len(fetched(hub)) == len(set(fetched(hub)))
 
 
 def test_files_are_listed_once_and_not_asked_for_one_by_one(hub: Hub) -> None:

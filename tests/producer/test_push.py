@@ -167,7 +167,7 @@ def test_a_job_that_failed_needs_a_flag_and_its_card_says_what(job: Job, hub: Hu
 
 def test_a_verdict_older_than_a_shard_does_not_count(job: Job) -> None:
     later = (job.folder / "verify.json").stat().st_mtime_ns + 10**9
-    os.utime(job.shard(2), ns=(later, later))
+    os.utime(str(job.shard(2)), ns=(later, later))
     refused(push(job), "it was verified before its last shard was made")
 
 

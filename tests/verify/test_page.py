@@ -73,7 +73,7 @@ def test_a_harmed_jobs_page_says_what_is_wrong_and_how_to_mend_it(job: Job) -> N
 
 
 def test_a_job_without_a_shard_has_a_page_too(job: Job) -> None:
-    shutil.rmtree(job.data)
+    shutil.rmtree(str(job.data))
     page = report_of(job, status=1)
     assert "0 of 48" in page
     assert "<svg " not in page
@@ -123,6 +123,10 @@ def test_the_page_refers_to_nothing_outside_itself(job: Job) -> None:
     assert "default-src 'none'" in page
 
 
+def page_of(job: Job) -> Path:
+    return Path(str(job.folder), "report.html")
+
+
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_chromium_shows_the_page_without_a_complaint(
@@ -131,9 +135,9 @@ def test_chromium_shows_the_page_without_a_complaint(
     rewrite(job, 1, with_element(4, 7, 0.5))
     report_of(job, status=1)
     picture = tmp_path / "page.png"
-    seen = look(job.folder / "report.html", width=width, scheme=scheme, screenshot=picture)
+    seen = look(page_of(job), width=width, scheme=scheme, screenshot=picture)
     assert seen.complaints == []
-    assert seen.requests == [(job.folder / "report.html").as_uri()]
+    assert seen.requests == [page_of(job).as_uri()]
     assert seen.width == width, "it scrolls sideways"
     assert "Not verified" in seen.text
     assert picture.stat().st_size > 50_000
@@ -142,7 +146,7 @@ def test_chromium_shows_the_page_without_a_complaint(
 @needs_chromium
 def test_chromium_runs_nothing_of_a_hostile_row(hostile: Job) -> None:
     report_of(hostile)
-    seen = look(hostile.folder / "report.html")
+    seen = look(page_of(hostile))
     assert (seen.complaints, len(seen.requests)) == ([], 1)
     assert "<script>alert(1)</script>" in seen.text
 

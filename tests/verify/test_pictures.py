@@ -47,6 +47,12 @@ def test_vectors_without_any_error_and_of_no_number_are_no_obstacle() -> None:
     assert error_histogram([]) == error_by_length([]) == ""
 
 
+def test_where_long_texts_have_windows_none_is_drawn_as_truncated() -> None:
+    lengths = {10: 5, 900: 3}
+    assert shapes(length_histogram(lengths, 512), "bad") > 0
+    assert shapes(length_histogram(lengths, None), "bad") == 0
+
+
 def test_many_points_are_drawn_as_an_image() -> None:
     random = np.random.default_rng(0)
     lengths, errors = random.integers(1, 3000, 20_000).tolist(), (10 ** random.normal(-12, 1, 20_000)).tolist()

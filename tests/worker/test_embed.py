@@ -138,7 +138,7 @@ def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
 ) -> None:
     exact, half = job_for(tiny, tmp_path / "exact"), job_for(tiny, tmp_path / "half")
     Embedder(threads=1).embed(exact, 0, batch_for(exact, tiny).to_bytes())
-    monkeypatch.setattr(worker.embed, "open_engine", HalfPrecise)
+    monkeypatch.setattr(worker.embed, "open_engine", lambda spec, threads, gpu: HalfPrecise(spec, threads))
     Embedder(threads=1).embed(half, 0, batch_for(half, tiny).to_bytes())
     left, right = (pq.read_table(job.shard(0)) for job in (exact, half))
     assert right["error"].null_count == len(right)
