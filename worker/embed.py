@@ -17,6 +17,7 @@ from contract.errors import UserError
 from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
+from worker import metrics
 from worker.engine import Engine, fp32_engine, open_engine
 from worker.isolate import failing_rows
 
@@ -90,20 +91,26 @@ class Embedder:
             UserError: the engine or the job's folder is missing here, or another.
         """
         began = time.monotonic()
-        _check_folder(job)
-        batch = _decoded(job, number, payload)
+        with metrics.stage("decode"):
+            _check_folder(job)
+            batch = _decoded(job, number, payload)
         engine = self.engine(job.engine, job.fingerprint)
-        errors = _search(engine, batch, ledger) if ledger else {}
-        found = self._vectors(engine, batch, errors)
+        with metrics.stage("compute"):
+            errors = _search(engine, batch, ledger) if ledger else {}
+            found = self._vectors(engine, batch, errors)
         info = _info(job, number, batch, engine, found, time.monotonic() - began)
         per_token = engine.spec.pooling == "tokens"
-        table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
-        _when_there_is_space(commit, table, job.shard(number), job.staging)
+        with metrics.stage("commit"):
+            table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
+            won = _when_there_is_space(commit, table, job.shard(number), job.staging)
+        if won:
+            metrics.count(info)
         log.info(
             "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s%s",
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
             *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
+            extra=info.model_dump(),
         )
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:
