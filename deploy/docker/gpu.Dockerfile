@@ -22,7 +22,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3 && r
     && (userdel --remove ubuntu || true) \
     && useradd --uid 1000 --create-home embedmill && install -d -o embedmill -g embedmill /engines /output
 COPY --from=compiled /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 WORKDIR /app
 COPY contract contract
 COPY engine_build engine_build

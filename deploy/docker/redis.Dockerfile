@@ -3,5 +3,7 @@ FROM redis:7
 RUN install -d -o redis -g redis /aof
 WORKDIR /aof
 USER redis
-# noeviction: what is full must say so; an evicted batch would only be computed later.
-CMD ["redis-server", "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--dir", "/aof"]
+# A full Redis must say so, not evict batches. It has no password, which protected mode would ask for: it is reachable
+# in its own network alone.
+CMD ["redis-server", "--dir", "/aof", "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", \
+    "--protected-mode", "no"]
