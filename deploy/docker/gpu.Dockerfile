@@ -1,7 +1,7 @@
 # The worker for NVIDIA GPUs: TensorRT, and pycuda, which has no wheels and is compiled against the CUDA headers.
 #
-# The newest TensorRT wants CUDA 13 and driver 580 or later. For CUDA 12:
-# CUDA=12.9.1 TENSORRT='tensorrt-cu12' in the environment of docker compose.
+# The newest TensorRT wants CUDA 13, which wants driver 580 or later. For CUDA 12, set CUDA=12.9.1 and
+# TENSORRT='tensorrt<10.14' for docker compose.
 ARG CUDA=13.0.1
 
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS compiled
@@ -14,8 +14,9 @@ COPY pyproject.toml README.md ./
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
+ARG TENSORRT=tensorrt
 # onnxruntime too: rows whose FP16 vector is not finite are computed again in FP32.
-RUN mkdir contract engine_build producer verify worker && pip install '.[cpu,gpu]' && pip uninstall --yes embedmill
+RUN mkdir contract engine_build producer verify worker && pip install '.[cpu,gpu]' "$TENSORRT" && pip uninstall --yes embedmill
 
 FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04 AS worker
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* \
