@@ -1,7 +1,7 @@
 # The worker for NVIDIA GPUs: TensorRT, and pycuda, which has no wheels and is compiled against the CUDA headers.
 #
 # The newest TensorRT wants CUDA 13, which wants driver 580 or later. For CUDA 12, set CUDA=12.9.1 and
-# TENSORRT='tensorrt<10.14' for docker compose.
+# TENSORRT='tensorrt<10.13' for docker compose.
 ARG CUDA=13.0.1
 
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS compiled
