@@ -153,6 +153,16 @@ def test_the_environment_holds_settings_that_exist_and_no_secret() -> None:
         assert environment.get("HF_TOKEN") is None
 
 
+def test_every_variable_is_documented() -> None:
+    page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    named = {name for file in FILES for name in re.findall(r"\$\{(\w+)", (ROOT / file).read_text(encoding="utf-8"))}
+    assert {name.removeprefix("EMBEDMILL_") for name in named} <= set(re.findall(r"\w+", page))
+    passed = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    own = {name.removeprefix("EMBEDMILL_") for name in passed if name.startswith(("EMBEDMILL_", "HF_"))}
+    fixed = {"REDIS_URL", "ENGINES", "METRICS_PORT"}
+    assert own - fixed <= set(re.findall(r"\w+", page))
+
+
 def test_the_default_needs_no_hub() -> None:
     assert "${MODEL:-/models/all-minilm-l6-v2}" in SERVICES["engine"]["command"]
     assert any("/models/all-minilm-l6-v2" in line for line in CPU_IMAGES["build"])
@@ -189,6 +199,8 @@ def test_the_dashboard_asks_for_metrics_that_a_worker_has() -> None:
     told |= {f"embedmill_batch_seconds_{what}" for what in ("sum", "count", "bucket")}
     told |= {"embedmill_gpu_memory_used_bytes", "embedmill_gpu_memory_total_bytes"}
     assert asked == told
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert all(re.sub(r"(batch_seconds)_\w+", r"\1", name) in page for name in told)
     source = yaml.safe_load((monitor / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text())
     assert {target["datasource"]["uid"] for target in targets} == {source["datasources"][0]["uid"]}
     places = [panel["gridPos"] for panel in dashboard["panels"]]
