@@ -13,25 +13,16 @@ from collections.abc import Callable
 
 from celery import Celery, Task
 from celery.apps.worker import Worker
-from celery.signals import (
-    after_setup_logger,
-    after_setup_task_logger,
-    celeryd_init,
-    worker_process_init,
-    worker_process_shutdown,
-    worker_ready,
-)
-from celery.utils.log import get_multiprocessing_logger
+from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown, worker_ready
 from celery.worker.consumer import Consumer, Gossip, Mingle
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
-from pythonjsonlogger.json import JsonFormatter
 
 from contract.engine import load_engine
 from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
-from worker import metrics
+from worker import logs, metrics
 from worker.embed import Embedder, log
 
 
@@ -104,11 +95,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
     if not wanted.keys() <= os.environ.keys():
         # Celery and prometheus_client have read them by now, so the process begins anew with them.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ)
-    if settings().log == "json":
-        instance.quiet = True  # no banner
-        logging.basicConfig()  # until Celery sets its own up
-        logging.captureWarnings(True)
-        _format(logging.getLogger())
+    logs.begin(instance)
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
     try:
@@ -118,18 +105,6 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
     except UserError as error:
         error.show()
         raise SystemExit(1) from None
-
-
-@after_setup_logger.connect
-@after_setup_task_logger.connect
-def _format(logger: logging.Logger, **_: object) -> None:
-    if settings().log == "json":
-        fields = ["levelname", "name", "processName", "message"]
-        formatter = JsonFormatter(
-            fields, timestamp="time", rename_fields={"levelname": "level", "name": "logger", "processName": "process"}
-        )
-        for handler in (*logger.handlers, *get_multiprocessing_logger().handlers):
-            handler.setFormatter(formatter)
 
 
 @worker_ready.connect

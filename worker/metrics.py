@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, start_http_server
@@ -24,7 +25,7 @@ from contract.shard import ShardInfo
 
 Stage = Literal["fetch", "decode", "compute", "commit"]
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER, _PREFIX = "PROMETHEUS_MULTIPROC_DIR", "embedmill-metrics-"
 
 ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
 DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
@@ -62,7 +63,7 @@ def environment() -> dict[str, str]:
     """What must be in the worker's environment before it starts, and is not yet: nothing where no port is set."""
     if settings().metrics_port is None or _FOLDER in os.environ:
         return {}
-    return {_FOLDER: tempfile.mkdtemp(prefix="embedmill-metrics-")}
+    return {_FOLDER: tempfile.mkdtemp(prefix=_PREFIX)}
 
 
 def serve() -> None:
@@ -74,7 +75,9 @@ def serve() -> None:
     port = settings().metrics_port
     if port is None:
         return
-    atexit.register(shutil.rmtree, os.environ[_FOLDER], ignore_errors=True)
+    folder = Path(os.environ[_FOLDER])
+    if folder.name.startswith(_PREFIX):  # and not one that the user chose
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     registry.register(GpuMemory())

@@ -10,13 +10,14 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ python3-
 RUN python3 -m venv /venv
 ENV PATH=/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
-COPY pyproject.toml README.md ./
+COPY pyproject.toml ./
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_TRUSTED_HOST
 ARG TENSORRT=tensorrt
 # onnxruntime too: rows whose FP16 vector is not finite are computed again in FP32.
-RUN mkdir contract engine_build producer verify worker && pip install '.[cpu,gpu]' "$TENSORRT" && pip uninstall --yes embedmill
+RUN touch README.md && mkdir contract engine_build producer verify worker \
+    && pip install '.[cpu,gpu]' "$TENSORRT" && pip uninstall --yes embedmill
 
 FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04 AS worker
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* \
