@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
     takes. One that takes longer is computed twice, which costs time and nothing else."""
 
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port at which a worker tells Prometheus how it is doing. Unset: it does not."""
+
+    log: Literal["text", "json"] = "text"
+    """How a worker writes its log: lines for people, or one JSON object a line."""
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:

@@ -24,7 +24,7 @@ MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-a
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if lacks := lacking():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=f"this machine has {lacks}"))
 
 

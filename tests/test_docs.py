@@ -1,6 +1,7 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def test_commands_and_flags_exist(page: Path) -> None:
             told = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
             assert told.returncode == 0, told.stderr
             assert all(flag in told.stdout for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
+        elif match := re.match(r"bench/\w+\.sh", line):
+            assert os.access(ROOT / match[0], os.X_OK), line
         elif match := re.match(r"make (\w+)", line):
             assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
 

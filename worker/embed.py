@@ -17,6 +17,7 @@ from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError
+from worker import metrics
 from worker.engine import Engine, fp32_engine, log, open_engine
 from worker.isolate import failing_rows
 from worker.rows import Vectors, into_form, pool_windows, unfit
@@ -94,12 +95,16 @@ class Embedder:
         with stages.timed("write"):
             per_token, windowed = engine.spec.pooling == "tokens", job.overlap is not None
             table = table_of(rows, found.vectors, info, per_token=per_token, errors=found.errors, windowed=windowed)
-            patiently(commit, table, job.shard(number), job.staging)
+            won = patiently(commit, table, job.shard(number), job.staging)
+        metrics.time(stages)
+        if won:
+            metrics.count(info)
         log.info(
             "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s (%s)%s",
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
             *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
+            extra=info.model_dump(mode="json"),
         )
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:
@@ -198,8 +203,8 @@ def _passes(error: BaseException) -> bool:
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:
     error = state.outcome and state.outcome.exception()
-    what = "the shard's place" if isinstance(error, StoreError) else "space for the shard"
-    log.warning("waiting for %s: %s", what, error)
+    says = "waiting for the shard's place" if isinstance(error, StoreError) else "waiting for space for the shard"
+    log.warning("%s: %s", says, error)
 
 
 patiently = tenacity.Retrying(
