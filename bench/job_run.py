@@ -148,7 +148,7 @@ def run_job(
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(next((folder / "output").iterdir()))
         publish = _publishing(job, sample)
-    infos = [(read_info(job.shard(batch)), job.shard(batch).stat().st_mtime) for batch in range(job.batches)]
+    infos = [(read_info(job.shard(batch)), when) for batch, when in sorted(job.written().items())]
     begin, end = min(when - info.seconds for info, when in infos), max(when for _, when in infos)
     lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
     return JobRun(
@@ -160,7 +160,7 @@ def run_job(
         stages={"tokenize": sample.tokenize, "publish": publish} | _stages(lines),
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
-        shard_bytes=sum(job.shard(batch).stat().st_size for batch in range(job.batches)) / job.rows,
+        shard_bytes=job.bytes() / job.rows,
         producer_cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0][0].runtime,

@@ -180,7 +180,7 @@ def _listing_seconds(names: int = 20_000) -> float:
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder:
         job = _job(Path(folder), names)
         for batch in range(names):
-            job.shard(batch).touch()
+            Path(str(job.shard(batch))).touch()
         began = time.perf_counter()
         job.committed()
         return (time.perf_counter() - began) / names

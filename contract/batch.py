@@ -7,20 +7,27 @@ nothing on the wire::
              input_ids       fixed_size_list<int32>[length]   padded with the model's pad id
              attention_mask  fixed_size_list<int32>[length]   1 for a token, 0 for padding
              token_type_ids  fixed_size_list<int32>[length]
-             n_tokens        int32                            before truncation; 0 for a row without a text
+             n_tokens        int32                            the text's, before truncation; 0 without a text
+             keep:<name>     any                              a column of the dataset that goes into the shard as it is
     metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint)
 
 A row without a text (null in the dataset) has ``n_tokens`` 0 and an empty mask. It is not computed: its embedding is
 null. An empty text is a text: it has its special tokens.
+
+Where long texts are cut into windows, a text has as many consecutive rows as windows, all with its ``row_id`` and its
+``n_tokens``. Columns that are kept are in the first of them and null in the others.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 Int32 = npt.NDArray[np.int32]
+
+_KEEP = "keep:"
 
 _MATRICES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -45,7 +52,7 @@ class Batch:
     engine: str
     """Fingerprint of the engine that it was tokenized for."""
     row_id: npt.NDArray[np.int64]
-    """``[n]``, the row's place in the dataset."""
+    """``[n]``, the row's place in the dataset; a text's windows have one and the same"""
     input_ids: Int32
     """``[n, length]``"""
     attention_mask: Int32
@@ -53,7 +60,9 @@ class Batch:
     token_type_ids: Int32
     """``[n, length]``"""
     n_tokens: Int32
-    """``[n]``, special tokens counted, before truncation"""
+    """``[n]``, special tokens counted, before truncation; of the whole text, also in each of its windows"""
+    kept: Mapping[str, pa.Array] = field(default_factory=dict)
+    """Columns of the dataset that go into the shard, each of ``n`` values."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -61,12 +70,19 @@ class Batch:
     def take(self, places: npt.NDArray[np.intp]) -> "Batch":
         """The same batch with the rows at these places only, in this order."""
         columns = {name: getattr(self, name)[places] for name in ("row_id", *_MATRICES, "n_tokens")}
-        return replace(self, **columns)
+        return replace(
+            self, **columns, kept={name: values.take(pa.array(places)) for name, values in self.kept.items()}
+        )
 
     @property
     def lengths(self) -> Int32:
         """``[n]`` int32: tokens of each row that are computed, that is after truncation."""
-        return np.minimum(self.n_tokens, np.int32(self.input_ids.shape[1]))
+        return self.attention_mask.sum(axis=1, dtype=np.int32)
+
+    @property
+    def owners(self) -> npt.NDArray[np.intp]:
+        """``[n]``: which text each row is a window of, counted from 0. Without windows 0, 1, 2, …"""
+        return np.cumsum(np.diff(self.row_id, prepend=self.row_id[:1]) != 0)
 
     def to_bytes(self) -> bytes:
         """The batch in the format above."""
@@ -76,7 +92,9 @@ class Batch:
         for name in _MATRICES:
             values = pa.array(np.ascontiguousarray(getattr(self, name)).reshape(-1))
             columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type))
-        columns.append(pa.array(self.n_tokens))
+        columns += [pa.array(self.n_tokens), *self.kept.values()]
+        for name, values in self.kept.items():
+            schema = schema.append(pa.field(_KEEP + name, values.type))
         metadata = {
             "embedmill.job": self.job,
             "embedmill.batch": str(self.number),
@@ -100,9 +118,13 @@ class Batch:
                 record = stream.read_next_batch()
                 metadata = {key.decode(): value.decode() for key, value in (record.schema.metadata or {}).items()}
                 length = record.schema.field("input_ids").type.list_size
-                if not record.schema.equals(_schema(length)):
+                named = _schema(length)
+                own, more = record.schema.names[: len(named)], record.schema.names[len(named) :]
+                if not pa.schema([record.schema.field(name) for name in own]).equals(named) or not all(
+                    name.startswith(_KEEP) for name in more
+                ):
                     raise ValueError(f"its schema is {record.schema.remove_metadata()}")
-                record.validate()
+                record.validate(full=bool(more))
             columns = {name: record.column(name) for name in record.schema.names}
             return cls(
                 job=metadata["embedmill.job"],
@@ -110,6 +132,7 @@ class Batch:
                 engine=metadata["embedmill.engine"],
                 row_id=columns["row_id"].to_numpy(),
                 n_tokens=columns["n_tokens"].to_numpy(),
+                kept={name.removeprefix(_KEEP): columns[name] for name in more},
                 **{name: columns[name].values.to_numpy().reshape(len(record), length) for name in _MATRICES},
             )
         # An OSError is what a damaged LZ4 frame gives.

@@ -15,3 +15,8 @@ class UserError(click.ClickException):
     def __init__(self, found: str, expected: str = "", mend: str = "") -> None:
         self.found, self.expected, self.mend = found, expected, mend
         super().__init__("; ".join(part for part in (found, expected, mend) if part))
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, on one line that is no longer than a few in a terminal."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from contract.store import ObjectPath
+
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
@@ -11,8 +13,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path | ObjectPath, text: str) -> None:
     """Write a small text file so that a reader, or an interruption, sees the old one or the new one."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(text.encode())
+        return
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with staging.open("w", encoding="utf-8") as file:

@@ -3,21 +3,25 @@
 output/<job id>/
     job.json        this module's Job
     data/           <split>-00000-of-00025.parquet, one per batch, nothing else
-    staging/        shards that are being written
-    verify.json     the verifier's verdict
+    staging/        shards that are being written; none in an object store, where an object is there once it is complete
+    verify.json     the verifier's verdict, and report.html for people
+    report.html     the same with pictures
 """
 
 import hashlib
 import json
-import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.files import write_atomically
+from contract.form import VectorForm
 from contract.settings import settings
+from contract.store import Location, ObjectPath, entries, location, modified, names
 
 SPLIT = r"^\w[\w.-]*$"
 """A split's name: it begins the names of files."""
@@ -28,8 +32,8 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: Path
-    """Absolute path of the job's folder, as the producer and the workers see it."""
+    folder: Location
+    """Absolute path or object store's URI of the job's folder, as the producer and the workers see it."""
     dataset: str
     """Hub id, or absolute path of a local file or folder."""
     config: str | None
@@ -40,6 +44,8 @@ class Job(BaseModel):
     """The column that is embedded."""
     revision: str
     """What the dataset holds: the Hub commit, or a hash over a local dataset's files."""
+    stream: bool = False
+    """Whether the dataset's rows are read where they are, on the Hub, and not downloaded."""
     limit: int | None
     """Only this many rows from the dataset's start; None for all."""
     prefix: str
@@ -50,18 +56,18 @@ class Job(BaseModel):
     """The engine's fingerprint."""
     rows: int = Field(ge=1)
     batch_rows: int = Field(ge=1)
-
-    @field_validator("folder")
-    @classmethod
-    def _is_path(cls, folder: Path) -> Path:
-        if "\0" in str(folder):
-            raise ValueError("no path has a NUL in it")
-        return folder
+    form: VectorForm = VectorForm()
+    """The form in which the vectors are kept."""
+    columns: tuple[str, ...] = ()
+    """Columns of the dataset that are carried into the shards."""
+    overlap: int | None = Field(default=None, ge=0)
+    """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
+    of their vectors; None: it is truncated."""
 
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine"})
+        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine", "stream"})
 
     @property
     def id(self) -> str:
@@ -76,25 +82,38 @@ class Job(BaseModel):
         return range(batch * self.batch_rows, min((batch + 1) * self.batch_rows, self.rows))
 
     @property
-    def data(self) -> Path:
+    def data(self) -> Path | ObjectPath:
         return self.folder / "data"
 
     @property
-    def staging(self) -> Path:
+    def staging(self) -> Path | ObjectPath:
         """A sibling of ``data``: readers of Parquet folders stumble over any other file in ``data``."""
         return self.folder / "staging"
 
-    def shard(self, batch: int) -> Path:
+    def shard(self, batch: int) -> Path | ObjectPath:
         """Where a batch's shard lies once it is committed, named as the Hub names shards."""
         return self.data / f"{self.split}-{batch:05d}-of-{self.batches:05d}.parquet"
 
     def committed(self) -> set[int]:
         """The batches that have a shard. The folder is the truth: nothing else is asked."""
+        return set(self._batches(names(self.data)))
+
+    def written(self) -> dict[int, float]:
+        """When each shard that is there was written, in seconds since the epoch."""
+        there = entries(self.data)
+        return {batch: there[name].modified for batch, name in self._batches(there).items()}
+
+    def bytes(self) -> int:
+        """Of the shards that are there."""
+        there = entries(self.data)
+        return sum(there[name].size for name in self._batches(there).values())
+
+    def _batches(self, names: Iterable[str]) -> dict[int, str]:
+        """Which of these names are shards of this job: batch → name."""
         begin, end = f"{self.split}-", f"-of-{self.batches:05d}.parquet"
-        names = os.listdir(self.data) if self.data.is_dir() else []
-        numbers = (name[len(begin) : -len(end)] for name in names if name.startswith(begin) and name.endswith(end))
-        found = {int(number) for number in numbers if number.isdecimal() and number == f"{int(number):05d}"}
-        return {batch for batch in found if batch < self.batches}
+        fit = ((name[len(begin) : -len(end)], name) for name in names if name.startswith(begin) and name.endswith(end))
+        found = {int(digits): name for digits, name in fit if digits.isdecimal() and digits == f"{int(digits):05d}"}
+        return {batch: name for batch, name in found.items() if batch < self.batches}
 
     def save(self) -> None:
         """Make the job's folder.
@@ -102,7 +121,7 @@ class Job(BaseModel):
         Raises:
             UserError: the folder holds another job, or cannot be made.
         """
-        if self.folder.parent.joinpath("job.json").exists():
+        if (self.folder.parent / "job.json").exists():
             raise UserError(
                 f"{self.folder.parent} is the folder of a job",
                 "--output takes the folder that holds the jobs' folders",
@@ -121,8 +140,9 @@ class Job(BaseModel):
                     mend="choose another folder with --output",
                 )
         try:
-            self.data.mkdir(parents=True, exist_ok=True)
-            self.staging.mkdir(exist_ok=True)
+            for folder in (self.data, self.staging):
+                if isinstance(folder, Path):
+                    folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise UserError(
@@ -138,11 +158,11 @@ def job_id(identity: dict[str, object], dataset: str) -> str:
     return f"{readable}-{digest[:10]}"
 
 
-def load_job(folder: Path) -> Job:
+def load_job(folder: Path | ObjectPath) -> Job:
     """The job in this folder; ``Job.folder`` says where it was found, should it have been moved.
 
     Raises:
-        UserError: the folder holds no job.
+        UserError: the folder holds no job, or its object store does not answer.
     """
     file = folder / "job.json"
     try:
@@ -155,29 +175,53 @@ def load_job(folder: Path) -> Job:
     return job.model_copy(update={"folder": folder.absolute()})
 
 
+def engine_of(job: Job) -> EngineSpec:
+    """The engine that a job was begun with.
+
+    Raises:
+        UserError: it is gone, or is another one by now.
+    """
+    spec = load_engine(job.engine)
+    if spec.fingerprint != job.fingerprint:
+        raise UserError(
+            f"engine {spec.name} has fingerprint {spec.fingerprint}",
+            f"job {job.id} was made with fingerprint {job.fingerprint}",
+            "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job",
+        )
+    return spec
+
+
 def latest_job() -> Job:
     """The job in the output folder whose ``job.json`` was written last.
 
     Raises:
         UserError: there is none.
     """
-    files = list(settings().output.glob("*/job.json"))
-    if not files:
+    output = settings().output
+    folders = [output / name for name in names(output)]
+    times = {folder: when for folder in folders if (when := modified(folder / "job.json")) is not None}
+    if not times:
         raise UserError(
-            f"no job in {settings().output.absolute()}",
+            f"no job in {output.absolute()}",
             "there must be embeddings before they can be verified",
             "run: python -m producer --dataset imdb",
         )
-    return load_job(max(files, key=lambda file: file.stat().st_mtime_ns).parent)
+    return load_job(max(times, key=lambda folder: times[folder]))
 
 
 def find_job(name: str | None) -> Job:
-    """The job of this folder, or of this id in the output folder; without a name, the latest one.
+    """The job of this folder or URI, or of this id in the output folder; without a name, the latest one.
 
     Raises:
         UserError: there is none.
     """
     if name is None:
         return latest_job()
-    given, below = Path(name), settings().output / name
-    return load_job(below if (below / "job.json").is_file() and not (given / "job.json").is_file() else given)
+    try:
+        given = location(name)
+    except ValueError as error:
+        raise UserError(f"no job in {name!r} ({error})") from None
+    if isinstance(given, ObjectPath) or (given / "job.json").is_file():
+        return load_job(given)
+    below = settings().output / name
+    return load_job(below if (below / "job.json").exists() else given)

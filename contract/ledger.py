@@ -182,7 +182,16 @@ class Ledger:
 
         Returns:
             Whether it was this call that published it, and not another producer of the same job.
+
+        Raises:
+            UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
         """
+        if len(payload) > settings().batch_bytes:
+            raise UserError(
+                f"batch {batch} of job {job.id} has {len(payload):,} bytes",
+                f"a worker takes {settings().batch_bytes:,} (EMBEDMILL_BATCH_BYTES)",
+                "run the same command with a smaller --batch-rows, or raise that everywhere",
+            )
         entry = Outstanding(size=len(payload), sha256=hashlib.sha256(payload).hexdigest(), published=self.now())
         if not self.call("hsetnx", _key(job.id, "out"), str(batch), entry.model_dump_json()):
             return False

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import UserError
+from contract.store import Location
 
 
 class Settings(BaseSettings):
@@ -26,8 +27,8 @@ class Settings(BaseSettings):
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
 
-    output: Path = Path("output")
-    """Folder that holds one folder per job."""
+    output: Location = Path("output")
+    """Folder that holds one folder per job: a path, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
 
     engine: str | None = None
     """Name of the engine to use. Unset: the one built last."""
@@ -62,6 +63,12 @@ class Settings(BaseSettings):
     visibility_timeout: int = Field(default=600, ge=1)
     """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
     takes. One that takes longer is computed twice, which costs time and nothing else."""
+
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port at which a worker tells Prometheus how it is doing. Unset: it does not."""
+
+    log: Literal["text", "json"] = "text"
+    """How a worker writes its log: lines for people, or one JSON object a line."""
 
     @field_validator("redis_url")
     @classmethod

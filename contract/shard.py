@@ -1,11 +1,15 @@
 """One shard: the Parquet file that a batch becomes, readable by pyarrow, pandas, polars, duckdb and datasets.
 
     row_id      int64
-    embedding   fixed_size_list<float32>[hidden]            null for a row without a text or with an error
-                list<fixed_size_list<float32>[hidden]>      where pooling is "tokens": the row's real tokens
+    embedding   fixed_size_list<element>[width]             null for a row without a text or with an error
+                list<fixed_size_list<element>[width]>       where pooling is "tokens": the row's real tokens
     n_tokens    int32                                       before truncation, special tokens counted
-    truncated   bool                                        n_tokens > max_length
+    truncated   bool                                        n_tokens > max_length, unless long texts have windows
     error       string                                      why the row has no vector, though it has a text; null
+    …                                                       the columns of the dataset that are kept
+
+``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
+unless there are fewer dimensions or bits.
 
 The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 """
@@ -13,17 +17,23 @@ The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
 import errno
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.files import sync, sync_folder
+from contract.form import Stored
+from contract.store import ObjectPath
+
+COLUMNS = ("row_id", "embedding", "n_tokens", "truncated", "error")
+"""A shard's own columns."""
 
 _KEY = b"embedmill"
 
@@ -44,9 +54,9 @@ class ShardInfo(BaseModel):
     max_length: int
     rows: int
     tokens: int
-    """Tokens that were embedded: after truncation, padding not counted."""
+    """Tokens of the texts that were embedded: after truncation, padding not counted."""
     truncated: int
-    """Rows that had more than ``max_length`` tokens."""
+    """Rows of which something was cut off, having more than ``max_length`` tokens."""
     without_text: int
     """Rows without a text, whose embedding is null."""
     recomputed: int
@@ -55,39 +65,43 @@ class ShardInfo(BaseModel):
     """Rows with an error, whose embedding is null."""
     computed_tokens: int
     """Tokens that the engine computed, padding included."""
-    seconds: float
+    seconds: float = Field(ge=0, lt=1e9)
     """From the batch's bytes to its vectors."""
+    finished: AwareDatetime
+    """When that ended, UTC. The file's own time would not do: a copy has another."""
 
 
 def table_of(
     batch: Batch,
-    vectors: npt.NDArray[np.float32],
+    vectors: Stored,
     info: ShardInfo,
     *,
     per_token: bool,
     errors: Mapping[int, str] | None = None,
+    windowed: bool = False,
 ) -> pa.Table:
     """A shard's table.
 
     Args:
         batch: the rows, ``n`` of them.
-        vectors: float32 in row order, rows without a text or with an error left out. ``[rows, hidden]``; with
-            ``per_token``, one vector for each real token of each row after the other: ``[tokens, hidden]``.
+        vectors: in row order, rows without a text or with an error left out. ``[rows, width]``; with ``per_token``, one
+            vector for each real token of each row after the other: ``[tokens, width]``.
         info: what made the vectors.
         per_token: whether a row has a vector for each of its tokens instead of one.
         errors: place in the batch → why this row has no vector.
+        windowed: whether a text longer than the engine takes was cut into windows and not truncated.
     """
     errors = errors or {}
     without = batch.n_tokens == 0
     without[list(errors)] = True
-    fixed = pa.list_(pa.float32(), vectors.shape[1])
+    fixed = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
     embedding: pa.Array
     if per_token:
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=fixed)
         offsets = np.concatenate([[0], np.cumsum(np.where(without, 0, batch.lengths))]).astype(np.int32)
         embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without))
     else:
-        full = np.zeros((len(batch), vectors.shape[1]), np.float32)
+        full = np.zeros((len(batch), vectors.shape[1]), vectors.dtype)
         full[~without] = vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without))
     return pa.table(
@@ -95,8 +109,9 @@ def table_of(
             "row_id": pa.array(batch.row_id),
             "embedding": embedding,
             "n_tokens": pa.array(batch.n_tokens),
-            "truncated": pa.array(batch.n_tokens > info.max_length),
+            "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
+            **batch.kept,
         }
     ).replace_schema_metadata({_KEY: info.model_dump_json().encode()})
 
@@ -112,30 +127,26 @@ def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
     return ShardInfo.model_validate_json(metadata[_KEY])
 
 
-def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
+def commit(table: pa.Table, shard: Path | ObjectPath, staging: Path | ObjectPath) -> bool:
     """Write a shard so that it is there in full or not at all, also if the power goes.
 
-    The first writer wins: a second one of the same batch leaves the first's file as it is.
+    On a disk the first writer wins: a second one of the same batch leaves the first's file as it is. In an object
+    store two that write at the same time both succeed and the last one wins; their rows are equivalent.
 
     Args:
         table: what ``table_of`` returned.
         shard: where the shard belongs.
-        staging: a folder of the same file system for the unfinished file.
+        staging: a folder of the same file system for the unfinished file; an object store needs none.
 
     Returns:
-        Whether this call's file is the one that is there now.
+        Whether this call's file was put there.
     """
-    staged = staging / f"{shard.stem}.{uuid.uuid4().hex}"
+    if isinstance(shard, ObjectPath):
+        return _put(table, shard)
+    staged = Path(str(staging)) / f"{shard.stem}.{uuid.uuid4().hex}"
     try:
         with staged.open("wb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                use_dictionary=False,
-                write_page_checksum=True,
-                use_byte_stream_split=[_leaf(table.schema.field("embedding").type)],
-            )
+            _write(table, file)
             file.flush()
             sync(file.fileno())
         won = _link(staged, shard)
@@ -143,6 +154,26 @@ def commit(table: pa.Table, shard: Path, staging: Path) -> bool:
         staged.unlink(missing_ok=True)
     sync_folder(shard.parent)
     return won
+
+
+def _put(table: pa.Table, shard: ObjectPath) -> bool:
+    if shard.exists():
+        return False
+    whole = pa.BufferOutputStream()
+    _write(table, whole)
+    shard.write_bytes(whole.getvalue())
+    return True
+
+
+def _write(table: pa.Table, file: IO[bytes] | pa.NativeFile) -> None:
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        use_dictionary=False,
+        write_page_checksum=True,
+        use_byte_stream_split=_split_columns(table.schema.field("embedding").type),
+    )
 
 
 def _link(staged: Path, shard: Path) -> bool:
@@ -158,15 +189,33 @@ def _link(staged: Path, shard: Path) -> bool:
     return True
 
 
-def _leaf(kind: pa.DataType) -> str:
-    """Parquet's path of the floating-point leaf. BYTE_STREAM_SPLIT there makes float32 vectors a tenth smaller."""
-    return "embedding.list.element" if pa.types.is_fixed_size_list(kind) else "embedding.list.element.list.element"
+def _split_columns(kind: pa.DataType) -> list[str]:
+    """Where BYTE_STREAM_SPLIT makes vectors a tenth smaller: float32's leaf. Not every reader knows it for float16."""
+    per_token = not pa.types.is_fixed_size_list(kind)
+    element = (kind.value_type if per_token else kind).value_type
+    leaf = "embedding.list.element.list.element" if per_token else "embedding.list.element"
+    return [leaf] if pa.types.is_float32(element) else []
 
 
-def read_info(shard: Path) -> ShardInfo:
+@contextmanager
+def open_file(shard: Path | ObjectPath) -> Iterator[pq.ParquetFile]:
+    """A shard's file, of which nothing but the footer is read yet.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no Parquet file.
+        StoreError: its object store refuses, or does not answer.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(shard.open()) if isinstance(shard, ObjectPath) else shard
+        yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
+
+
+def read_info(shard: Path | ObjectPath) -> ShardInfo:
     """What a shard's footer says; its rows are not read.
 
     Raises:
         ValueError: the file is no shard.
     """
-    return info_of(pq.read_schema(shard).metadata)
+    with open_file(shard) as file:
+        return info_of(file.schema_arrow.metadata)

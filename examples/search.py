@@ -6,13 +6,13 @@ No index and no database: every vector is compared with the query. One shard is 
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,8 +20,11 @@ from rich.text import Text
 from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
-from contract.job import Job, latest_job, load_job
+from contract.form import VectorForm
+from contract.job import Job, find_job
 from contract.settings import settings
+from contract.shard import open_file
+from contract.store import ObjectPath
 from producer.batches import open_tokenizer, tokenize
 from producer.dataset import open_dataset
 from worker.engine import open_engine
@@ -32,6 +35,8 @@ Examples:
   python examples/search.py --count 10 "a slow computer" "a fast one"
   python examples/search.py --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
 """
+
+_PLAIN = VectorForm()
 
 _SHOWN = 80
 """Characters of a row's text that are shown."""
@@ -49,12 +54,12 @@ class Hit:
 
 @click.command(epilog=_EPILOG)
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY [QUERY]...")
-@click.option("--job", "folder", type=click.Path(path_type=Path), help="The job's folder.  [default: the latest job's]")
+@click.option("--job", "name", help="The job's folder, object store URI or id.  [default: the latest job]")
 @click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Rows shown for each query.")
 @click.option("--prefix", help="Text put before each query, such as 'query: '.  [default: what the job's rows got]")
-def main(queries: tuple[str, ...], folder: Path | None, count: int, prefix: str | None) -> None:
+def main(queries: tuple[str, ...], name: str | None, count: int, prefix: str | None) -> None:
     """Show the rows of a job whose meaning is nearest to each QUERY."""
-    job = load_job(folder) if folder else latest_job()
+    job = find_job(name)
     console = Console()
     for query, hits in zip(queries, search(job, queries, count=count, prefix=prefix), strict=True):
         console.print(table_of(query, hits))
@@ -96,7 +101,8 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         raise UserError(
             f"{job.dataset} has changed since it was embedded", mend="embed it again with python -m producer"
         )
-    cosines, rows = nearest(shards, embed(spec, queries, job.prefix if prefix is None else prefix), count)
+    vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
+    cosines, rows = nearest(shards, job.form.shaped(vectors, normalize=spec.normalize), count, job.form)
     return [
         [
             Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
@@ -124,7 +130,7 @@ def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArra
 
 
 def nearest(
-    shards: list[Path], queries: npt.NDArray[np.float32], count: int
+    shards: Sequence[Path | ObjectPath], queries: npt.NDArray[np.float32], count: int, form: VectorForm = _PLAIN
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The ``count`` rows nearest to each query by cosine, the nearest first, of equals the one that comes first.
 
@@ -132,6 +138,7 @@ def nearest(
         shards: Parquet files with ``row_id`` and ``embedding``; one is in memory at a time.
         queries: ``[n, hidden]``.
         count: most rows for each query.
+        form: the form of the shards' vectors, whose number of elements the queries have.
 
     Returns:
         Cosines, float32, and row ids, int64, each ``[n, min(count, rows with a vector)]``.
@@ -140,11 +147,13 @@ def nearest(
     cosines = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for shard in shards:
-        table = pq.read_table(shard, columns=["row_id", "embedding"])
+        with open_file(shard) as file:
+            table = file.read(columns=["row_id", "embedding"])
         table = table.filter(table["embedding"].is_valid()).combine_chunks()
         if not table.num_rows:
             continue
-        vectors = table["embedding"].chunk(0).flatten().to_numpy().reshape(table.num_rows, -1)
+        stored = table["embedding"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+        vectors = form.restored(stored, queries.shape[1])
         cosines = np.hstack([cosines, queries @ _unit(vectors).T])
         rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (len(queries), table.num_rows))])
         best = np.lexsort((rows, -cosines))[:, :count]

@@ -2,22 +2,30 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
+from rich.filesize import decimal
 from rich.live import Live
 from rich.logging import RichHandler
 
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
-from contract.job import Job, find_job, job_id
+from contract.form import Dtype, VectorForm
+from contract.job import Job, engine_of, find_job
 from contract.ledger import Ledger
 from contract.settings import settings
+from contract.store import ObjectPath
 from producer.batches import open_tokenizer
+from producer.calibrate import Ranges, ranges_from, ranges_of
 from producer.console import follow, status_table, summary
-from producer.dataset import TextDataset, open_dataset
+from producer.dataset import TextDataset, dataset_of, open_dataset
+from producer.options import OVERLAP, Folder, columns_of, dimensions_of, in_form, job_of, overlap_of
 from producer.publish import drive
+from producer.push import push as push_job, ready
 from producer.status import status_of
 from producer.tokenizing import Work, processes_for, tokenizing
 
@@ -26,12 +34,20 @@ Examples:
   python -m producer --dataset imdb
   python -m producer --dataset reviews.csv --text-column body
   python -m producer --dataset ./saved --split test --limit 10000 --prefix "passage: "
+  python -m producer --dataset HuggingFaceFW/fineweb --config sample-10BT --stream
+  python -m producer --dataset imdb --output s3://bucket/embeddings
+  python -m producer --dataset imdb --dtype int8 --keep-columns text,label --long-texts window
   python -m producer status --watch
   python -m producer retry
+  python -m producer push --to user/name
 
 Running the same command again goes on where the job was: what has its shard is not computed again.
-EMBEDMILL_REDIS_URL says where Redis is. Next: celery -A worker worker, then python -m verify
+EMBEDMILL_REDIS_URL says where Redis is, HF_TOKEN who you are on the Hub.
+Next: celery -A worker worker, then python -m verify
 """
+
+_CALIBRATION_ROWS = 4096
+"""Rows whose vectors give the ranges of int8."""
 
 _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 """Rows of a batch. Token-level output is some hundred times larger a row."""
@@ -40,18 +56,54 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 @click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option("--dataset", help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder.")
 @click.option("--config", help="The dataset's configuration, where it has several.")
+@click.option("--revision", help="The dataset's branch, tag or commit on the Hub.  [default: the latest]")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Leave the dataset's Parquet files on the Hub and fetch rows as they are needed: for one that is larger than "
+    "the disk.",
+)
 @click.option("--split", help="[default: train, or the only one]")
 @click.option("--text-column", help="[default: text, or the only column of strings]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many rows from the start.")
 @click.option("--prefix", help="Text put before every row, such as 'passage: '.  [default: the engine's]")
 @click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the jobs' folders.  [default: output]"
+    "--output",
+    type=Folder(path_type=Path, file_okay=False),
+    help="Folder of the jobs' folders, or s3://bucket/prefix or gs://bucket/prefix.  [default: output]",
 )
 @click.option(
     "--batch-rows",
     type=click.IntRange(min=1, max=1_000_000),
     help=f"Rows of a batch, and so of a shard.  [default: {_POOLED_ROWS}, for token-level output {_TOKEN_ROWS}]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(Dtype)),
+    default="float32",
+    show_default=True,
+    help="What a vector's elements are stored as; int8 and binary as sentence-transformers quantizes.",
+)
+@click.option(
+    "--ranges",
+    metavar="JOB|FILE",
+    help="For int8: a job, or a .npy file, that gives each element's lowest and highest value.  "
+    f"[default: the first {_CALIBRATION_ROWS:,} rows, which are embedded as float32 first]",
+)
+@click.option("--dimensions", type=click.IntRange(min=1), help="Only this many elements from a vector's start.")
+@click.option("--keep-columns", metavar="NAMES", help="Columns carried into the shards, such as text,label.")
+@click.option(
+    "--long-texts",
+    type=click.Choice(["truncate", "window"]),
+    default="truncate",
+    show_default=True,
+    help="Cut off what is too long for the engine, or embed it in windows whose mean is the vector.",
+)
+@click.option(
+    "--overlap",
+    type=click.IntRange(min=0),
+    help=f"Tokens that a window shares with the next one.  [default: {OVERLAP}]",
 )
 @click.option("--detach", is_flag=True, help="Publish and leave; the same command without it waits for the end.")
 @click.pass_context
@@ -59,13 +111,21 @@ def main(
     context: click.Context,
     dataset: str | None,
     config: str | None,
+    revision: str | None,
+    stream: bool,
     split: str | None,
     text_column: str | None,
     limit: int | None,
     prefix: str | None,
     engine: str | None,
-    output: Path | None,
+    output: Path | ObjectPath | None,
     batch_rows: int | None,
+    dtype: Dtype,
+    ranges: str | None,
+    dimensions: int | None,
+    keep_columns: str | None,
+    long_texts: str,
+    overlap: int | None,
     detach: bool,
 ) -> None:
     """Tokenize a dataset into batches on Redis and see to it that each becomes a Parquet shard."""
@@ -79,16 +139,61 @@ def main(
     if dataset is None:
         raise click.UsageError("Missing option '--dataset'.", context)
     spec = load_engine(engine)
-    texts = open_dataset(dataset, config=config, split=split, column=text_column)
-    job = _job(
+    if ranges and dtype != "int8":
+        raise UserError("--ranges is for int8", mend="add --dtype int8")
+    texts = open_dataset(
+        dataset,
+        config=config,
+        split=split,
+        column=text_column,
+        columns=columns_of(keep_columns),
+        revision=revision,
+        stream=stream,
+    )
+    job = job_of(
         texts,
         spec,
+        (output or settings().output).absolute(),
+        stream=stream,
         limit=limit,
         prefix=spec.prefix if prefix is None else prefix,
         batch_rows=batch_rows or (_TOKEN_ROWS if spec.pooling == "tokens" else _POOLED_ROWS),
-        output=(output or settings().output).absolute(),
+        form=VectorForm(dimensions=dimensions_of(spec, dimensions)),
+        overlap=overlap_of(spec, long_texts, overlap),
     )
     ledger = Ledger(patience=settings().redis_patience)
+    if dtype == "int8":
+        elements = job.form.dimensions or spec.hidden
+        found = ranges_from(ranges, elements) if ranges else _calibrate(job, texts, spec, ledger)
+        job = in_form(job, VectorForm(dtype=dtype, dimensions=job.form.dimensions, ranges=found))
+    elif dtype != "float32":
+        job = in_form(job, VectorForm(dtype=dtype, dimensions=job.form.dimensions))
+    _begin(job, ledger)
+    if _run(job, texts, spec, ledger, detach=detach):
+        _say_next()
+
+
+def _calibrate(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger) -> Ranges:
+    """The ranges of a job's first rows, by a job of their own that is like it but for the form of its vectors."""
+    few = min(job.rows, _CALIBRATION_ROWS)
+    _STDERR.print(f"The ranges for int8 come from the first {few:,} rows, as float32:", highlight=False)
+    sample = job_of(
+        replace(texts, columns=()),
+        spec,
+        job.folder.parent,
+        stream=job.stream,
+        limit=few,
+        prefix=job.prefix,
+        batch_rows=job.batch_rows,
+        form=job.form,
+        overlap=job.overlap,
+    )
+    _begin(sample, ledger)
+    _run(sample, replace(texts, columns=()), spec, ledger, detach=False)
+    return ranges_of(sample)
+
+
+def _begin(job: Job, ledger: Ledger) -> None:
     ledger.announce(job)  # before the folder is made: without a Redis nothing is left behind
     job.save()
     _STDERR.print(
@@ -97,7 +202,10 @@ def main(
         highlight=False,
         soft_wrap=True,
     )
-    _run(job, texts, spec, ledger, detach=detach)
+
+
+def _say_next() -> None:
+    Console().print("Next: python -m verify", highlight=False)
 
 
 @main.command()
@@ -119,21 +227,38 @@ def status(job: str | None, watch: bool) -> None:
 def retry(job: str | None) -> None:
     """Try the batches of JOB again that were given up: its folder or its id; without it, the latest job."""
     found = find_job(job)
-    spec = load_engine(found.engine)
-    texts = open_dataset(found.dataset, config=found.config, split=found.split, column=found.column)
-    if (texts.revision, spec.fingerprint) != (found.revision, found.fingerprint):
-        raise UserError(
-            f"the {'dataset' if texts.revision != found.revision else 'engine'} of job {found.id} has changed",
-            "a job is finished with what it was begun with",
-            "restore it, or run python -m producer --dataset … for a new job",
-        )
+    spec, texts = engine_of(found), dataset_of(found)
     ledger = Ledger(patience=settings().redis_patience)
     ledger.announce(found)
     ledger.revive(found.id)
-    _run(found, texts, spec, ledger, detach=False)
+    if _run(found, texts, spec, ledger, detach=False):
+        _say_next()
 
 
-def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> None:
+@main.command()
+@click.argument("job", required=False)
+@click.option("--to", required=True, metavar="USER/NAME", help="The dataset's repository on the Hub; made if need be.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--replace", is_flag=True, help="Put the job in the place of what the repository's data/ holds.")
+@click.option("--unverified", is_flag=True, help="Push a job that is not verified; its card says so.")
+def push(job: str | None, to: str, private: bool, replace: bool, unverified: bool) -> None:
+    """Publish JOB on the Hub, shards and a card, in one commit: its folder or its id; without it, the latest job.
+
+    HF_TOKEN, or hf auth login, says who you are.
+    """
+    found = ready(find_job(job), unverified=unverified)
+    size = decimal(found.job.bytes())
+    _STDERR.print(f"{found.job.batches:,} shards, {size}, to {to}", highlight=False, soft_wrap=True)
+    if found.doubt:
+        _STDERR.print(f"Not verified: {found.doubt}", highlight=False, soft_wrap=True)
+    address = push_job(found, to, private=private, replace=replace)
+    out = Console()
+    out.print(f"Pushed: {address}", highlight=False, soft_wrap=True)
+    out.print(f'In Python: datasets.load_dataset("{to}")', highlight=False, soft_wrap=True)
+
+
+def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> bool:
+    """Drive a job, and say what came of it; returns whether it is complete."""
     work = Work(job, texts, open_tokenizer(spec))
     began = time.monotonic()
     try:
@@ -148,7 +273,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
     if detach and len(progress.done) + len(progress.dead) < job.batches:
         there = f"{len(progress.done)} of {job.batches} shards are there"
         out.print(f"Published; {there}: {job.folder}", highlight=False, soft_wrap=True)
-        return
+        return False
     out.print(summary(progress, time.monotonic() - began))
     if progress.dead:
         first = min(progress.dead)
@@ -158,25 +283,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
             f"batch {first}: {progress.dead[first].error}",
             mend=f"mend the cause, then: python -m producer retry {job.folder}",
         )
-    out.print("Next: python -m verify", highlight=False)
-
-
-def _job(texts: TextDataset, spec: EngineSpec, *, limit: int | None, prefix: str, batch_rows: int, output: Path) -> Job:
-    job = Job(
-        folder=output,
-        dataset=texts.dataset,
-        config=texts.config,
-        split=texts.split,
-        column=texts.column,
-        revision=texts.revision,
-        limit=limit,
-        prefix=prefix,
-        engine=spec.name,
-        fingerprint=spec.fingerprint,
-        rows=min(limit or texts.rows, texts.rows),
-        batch_rows=batch_rows,
-    )
-    return job.model_copy(update={"folder": output / job_id(job.identity, job.dataset)})
+    return True
 
 
 _STDERR = Console(stderr=True)

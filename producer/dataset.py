@@ -8,18 +8,19 @@ import logging
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
-from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import Csv
-from huggingface_hub.errors import HfHubHTTPError
 
-from contract.errors import UserError
+from contract.errors import UserError, reason
 from contract.files import sha256_of
-from contract.job import SPLIT
+from contract.job import SPLIT, Job
+from producer.hub import ParquetTable, open_hub
 
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """pandas would read the texts "NA", "None" and "null" as missing; only an empty cell is."""
@@ -38,27 +39,36 @@ class TextDataset:
     column: str
     revision: str
     """What it holds: the Hub commit, or a hash over the local files."""
-    table: datasets.Dataset
+    table: datasets.Dataset | ParquetTable
+    columns: tuple[str, ...] = ()
+    """Columns that are carried into the shards."""
 
     @property
     def rows(self) -> int:
         return len(self.table)
 
-    def texts(self, rows: range) -> list[str | None]:
-        """The texts of these consecutive rows; None where the dataset has none.
+    def read(self, rows: range) -> tuple[list[str | None], dict[str, pa.Array]]:
+        """The texts of these consecutive rows, None where the dataset has none, and their values of ``columns``.
 
-        Bytes that are no UTF-8 become U+FFFD, as in a text editor.
+        Bytes of a text that are no UTF-8 become U+FFFD, as in a text editor.
         """
-        column = self.table[rows.start : rows.stop][self.column]
-        try:
-            return column.to_pylist()
-        except UnicodeDecodeError:
-            raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-            return [None if text is None else text.decode("utf-8", errors="replace") for text in raw.to_pylist()]
+        table = self.table[rows.start : rows.stop]
+        return _decoded(table[self.column]), {name: table[name].combine_chunks() for name in self.columns}
+
+    def texts(self, rows: range) -> list[str | None]:
+        """The texts alone."""
+        return self.read(rows)[0]
 
 
 def open_dataset(
-    dataset: str, *, config: str | None = None, split: str | None = None, column: str | None = None
+    dataset: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    column: str | None = None,
+    columns: tuple[str, ...] = (),
+    revision: str | None = None,
+    stream: bool = False,
 ) -> TextDataset:
     """Open a dataset and find its text column.
 
@@ -68,6 +78,9 @@ def open_dataset(
         config: which configuration, where it has several.
         split: None for ``train``, or the only one there is.
         column: None for ``text``, or the only text column there is.
+        columns: further ones, of any type, that ``TextDataset.read`` gives.
+        revision: branch, tag or commit on the Hub; None for the latest, and for what is local.
+        stream: leave the rows on the Hub and fetch them as they are asked for; see ``producer.hub.ParquetTable``.
 
     Raises:
         UserError: it cannot be found or read, or has no such split or text column, or no rows.
@@ -78,13 +91,20 @@ def open_dataset(
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
     path = Path(dataset).expanduser()
     if path.exists():
+        if revision is not None or stream:
+            raise UserError(
+                f"{dataset} is on this machine",
+                "--revision and --stream are for datasets on the Hub",
+                "leave them out, or name another dataset",
+            )
         path = path.resolve()
         revision = _revision(path)
-        splits, dataset = _open_local(path, config, revision), str(path)
+        splits: Mapping[str, Any] = _open_local(path, config, revision)
+        dataset = str(path)
     elif path.is_absolute() or dataset.startswith(("./", "../", "~")) or path.suffix.lower() in _SUFFIXES:
         raise UserError(f"no dataset {dataset}", "expected a Hub id, a file or a folder", f"look: ls {path.parent}")
     else:
-        splits, revision = _open_hub(dataset, config)
+        splits, dataset, revision = open_hub(dataset, config, revision, stream=stream)
     split = _choose(split, list(splits), "train", "split", dataset)
     if not re.fullmatch(SPLIT, split):
         raise UserError(f"{split!r} is no name of a split", "it begins the names of files: letters, digits, _, . and -")
@@ -102,7 +122,54 @@ def open_dataset(
     if not texts:
         raise UserError(f"{dataset} has no text column (its columns: {', '.join(features)})", "expected one of strings")
     column = _choose(column, texts, "text", "text-column", dataset, among=list(features))
-    return TextDataset(dataset, config, split, column, revision, table.select_columns([column]).with_format("arrow"))
+    missing = [name for name in columns if name not in features]
+    if missing:
+        raise UserError(
+            f"no column {missing[0]!r} in {dataset}",
+            f"there: {', '.join(features)}",
+            "choose others with --keep-columns",
+        )
+    needed = table.select_columns([*{column: None} | dict.fromkeys(columns)]).with_format("arrow")
+    return TextDataset(dataset, config, split, column, revision, needed, columns)
+
+
+def dataset_of(job: Job) -> TextDataset:
+    """The dataset that a job was begun with, as it was then.
+
+    Raises:
+        UserError: it is gone, or holds something else by now.
+    """
+    revision = None if Path(job.dataset).is_absolute() else job.revision
+    texts = open_dataset(
+        job.dataset,
+        config=job.config,
+        split=job.split,
+        column=job.column,
+        columns=job.columns,
+        revision=revision,
+        stream=job.stream,
+    )
+    if texts.revision != job.revision:
+        raise UserError(
+            f"{job.dataset} was changed (its revision is {texts.revision[:16]})",
+            f"job {job.id} embedded revision {job.revision[:16]}",
+            "bring that one back, or run the producer again for a new job",
+        )
+    if min(job.limit or texts.rows, texts.rows) != job.rows:
+        raise UserError(
+            f"{job.dataset} has {texts.rows:,} rows",
+            f"job {job.id} has {job.rows:,} of them" + (f" with the limit {job.limit:,}" if job.limit else ""),
+            "run the producer again for a new job",
+        )
+    return texts
+
+
+def _decoded(column: pa.ChunkedArray) -> list[str | None]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raw = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+        return [None if text is None else text.decode("utf-8", errors="replace") for text in raw.to_pylist()]
 
 
 _JSON = {".json", ".jsonl", ".ndjson"}
@@ -126,7 +193,7 @@ def _open_local(path: Path, config: str | None, revision: str) -> dict[str, data
             saved = datasets.load_from_disk(path)
         except Exception as error:
             raise UserError(
-                f"{path} is empty or cannot be read ({_reason(error)})", "expected what save_to_disk wrote, with rows"
+                f"{path} is empty or cannot be read ({reason(error)})", "expected what save_to_disk wrote, with rows"
             ) from None
         if isinstance(saved, datasets.DatasetDict):
             return dict(saved)
@@ -158,32 +225,12 @@ def _built(path: Path, config: str | None, cache: Path) -> dict[str, datasets.Da
     return dict(builder.as_dataset())
 
 
-def _open_hub(dataset: str, config: str | None) -> tuple[dict[str, datasets.Dataset], str]:
-    try:
-        builder = datasets.load_dataset_builder(dataset, config)
-        builder.download_and_prepare()
-        return dict(builder.as_dataset()), str(builder.hash)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
-        raise UserError(
-            f"no dataset {dataset}, or no network ({_reason(error)})",
-            "expected a Hub id such as imdb, a file, or a folder",
-            "without network: python -m producer --dataset /path/to/file.jsonl",
-        ) from None
-    except Exception as error:  # an unknown config is a ValueError that lists the known ones
-        reason = _reason(error.__cause__ or error)
-        raise UserError(f"{dataset} cannot be read ({reason})", mend="see --config and --split") from None
-
-
 def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is empty or cannot be read ({_reason(error.__cause__ or error)})",
+        f"{path} is empty or cannot be read ({reason(error.__cause__ or error)})",
         "expected csv, tsv, json, jsonl, parquet or text files with rows, in UTF-8",
         "rename the folder: its name reads as a pattern" if path.is_dir() and glob.has_magic(str(path)) else "",
     )
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _revision(path: Path) -> str:

@@ -6,9 +6,10 @@ harm: a batch is claimed in Redis before it is published.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import kombu.exceptions
 import tenacity
@@ -18,11 +19,18 @@ from contract.errors import UserError
 from contract.job import Job
 from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, Outstanding, redis_address, tls_options
 from contract.settings import settings
-from contract.shard import read_info
+from contract.shard import ShardInfo, read_info
+from contract.store import ObjectPath
 from producer.tokenizing import Making
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks at the shards."""
+
+_LISTING_SHARE = 0.05
+"""Most of the time that goes into listing the shards."""
+
+_FOOTERS_AT_ONCE = 16
+"""Shards whose footers are read side by side: an object store takes its time for each."""
 
 _LOST_AFTER = 3.0
 """Seconds for which Celery must hold no message at all before batches on their way count as lost. A message is in
@@ -52,34 +60,54 @@ class Progress:
     """Rows whose vector was not finite and was computed again in FP32."""
     failed: int = 0
     """Rows that have an error instead of a vector."""
+    made_by: set[str] = field(default_factory=set)
+    """Runtimes of the shards, such as ``onnxruntime 1.32.0 (fp32)``."""
     dead: dict[int, DeadBatch] = field(default_factory=dict)
     """Batches that were given up, and why."""
     idle: bool = False
     """Batches wait, and no worker has taken one."""
+    _list_again: float = field(default=0.0, init=False, repr=False)
+    """When the folder may be listed again, by the monotonic clock."""
 
-    def look(self) -> None:
+    def look(self, settled: Iterable[int] | None = None) -> None:
         """Take in the shards that have come since the last look.
+
+        Args:
+            settled: batches whose shards have probably come: only those are looked for while another listing of the
+                folder would take more than its share of the time, as one of many objects does. None: it is listed.
 
         Raises:
             UserError: a file of a shard's name is no shard.
         """
-        for batch in self.job.committed() - self.done:
-            shard = self.job.shard(batch)
-            try:
-                info = read_info(shard)
-            except (ValueError, OSError) as error:
-                raise UserError(
-                    f"{shard} is no shard ({error})",
-                    "a shard is whole once it is there: the disk or a person changed it",
-                    f"remove it, and run the same command again: rm '{shard}'",
-                ) from None
+        began = time.monotonic()
+        if settled is None or began >= self._list_again:
+            come = self.job.committed() - self.done
+            self._list_again = time.monotonic() + (time.monotonic() - began) / _LISTING_SHARE
+        else:
+            come = {batch for batch in settled if batch not in self.done and self.job.shard(batch).exists()}
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            infos = list(pool.map(lambda batch: _info_of(self.job.shard(batch)), come))
+        for batch, info in zip(come, infos, strict=True):
             self.rows += info.rows
             self.tokens += info.tokens
             self.truncated += info.truncated
             self.without_text += info.without_text
             self.recomputed += info.recomputed
             self.failed += info.failed
+            self.made_by.add(f"{info.runtime} ({info.precision})")
             self.done.add(batch)
+
+
+def _info_of(shard: Path | ObjectPath) -> ShardInfo:
+    try:
+        return read_info(shard)
+    except (ValueError, OSError) as error:
+        how = f": rm '{shard}'" if isinstance(shard, Path) else ""
+        raise UserError(
+            f"{shard} is no shard ({error})",
+            "a shard is whole once it is there: the disk or a person changed it",
+            f"remove it, and run the same command again{how}",
+        ) from None
 
 
 def drive(job: Job, making: Making, ledger: Ledger, *, detach: bool) -> Iterator[Progress]:
@@ -106,17 +134,21 @@ def drive(job: Job, making: Making, ledger: Ledger, *, detach: bool) -> Iterator
     todo: list[int] | None = None
     begun: dict[Future[bytes], int] = {}
     out: dict[int, Outstanding] = {}
+    sent: set[int] = set()
     bytes_out, next_look = 0, 0.0
     while True:
         yield progress
         if time.monotonic() >= next_look:
+            sent |= out.keys()
             out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
-            progress.look()
+            progress.look(sent - out.keys())
+            sent.clear()
             for batch in out.keys() & progress.done:
                 ledger.settle(job.id, batch)  # its worker died between the shard and the last word about it
                 del out[batch]
             bytes_out = sum(entry.size for entry in out.values())
             if todo is None or not (todo or begun or out):
+                progress.look()
                 todo = _without_shard(progress, out)
                 if not (todo or out):
                     _tidy(progress)
@@ -155,6 +187,7 @@ def drive(job: Job, making: Making, ledger: Ledger, *, detach: bool) -> Iterator
             batch = begun.pop(made)
             if ledger.publish(job, batch, payload):
                 send(batch)
+                sent.add(batch)
                 bytes_out += len(payload)
         pause = max(0.0, next_look - time.monotonic())
         if begun and not full:
@@ -171,8 +204,9 @@ def _without_shard(progress: Progress, out: Mapping[int, Outstanding]) -> list[i
 
 def _tidy(progress: Progress) -> None:
     """Remove what killed workers left of shards that others have made since."""
-    if len(progress.done) == progress.job.batches:
-        for leftover in progress.job.staging.iterdir():
+    staging = progress.job.staging
+    if len(progress.done) == progress.job.batches and isinstance(staging, Path):
+        for leftover in staging.iterdir():
             leftover.unlink(missing_ok=True)
 
 

@@ -48,7 +48,7 @@ def status_of(job: Job, ledger: Ledger) -> Status:
     Raises:
         UserError: Redis does not answer.
     """
-    done = job.committed()
+    done = job.written()
     out = {batch: entry for batch, entry in ledger.outstanding(job.id).items() if batch not in done}
     return Status(
         job=job,
@@ -62,9 +62,8 @@ def status_of(job: Job, ledger: Ledger) -> Status:
     )
 
 
-def _speed(job: Job, done: set[int]) -> float:
+def _speed(job: Job, made: dict[int, float]) -> float:
     now = time.time()
-    made = {batch: job.shard(batch).stat().st_mtime for batch in done}
     recent = [batch for batch, when in made.items() if now - when < _WINDOW]
     if not recent:
         return 0.0

@@ -43,7 +43,8 @@ class Work(NamedTuple):
         """
         rows = self.job.row_range(batch)
         try:
-            return batch_of(self.job, batch, self.texts.texts(rows), self.tokenizer).to_bytes()
+            texts, kept = self.texts.read(rows)
+            return batch_of(self.job, batch, texts, self.tokenizer, kept).to_bytes()
         except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
             raise UserError(
                 f"rows {rows.start} to {rows.stop - 1} of {self.job.dataset} cannot be tokenized ({error})",

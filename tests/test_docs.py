@@ -1,8 +1,11 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
+import ast
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -49,6 +52,8 @@ def test_commands_and_flags_exist(page: Path) -> None:
             told = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
             assert told.returncode == 0, told.stderr
             assert all(flag in told.stdout for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
+        elif match := re.match(r"bench/\w+\.sh", line):
+            assert os.access(ROOT / match[0], os.X_OK), line
         elif match := re.match(r"make (\w+)", line):
             assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
 
@@ -84,3 +89,47 @@ def test_the_readme_lists_every_setting() -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def templates() -> set[str]:
+    """Every text in the packages' code, with … for what is filled in."""
+    found = set()
+    for package in ("contract", "engine_build", "producer", "verify", "worker"):
+        for file in (ROOT / package).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.add(
+                        "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value)
+    return found
+
+
+def test_every_message_of_the_troubleshooting_page_occurs_in_the_source() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages, there = re.findall(r"^### `(.+)`$", text, re.MULTILINE), templates()
+    assert len(messages) == len(set(messages)) > 30
+    for message in messages:
+        assert any(message in template for template in there), message
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, heading
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_exist(page: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in re.findall(r"'?\.\[(\w+)\]", page.read_text(encoding="utf-8")):
+        assert extra in project["optional-dependencies"], extra
+
+
+def test_the_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name}" in index

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract.errors import UserError
-from contract.job import Job, find_job
+from contract.job import Job, engine_of, find_job
 from verify.accounting import Accounting, account
 from verify.checks import Check, accounting_checks, sample_checks, whole_checks
 from verify.compared import Recomputed, compare_row, read_found
 from verify.findings import NONE, Findings
-from verify.report import Report, show, write
+from verify.report import Report, as_json, show, write
 from verify.sample import draw
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ Examples:
   python -m verify output/imdb-train-0123456789
   python -m verify imdb-train-0123456789 --sample 2000 --seed 7
 
-The verdict is also written to verify.json in the job's folder. The exit status is 0 if every check passes, else 1.
+The verdict is also written into the job's folder: verify.json for programs, and report.html with pictures for people,
+one file that needs no network. The exit status is 0 if every check passes, else 1.
 A job's folder is looked for as given, then below output/ (EMBEDMILL_OUTPUT).
 """
 
@@ -49,7 +50,8 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     with console.status("counting rows …"):
         accounting = account(job)
     # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
-    from verify.reference import dataset_of, engine_of, open_reference
+    from producer.dataset import dataset_of
+    from verify.reference import open_reference
 
     try:
         spec, texts = engine_of(job), dataset_of(job)
@@ -59,7 +61,7 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
         # Without a reference there is no verdict, unless the accounting alone gives one.
         if not accounting:
             checks = [*accounting_checks(accounting, NONE), Check("reference", False, refusal.message)]
-            _publish(Report(job, sample, seed, checks, accounting, None, (), _names(accounting.suspects)))
+            _publish(Report(job, sample, seed, checks, accounting, None, (), _names(accounting.suspects), None))
         raise
     report = verify(job, accounting, reference, rows=sample, seed=seed, console=console)
     _publish(report)
@@ -84,20 +86,22 @@ def verify(
     sample = draw(job, accounting.readable, max_length=max_length, rows=rows, seed=seed)
     found, unreadable = read_found(job, sample.rows)
     recomputed = _progress(reference.recompute(found), len(found), console)
-    compared = [compare_row(found[expected.row], expected, max_length) for expected in recomputed]
+    windowed = job.overlap is not None
+    compared = [compare_row(found[one.row], one, max_length, job.form, windowed=windowed) for one in recomputed]
     compared.sort(key=lambda one: one.row.row_id)
     damaged = Findings.of([f"{job.shard(batch).name}: {why}" for batch, why in unreadable.items()])
-    texts = [row for row in sample.without_text if reference.text_of(row) is not None]
+    taken = reference.take(sample.without_text)
+    texts = [row for row in sample.without_text if taken[row.row_id].text is not None]
     checks = [
         *accounting_checks(accounting, sample.seen.unreadable + damaged),
         *whole_checks(sample, Findings.of([row.row_id for row in texts])),
-        *sample_checks(compared),
+        *sample_checks(compared, job),
     ]
     at_fault = {job.shard(batch).name for batch in unreadable} | {
         job.shard(row.batch).name for row in [*texts, *(one.row for one in compared if one.problem)]
     }
     spoilt = sorted({*_names(accounting.suspects), *_names(sample.seen.suspects), *at_fault})
-    return Report(job, rows, seed, checks, accounting, sample, compared, spoilt)
+    return Report(job, rows, seed, checks, accounting, sample, compared, spoilt, reference.spec)
 
 
 def _names(findings: Findings) -> list[str]:
@@ -111,8 +115,12 @@ def _progress(steps: Iterable[Recomputed], total: int, console: Console) -> Iter
 
 
 def _publish(report: Report) -> None:
+    from verify.page import page  # here, because matplotlib takes a second to import
+
     show(report, Console())
-    write(report)
+    write(report.job.folder / "verify.json", as_json(report))
+    write(report.job.folder / "report.html", page(report))
+    Console().print(f"Report: {report.job.folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

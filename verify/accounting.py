@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from contract.job import Job
+from contract.store import names
 from verify.findings import NONE, Findings, Tally
 from verify.shards import BadShard, Missing, Stranger, open_shard, values
 
@@ -48,7 +49,7 @@ class Accounting(Tally):
 def account(job: Job) -> Accounting:
     """Count a job's shards and rows."""
     expected = {job.shard(batch).name for batch in range(job.batches)}
-    there = {path.name for path in job.data.iterdir()} if job.data.is_dir() else set()
+    there = set(names(job.data))
     total, readable = Accounting(unexpected_files=Findings.of(sorted(there - expected))), []
     for batch in range(job.batches):
         one = _of_shard(job, batch)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.compare import TOLERANCES
+from contract.job import Job
 from verify.accounting import Accounting
 from verify.compared import Compared, total
 from verify.findings import Findings
@@ -64,12 +65,15 @@ def whole_checks(sample: Sample, unexpected_texts: Findings) -> list[Check]:
     ]
 
 
-def sample_checks(compared: Sequence[Compared]) -> list[Check]:
+def sample_checks(compared: Sequence[Compared], job: Job) -> list[Check]:
     """Are the sampled rows what PyTorch gives? Vectors by precision, since tolerances are."""
     if not compared:
         return []
     lengths = Findings.of([row.row.row_id for row in compared if row.length_problem])
     checks = [_check("lengths", f"n_tokens and truncated of {len(compared):,} rows", {"wrong in rows": lengths})]
+    if job.columns:
+        kept = Findings.of([row.row.row_id for row in compared if row.kept_problem])
+        checks.append(_check("columns", f"{', '.join(job.columns)}, as in the dataset", {"other values in rows": kept}))
     for precision, tolerance in TOLERANCES.items():
         group = [row for row in compared if row.precision == precision]
         if not group:
@@ -77,10 +81,22 @@ def sample_checks(compared: Sequence[Compared]) -> list[Check]:
         whole, broken = total(group), Findings.of([row.row.row_id for row in group if row.vector_problem])
         figures = (
             f"lowest cosine {whole.min_cosine:.7f} (at least {tolerance.min_cosine}), "
-            f"relative MSE {whole.relative_mse:.1e} (at most {tolerance.max_relative_mse:.0e})"
+            f"relative MSE {whole.relative_mse:.1e} (at most {tolerance.max_relative_mse:.0e}){_form(job)}"
         )
         checks.append(_check(f"{precision} vectors", figures, {"rows": broken}, passed=whole.within(tolerance)))
     return checks
+
+
+def _form(job: Job) -> str:
+    """What else there is to know of the vectors."""
+    quantized = f", {job.form.dtype}: of each vector's step the point nearest to PyTorch's"
+    return "".join(
+        [
+            f", the first {job.form.dimensions} dimensions" if job.form.dimensions else "",
+            quantized if job.form.dtype in ("int8", "binary") else ", float16" * (job.form.dtype == "float16"),
+            f", long texts in windows sharing {job.overlap} tokens" if job.overlap is not None else "",
+        ]
+    )
 
 
 def _check(name: str, figures: str, wrong: dict[str, Findings], *, passed: bool = True) -> Check:

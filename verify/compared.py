@@ -2,27 +2,33 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.compare import TOLERANCES, Comparison, Tolerance, compare
+from contract.form import Stored, VectorForm
 from contract.job import Job
 from verify.sample import Row
-from verify.shards import BadShard, open_shard, vectors
+from verify.shards import BadShard, kept, open_shard, vectors
 
-_EXCERPT = 60
-"""Characters of a row's text that are shown."""
+_PLAIN = VectorForm()
+
+_EXCERPT, _TEXT = 60, 400
+"""Characters of a row's text that are shown in the terminal, and in the report."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
     """What a shard holds of a sampled row."""
 
-    vectors: npt.NDArray[np.floating]
-    """``[1, hidden]``, or ``[tokens, hidden]`` at token level."""
+    vectors: Stored
+    """``[1, width]``, or ``[tokens, width]`` at token level, in the job's form."""
     precision: str
     """A key of ``TOLERANCES``."""
+    kept: Sequence[Any] = ()
+    """The values of the dataset's columns that the shard has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +41,9 @@ class Recomputed:
     n_tokens: int
     """Before truncation, special tokens counted; 0 without a text."""
     vectors: npt.NDArray[np.float32]
-    """``[1, hidden]``; at token level ``[min(n_tokens, max_length), hidden]``; no row of it without a text"""
+    """``[1, elements]``; at token level ``[min(n_tokens, max_length), elements]``; no row of it without a text"""
+    kept: Sequence[Any] = ()
+    """The dataset's values of the columns that are carried into the shards."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,19 @@ class Compared:
     """How its ``n_tokens`` or ``truncated`` is wrong; empty if they are right."""
     vector_problem: str
     """How its vectors break the tolerance; empty if they keep to it."""
-    excerpt: str
-    """A piece of its text."""
+    text: str
+    """Its text's beginning, one printable line."""
+    kept_problem: str = ""
+    """How its kept columns differ from the dataset's; empty if they are the same."""
+
+    @property
+    def excerpt(self) -> str:
+        """As much of the text as fits into a line of the terminal."""
+        return _excerpt(self.text, _EXCERPT)
 
     @property
     def problem(self) -> str:
-        return "; ".join(part for part in (self.length_problem, self.vector_problem) if part)
+        return "; ".join(part for part in (self.length_problem, self.vector_problem, self.kept_problem) if part)
 
 
 def read_found(job: Job, rows: Iterable[Row]) -> tuple[dict[Row, Found], dict[int, str]]:
@@ -70,31 +85,40 @@ def read_found(job: Job, rows: Iterable[Row]) -> tuple[dict[Row, Found], dict[in
     for batch, some in sorted(by_batch.items()):
         try:
             with open_shard(job, batch) as (file, info):
-                read = vectors(file, [row.place for row in some])
+                places = [row.place for row in some]
+                read = zip(vectors(file, places), kept(file, job.columns, places), strict=True)
         except BadShard as error:
             unreadable[batch] = str(error)
             continue
-        found |= {row: Found(vector, info.precision) for row, vector in zip(some, read, strict=True)}
+        found |= {row: Found(vector, info.precision, more) for row, (vector, more) in zip(some, read, strict=True)}
     return found, unreadable
 
 
-def compare_row(found: Found, expected: Recomputed, max_length: int) -> Compared:
+def compare_row(
+    found: Found, expected: Recomputed, max_length: int, form: VectorForm = _PLAIN, *, windowed: bool = False
+) -> Compared:
     """Compare one row.
+
+    Of a quantized vector, what is compared is the vector nearest to the reference that is stored like it: see
+    ``VectorForm.nearest``. So all tolerances are those of vectors that are not quantized.
 
     Args:
         found: what its shard holds.
         expected: what PyTorch gives.
         max_length: the engine's, in tokens.
+        form: the form of what the shard holds.
+        windowed: whether longer texts have windows and are not truncated.
     """
     row, comparison, power = expected.row, None, 0.0
     if expected.text is None:
         vector_problem = "it has a vector, and the dataset has no text there"
-    elif found.vectors.shape != expected.vectors.shape:
-        there, due = found.vectors.shape, expected.vectors.shape
+    elif found.vectors.shape != (due := (len(expected.vectors), form.width(expected.vectors.shape[1]))):
+        there = found.vectors.shape
         vector_problem = f"{there[0]} × {there[1]} elements, expected {due[0]} × {due[1]}"
     else:
-        comparison = compare(found.vectors, expected.vectors)
-        finite = np.isfinite(found.vectors).all(axis=1)
+        nearest = form.nearest(found.vectors, expected.vectors)
+        comparison = compare(nearest, expected.vectors)
+        finite = np.isfinite(nearest).all(axis=1)
         power = float(np.mean(expected.vectors[finite].astype(np.float64) ** 2)) if finite.any() else 0.0
         vector_problem = _breach(comparison, TOLERANCES[found.precision])
     return Compared(
@@ -102,16 +126,24 @@ def compare_row(found: Found, expected: Recomputed, max_length: int) -> Compared
         precision=found.precision,
         comparison=comparison,
         power=power,
-        length_problem=_wrong_length(row, expected.n_tokens, truncated=expected.n_tokens > max_length),
+        length_problem=_wrong_length(row, expected.n_tokens, truncated=expected.n_tokens > max_length and not windowed),
         vector_problem=vector_problem,
-        excerpt=_excerpt(expected.text or ""),
+        text=_excerpt(expected.text or "", _TEXT),
+        kept_problem="" if repr(list(found.kept)) == repr(list(expected.kept)) else "a kept column has another value",
     )
 
 
+def row_limit(tolerance: Tolerance) -> float:
+    """The highest relative MSE of one row.
+
+    The bound on relative MSE is for a whole sample. For one row it is never below what a vector of the right norm has
+    at the lowest cosine allowed, so that a row is not let through by one bound and stopped by the other.
+    """
+    return max(tolerance.max_relative_mse, 2 * (1 - tolerance.min_cosine))
+
+
 def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
-    # The bound on relative MSE is for a whole sample. For one row it is never below what a vector of the right norm
-    # has at the lowest cosine allowed, so that a row is not let through by one bound and stopped by the other.
-    most = max(tolerance.max_relative_mse, 2 * (1 - tolerance.min_cosine))
+    most = row_limit(tolerance)
     if comparison.non_finite:
         return f"NaN or infinity in {comparison.non_finite} of {comparison.vectors} vectors"
     if not comparison.min_cosine >= tolerance.min_cosine:
@@ -127,10 +159,10 @@ def _wrong_length(row: Row, n_tokens: int, *, truncated: bool) -> str:
     return "" if row.truncated == truncated else f"truncated is {row.truncated} at {n_tokens} tokens"
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, length: int) -> str:
     """One printable line: a row's text may hold line ends and control characters."""
-    start = "".join(char if char.isprintable() else " " for char in text[: 2 * _EXCERPT])
-    short = " ".join(start.split())[:_EXCERPT]
+    start = "".join(char if char.isprintable() else " " for char in text[: 2 * length])
+    short = " ".join(start.split())[:length]
     return short + (" …" if len(text) > len(short) else "")
 
 

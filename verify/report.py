@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.compare import TOLERANCES, Comparison
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.job import Job
+from contract.store import ObjectPath
 from verify.accounting import Accounting
 from verify.checks import Check
 from verify.compared import Compared, total
@@ -42,6 +45,8 @@ class Report:
     compared: Sequence[Compared]
     spoilt: Sequence[str]
     """Files of shards that must be made again, as far as they are named."""
+    engine: EngineSpec | None
+    """None where the job's engine could not be used."""
 
     def __bool__(self) -> bool:
         return all(check.passed for check in self.checks)
@@ -58,15 +63,19 @@ class Report:
         return {name: rows for name, rows in by_name.items() if rows}
 
 
-def write(report: Report) -> None:
-    """Write ``verify.json`` into the job's folder.
+def as_json(report: Report) -> str:
+    """What ``verify.json`` holds."""
+    return json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(path: Path | ObjectPath, text: str) -> None:
+    """Write one of the verdict's files.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or its object store refuses.
     """
-    path = report.job.folder / "verify.json"
     try:
-        write_atomically(path, json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})", mend="make the job's folder writable") from None
 
@@ -80,6 +89,10 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "job": job.id,
         "engine": job.engine,
         "fingerprint": job.fingerprint,
+        "dtype": job.form.dtype,
+        "dimensions": job.form.dimensions,
+        "columns": job.columns,
+        "overlap": job.overlap,
         "dataset": job.dataset,
         "revision": job.revision,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -130,7 +143,7 @@ def show(report: Report, console: Console) -> None:
         console.print(Text(f"row {row.row.row_id}: {row.problem}: {row.excerpt}"), soft_wrap=True)
     if len(report.failing) > _NAMED:
         console.print(f"and {len(report.failing) - _NAMED:,} more rows", highlight=False)
-    console.print(Text(_last_line(report), style="green" if report else "red"), soft_wrap=True)
+    console.print(Text(verdict(report), style="green" if report else "red"), soft_wrap=True)
 
 
 def _strata_table(report: Report) -> Table:
@@ -164,7 +177,8 @@ def _check_table(report: Report) -> Table:
     return table
 
 
-def _last_line(report: Report) -> str:
+def verdict(report: Report) -> str:
+    """One line that says it all; where a check failed, a line for each step that mends it follows."""
     job = report.job
     if report:
         seen = report.sample.seen if report.sample else None
@@ -182,7 +196,8 @@ def _mend(report: Report) -> str:
     if report.accounting.unexpected_files:
         steps.append(f"Move what does not belong out of {job.data}")
     if report.spoilt:
-        steps.append(f"Remove the shards at fault: cd {shlex.quote(str(job.data))} && rm {shlex.join(report.spoilt)}")
+        where = f"cd {shlex.quote(str(job.data))} && rm" if isinstance(job.data, Path) else f"in {job.data}"
+        steps.append(f"Remove the shards at fault: {where} {shlex.join(report.spoilt)}")
     if report.spoilt or report.accounting.missing_shards:
         steps.append(f"Run the producer again, which makes only the shards that are missing: {producer_command(job)}")
     return "\n".join(steps)
@@ -193,6 +208,7 @@ def producer_command(job: Job) -> str:
     options = {
         "--dataset": job.dataset,
         "--config": job.config,
+        "--revision": None if Path(job.dataset).is_absolute() else job.revision,
         "--split": job.split,
         "--text-column": job.column,
         "--limit": job.limit,
@@ -200,6 +216,12 @@ def producer_command(job: Job) -> str:
         "--engine": job.engine,
         "--output": job.folder.parent,
         "--batch-rows": job.batch_rows,
+        "--dtype": job.form.dtype,
+        "--ranges": job.folder if job.form.ranges else None,
+        "--dimensions": job.form.dimensions,
+        "--keep-columns": ",".join(job.columns) or None,
+        "--long-texts": None if job.overlap is None else "window",
+        "--overlap": job.overlap,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    return shlex.join(["python", "-m", "producer", *given])
+    return shlex.join(["python", "-m", "producer", *given, *(["--stream"] if job.stream else [])])

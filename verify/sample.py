@@ -4,7 +4,8 @@ Every row gets a random key that only the seed, its batch and its place in the s
 its rows with the lowest keys. So the sample does not depend on the order in which shards are read.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,10 @@ class Sample:
     without_text: tuple[Row, ...]
     """As many again, at most, of those that have no text: the dataset must agree."""
     seen: Seen
+    lengths: Mapping[int, int]
+    """``n_tokens`` → how many rows of all shards have it."""
+    shards: tuple[ShardInfo, ...]
+    """What the footers of the shards that could be read say."""
 
 
 def edges(max_length: int) -> list[int]:
@@ -110,6 +115,8 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
         seed: 0 or more; the same seed draws the same rows.
     """
     upper, seen = edges(max_length), Seen()
+    lengths: Counter[int] = Counter()
+    infos: list[ShardInfo] = []
     # One stratum for each upper edge, one for truncated rows, and last the rows without a text.
     strata = [np.empty(0, _ROW) for _ in range(len(upper) + 2)]
     for batch in batches:
@@ -125,7 +132,10 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
             continue
         shard["batch"], shard["place"] = batch, np.arange(len(shard))
         shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
-        seen += _seen(shard, info, max_length, job.shard(batch).name)
+        seen += _seen(shard, info, max_length, job, batch)
+        tokens, counts = np.unique(shard["n_tokens"], return_counts=True)
+        lengths.update(dict(zip(tokens.tolist(), counts.tolist(), strict=True)))
+        infos.append(info)
         # A row of another shard's slice, or with a vector too many or too few, is reported but cannot be compared.
         wanted, texts = job.row_range(batch), (shard["n_tokens"] != 0) & ~shard["failed"]
         fit = shard[(shard["row_id"] >= wanted.start) & (shard["row_id"] < wanted.stop) & (shard["null"] != texts)]
@@ -145,13 +155,17 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
         ),
         without_text=tuple(_rows(strata[-1], "without a text")),
         seen=seen,
+        lengths=lengths,
+        shards=tuple(sorted(infos, key=lambda info: info.batch)),
     )
 
 
-def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, name: str) -> Seen:
-    without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > max_length
+def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, job: Job, batch: int) -> Seen:
+    # Windows leave nothing out.
+    longest, name = max_length if job.overlap is None else np.iinfo(np.int32).max, job.shard(batch).name
+    without_text, truncated = shard["n_tokens"] == 0, shard["n_tokens"] > longest
     rows, failed = len(shard), shard["failed"]
-    tokens = int(np.minimum(shard["n_tokens"], max_length)[~failed].sum())
+    tokens = int(np.minimum(shard["n_tokens"], longest)[~failed].sum())
     sums = (max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()), int(failed.sum()))
     recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text, info.failed)
     found = Seen(

@@ -1,6 +1,6 @@
 """Reading one shard of a job, and saying what is wrong with a file that is none."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.compare import TOLERANCES
+from contract.form import Stored
 from contract.job import Job, job_id
-from contract.shard import ShardInfo, info_of
+from contract.shard import ShardInfo, info_of, open_file
 
 _COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
 
@@ -42,9 +43,9 @@ def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo
         BadShard: one of the kinds above.
     """
     try:
-        with pq.ParquetFile(job.shard(batch), page_checksum_verification=True) as file:
+        with open_file(job.shard(batch)) as file:
             info = info_of(file.schema_arrow.metadata)
-            _check_columns(file.schema_arrow)
+            _check_columns(file.schema_arrow, job)
             _check_origin(info, job, batch)
             yield file, info
     except FileNotFoundError:
@@ -53,15 +54,17 @@ def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo
         raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def _check_columns(schema: pa.Schema) -> None:
+def _check_columns(schema: pa.Schema, job: Job) -> None:
     there = ", ".join(f"{field.name} {field.type}" for field in schema)
     for name, kind in _COLUMNS.items():
         if name not in schema.names or schema.field(name).type != kind:
             raise ValueError(f"no column {name} of {kind} (there: {there})")
     kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
     vector = kind.value_type if pa.types.is_list(kind) else kind
-    if not pa.types.is_fixed_size_list(vector) or not pa.types.is_floating(vector.value_type):
-        raise ValueError(f"no column embedding of vectors (there: {there})")
+    if not pa.types.is_fixed_size_list(vector) or vector.value_type != job.form.element:
+        raise ValueError(f"no column embedding of vectors of {job.form.element} (there: {there})")
+    if missing := [name for name in job.columns if name not in schema.names]:
+        raise ValueError(f"no column {missing[0]} of the dataset (there: {there})")
 
 
 def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
@@ -104,8 +107,14 @@ def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
     return file.read(columns=["error"]).column("error").is_valid().to_numpy()
 
 
-def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[npt.NDArray[np.floating]]:
-    """The vectors of the rows at these places, each ``[1, hidden]``, or ``[tokens, hidden]`` at token level."""
+def kept(file: pq.ParquetFile, columns: Sequence[str], places: Sequence[int]) -> list[list[Any]]:
+    """The values of the dataset's columns in the rows at these places, a list for each row."""
+    table = file.read(columns=list(columns)).take(pa.array(places, pa.int64()))
+    return [list(row.values()) for row in table.to_pylist()] if columns else [[] for _ in places]
+
+
+def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[Stored]:
+    """The vectors of the rows at these places, each ``[1, width]``, or ``[tokens, width]`` at token level."""
     column = file.read(columns=["embedding"]).column("embedding").combine_chunks()
     pooled = pa.types.is_fixed_size_list(column.type)
     hidden = (column.type if pooled else column.type.value_type).list_size

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from billiard import current_process
 from celery import Celery, Task
+from celery.apps.worker import Worker
 from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown, worker_ready
 from celery.worker.consumer import Consumer, Gossip, Mingle
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -23,7 +24,8 @@ from contract.engine import load_engine
 from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
 from contract.settings import settings
-from worker.embed import Embedder
+from worker import logs, metrics
+from worker.embed import Embedder, patiently
 from worker.engine import EngineDead, log, takes_tensorrt
 from worker.gpus import gpu_count, lacking
 from worker.stages import Stages
@@ -90,16 +92,20 @@ _embedder: Embedder | None = None
 
 
 @celeryd_init.connect
-def _before_start(options: dict[str, object], **_: object) -> None:
+def _before_start(instance: Worker, options: dict[str, object], **_: object) -> None:
     """In the parent, before it starts anything."""
     global _children
-    if "REMAP_SIGTERM" not in os.environ:
-        # Has SIGTERM stop the worker within seconds and put its unfinished batch back, instead of waiting for the
-        # batch's end. Celery has read the variable by now, so the process begins anew with it.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"REMAP_SIGTERM": "SIGQUIT"})
+    # Has SIGTERM stop the worker within seconds and put its unfinished batch back, instead of waiting for the batch's
+    # end.
+    wanted = {"REMAP_SIGTERM": "SIGQUIT"} | metrics.environment()
+    if not wanted.keys() <= os.environ.keys():
+        # Celery and prometheus_client have read them by now, so the process begins anew with them.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ)
+    logs.begin(instance)
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
     try:
+        metrics.serve()
         spec = load_engine()  # without an engine a worker could do nothing but fail every batch
         on_gpu = takes_tensorrt(spec)
         Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
@@ -149,20 +155,24 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
     if job is None or type(number) is not int or number not in range(job.batches):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
         return
-    if job.shard(number).exists():
+    if patiently(job.shard(number).exists):
         ledger.settle(job_id, number)
         return
+    about = {"job": job_id, "batch": number}  # for a log in JSON
     try:
         with stages.timed("fetch"):
             payload = ledger.fetch(job_id, number)
     except AlteredBatch as error:
-        log.error("batch %d of job %s is refused: %s; its producer will publish it again", number, job_id, error)
+        says = "batch %d of job %s is refused: %s; its producer will publish it again"
+        log.error(says, number, job_id, error, extra=about)
         ledger.withdraw(job_id, number)
         return
     if payload is None:
-        log.warning("batch %d of job %s is not in Redis; its producer will publish it again", number, job_id)
+        says = "batch %d of job %s is not in Redis; its producer will publish it again"
+        log.warning(says, number, job_id, extra=about)
         return
     attempt = ledger.begin_attempt(job_id, number)
+    metrics.ATTEMPTS.inc()
     suspect = attempt > settings().attempts
     if attempt > settings().attempts + _SEARCH_ATTEMPTS:
         _give_up(ledger, job_id, number, attempt, None)
@@ -177,7 +187,7 @@ def embed_batch(self: Task, job_id: str, number: int) -> None:
         if suspect:
             _give_up(ledger, job_id, number, attempt, error)
             return
-        log.exception("batch %d of job %s failed, attempt %d", number, job_id, attempt)
+        log.exception("batch %d of job %s failed, attempt %d", number, job_id, attempt, extra=about)
         raise self.retry(exc=error, countdown=attempt) from None
     ledger.settle(job_id, number)
 
@@ -198,5 +208,7 @@ def _give_up(ledger: Ledger, job_id: str, number: int, attempts: int, error: Exc
     says = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
     frames = traceback.extract_tb(error.__traceback__) if error else []
     where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    log.error("batch %d of job %s is given up after %d attempts: %s", number, job_id, attempts, says)
+    metrics.DEAD_BATCHES.inc()
+    about = {"job": job_id, "batch": number, "where": where}
+    log.error("batch %d of job %s is given up after %d attempts: %s", number, job_id, attempts, says, extra=about)
     ledger.bury(job_id, number, DeadBatch(error=says, where=where, attempts=attempts))

@@ -4,7 +4,7 @@ import errno
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +16,14 @@ from contract.errors import UserError
 from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
+from contract.store import StoreError
+from worker import metrics
 from worker.engine import Engine, fp32_engine, log, open_engine
 from worker.isolate import failing_rows
+from worker.rows import Vectors, into_form, pool_windows, unfit
 from worker.stages import Stages
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """A batch's vectors, and what is to be said of them."""
-
-    vectors: npt.NDArray[np.float32]
-    """Of the rows that have a text and no error, in row order; see ``contract.shard.table_of``."""
-    errors: Mapping[int, str]
-    """Place in the batch → why this row has no vector."""
-    recomputed: int
-    """Rows that were computed again in FP32."""
-    computed_tokens: int
 
 
 class Embedder:
@@ -99,17 +89,22 @@ class Embedder:
         engine = self.engine(job.engine, job.fingerprint)
         with stages.timed("compute"):
             errors = _search(engine, batch, ledger) if ledger else {}
-            found = self._vectors(engine, batch, errors)
-        info = _info(job, number, batch, engine, found, time.monotonic() - began)
+            rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.normalize)
+            found = into_form(rows, found, job.form, engine.spec)
+        info = _info(job, number, rows, engine, found, time.monotonic() - began)
         with stages.timed("write"):
-            per_token = engine.spec.pooling == "tokens"
-            table = table_of(batch, found.vectors, info, per_token=per_token, errors=found.errors)
-            _when_there_is_space(commit, table, job.shard(number), job.staging)
+            per_token, windowed = engine.spec.pooling == "tokens", job.overlap is not None
+            table = table_of(rows, found.vectors, info, per_token=per_token, errors=found.errors, windowed=windowed)
+            won = patiently(commit, table, job.shard(number), job.staging)
+        metrics.time(stages)
+        if won:
+            metrics.count(info)
         log.info(
             "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s (%s)%s",
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
             *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
+            extra=info.model_dump(mode="json"),
         )
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:
@@ -118,11 +113,11 @@ class Embedder:
         inference = engine.infer(batch.take(places))
         per_token = engine.spec.pooling == "tokens"
         owners = np.repeat(np.arange(len(places)), batch.lengths[places] if per_token else 1)
-        vectors, bad = inference.vectors, _unfit(inference.vectors, owners)
+        vectors, bad = inference.vectors, unfit(inference.vectors, owners)
         if len(bad) and engine.precision != "fp32":
             again = self._recompute(engine.spec, batch.take(places[bad]))
             vectors[np.isin(owners, bad)] = again
-            still = _unfit(vectors, owners)
+            still = unfit(vectors, owners)
         else:
             still = bad
         if len(still):
@@ -145,19 +140,24 @@ class Embedder:
 
 def _check_folder(job: Job) -> None:
     """Only into a folder that a producer made for this very job, whatever Redis says where that is."""
-    there = load_job(job.folder)
+    there = patiently(load_job, job.folder)
     if there.identity != job.identity:
         raise UserError(f"{job.folder} belongs to another job on this worker", f"expected job {job.id}")
 
 
 def _decoded(job: Job, number: int, payload: bytes) -> Batch:
     batch, wanted = Batch.from_bytes(payload), job.row_range(number)
-    if (batch.job, batch.number, batch.engine) != (job.id, number, job.fingerprint) or not np.array_equal(
-        batch.row_id, np.arange(wanted.start, wanted.stop)
+    # Without windows every row is a text of its own.
+    rows = batch.row_id if job.overlap is None else batch.row_id[np.flatnonzero(np.diff(batch.owners, prepend=-1))]
+    if (
+        (batch.job, batch.number, batch.engine) != (job.id, number, job.fingerprint)
+        or not np.array_equal(rows, np.arange(wanted.start, wanted.stop))
+        or tuple(batch.kept) != job.columns
     ):
         raise ValueError(
-            f"found batch {batch.number} of job {batch.job} with {len(batch)} rows for engine {batch.engine}, "
-            f"expected batch {number} of {job.id} with rows {wanted.start} to {wanted.stop - 1} for {job.fingerprint}"
+            f"found batch {batch.number} of job {batch.job} with {len(rows)} rows and {len(batch.kept)} more columns "
+            f"for engine {batch.engine}, expected batch {number} of {job.id} with rows {wanted.start} to "
+            f"{wanted.stop - 1} and {len(job.columns)} more columns for {job.fingerprint}"
         )
     return batch
 
@@ -174,19 +174,9 @@ def _search(engine: Engine, batch: Batch, ledger: Ledger) -> dict[int, str]:
     return errors
 
 
-def _unfit(vectors: npt.NDArray[np.float32], owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The rows that have a vector that is not finite or whose norm is zero.
-
-    Args:
-        vectors: ``[n, hidden]``.
-        owners: ``[n]``, the row of each vector.
-    """
-    norms = np.linalg.norm(vectors, axis=1)
-    return np.unique(owners[~np.isfinite(norms) | (norms == 0)])
-
-
 def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, seconds: float) -> ShardInfo:
-    embedded = batch.lengths.copy()
+    windowed = job.overlap is not None
+    embedded = (batch.n_tokens if windowed else batch.lengths).copy()
     embedded[list(found.errors)] = 0
     return ShardInfo(
         job=job.id,
@@ -197,23 +187,31 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, s
         max_length=engine.spec.max_length,
         rows=len(batch),
         tokens=int(embedded.sum()),
-        truncated=int((batch.n_tokens > engine.spec.max_length).sum()),
+        truncated=0 if windowed else int((batch.n_tokens > engine.spec.max_length).sum()),
         without_text=int((batch.n_tokens == 0).sum()),
         recomputed=found.recomputed,
         failed=len(found.errors),
         computed_tokens=found.computed_tokens,
         seconds=seconds,
+        finished=datetime.now(UTC),
     )
 
 
-def _say_full(state: tenacity.RetryCallState) -> None:
-    log.warning("no space for the shard (%s); waiting for some", state.outcome and state.outcome.exception())
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
-_when_there_is_space = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(lambda error: isinstance(error, OSError) and error.errno in _FULL),
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    error = state.outcome and state.outcome.exception()
+    says = "waiting for the shard's place" if isinstance(error, StoreError) else "waiting for space for the shard"
+    log.warning("%s: %s", says, error)
+
+
+patiently = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_passes),
     wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-    before_sleep=_say_full,
+    before_sleep=_say_waiting,
     reraise=True,
 )
-"""A full disk is a pause, not a failure of the batch."""
+"""A full disk or an object store that does not answer is a pause, not a failure of the batch. So is one that refuses:
+a worker without credentials must not use up the attempts of batches that others can write."""

@@ -223,7 +223,7 @@ class Outcome:
 def rows_of(job: Job) -> dict[int, list[tuple[object, str | None]]]:
     """Every row of a job's shards: row id → each (vector or None, error) that there is of it."""
     found: dict[int, list[tuple[object, str | None]]] = {}
-    for shard in sorted(job.data.iterdir()):
+    for shard in sorted(Path(str(job.data)).iterdir()):
         table = pq.read_table(shard)
         columns = (table["row_id"].to_pylist(), table["embedding"].to_numpy(), table["error"].to_pylist())
         for row, vector, error in zip(*columns, strict=True):

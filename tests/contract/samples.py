@@ -10,6 +10,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec, PlanSpec
 from contract.job import Job, job_id
 from contract.shard import ShardInfo, commit, table_of
+from contract.store import ObjectPath
 
 FINGERPRINT = "fedcba9876543210"
 
@@ -76,7 +77,7 @@ def a_batch() -> Batch:
     )
 
 
-def a_job(output: Path, **changes: object) -> Job:
+def a_job(output: Path | ObjectPath, **changes: object) -> Job:
     """A job in ``output``, its folder named as the producer names it."""
     fields: dict[str, object] = {
         "folder": output,
@@ -112,6 +113,7 @@ def info_for(batch: Batch, **changes: object) -> ShardInfo:
         "recomputed": 0,
         "failed": 0,
         "seconds": 0.5,
+        "finished": "2026-01-02T03:04:05Z",
     }
     return ShardInfo.model_validate(fields | changes)
 

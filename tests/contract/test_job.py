@@ -183,7 +183,7 @@ def test_the_latest_job_is_the_one_saved_last() -> None:
 
 def _age(job: Job, seconds: int) -> None:
     when = 1_900_000_000 - seconds
-    os.utime(job.folder / "job.json", (when, when))
+    os.utime(str(job.folder / "job.json"), (when, when))
 
 
 def test_without_a_job_there_is_no_latest(tmp_path: Path) -> None:

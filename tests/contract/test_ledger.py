@@ -80,6 +80,17 @@ def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monke
         ledger.fetch(job.id, 1)
 
 
+def test_a_batch_that_no_worker_would_take_is_not_published(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
+    settings.cache_clear()
+    job = a_job(tmp_path)
+    with pytest.raises(UserError, match=r"has 1,000 bytes.*smaller --batch-rows"):
+        ledger.publish(job, 1, b"x" * 1000)
+    assert not ledger.outstanding(job.id)
+
+
 def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     for number in range(3):

@@ -20,6 +20,8 @@ VALUES = {
     "outstanding_bytes": ("1000000", 1_000_000),
     "batch_bytes": ("1000", 1000),
     "visibility_timeout": ("60", 60),
+    "metrics_port": ("9808", 9808),
+    "log": ("json", "json"),
 }
 
 

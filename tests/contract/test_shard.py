@@ -96,6 +96,14 @@ def test_a_shard_says_what_made_it(job: Job, pooled: pa.Table) -> None:
     assert (info.rows, info.tokens, info.truncated, info.without_text) == (3, 7, 1, 1)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"finished": "2026-01-02T03:04:05"}, {"seconds": -1.0}, {"seconds": float("nan")}, {"seconds": 1e300}]
+)
+def test_a_time_that_is_none_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"finished|seconds"):
+        info_for(a_batch(), **wrong)
+
+
 def test_other_parquet_files_are_no_shards(tmp_path: Path, pooled: pa.Table) -> None:
     pq.write_table(pooled.replace_schema_metadata(None), tmp_path / "plain.parquet")
     with pytest.raises(ValueError, match="not a shard"):
@@ -207,11 +215,11 @@ def _by_pandas(job: Job) -> list[dict[str, object]]:
 
 
 def _by_polars(job: Job) -> list[dict[str, object]]:
-    return pl.read_parquet(job.data).to_dicts()
+    return pl.read_parquet(str(job.data)).to_dicts()
 
 
 def _by_lazy_polars(job: Job) -> list[dict[str, object]]:
-    return pl.scan_parquet(job.data / "*.parquet").collect().to_dicts()
+    return pl.scan_parquet(f"{job.data}/*.parquet").collect().to_dicts()
 
 
 def _by_duckdb(job: Job) -> list[dict[str, object]]:

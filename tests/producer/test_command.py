@@ -79,7 +79,7 @@ def test_the_output_of_a_job_is_no_place_for_another(redis_url: str, dataset: Pa
     assert run("--dataset", dataset, "--detach").exit_code == 0
     job = latest_job()
     before = sorted(settings().output.rglob("*"))
-    done = run("--dataset", dataset, "--detach", "--output", job.folder)
+    done = run("--dataset", dataset, "--detach", "--output", str(job.folder))
     assert done.exit_code == 1
     assert done.stderr.strip().endswith(f"try --output {settings().output}")
     assert sorted(settings().output.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -80,8 +81,8 @@ def worker(redis_url: str, job: Job) -> ByHand:
 def batch(job: Job, number: int) -> Batch:
     row_id = np.array(job.row_range(number))
     n_tokens = np.where(row_id == 5, 0, np.where(row_id == 6, 9, 3)).astype(np.int32)
-    ids = np.ones((len(row_id), 8), np.int32)
-    return Batch(job.id, number, job.fingerprint, row_id, ids, ids, ids * 0, n_tokens)
+    mask = (np.arange(8) < n_tokens[:, None]).astype(np.int32)
+    return Batch(job.id, number, job.fingerprint, row_id, mask, mask, mask * 0, n_tokens)
 
 
 def followed(steps: Iterator[Progress], worker: ByHand) -> Progress:
@@ -142,6 +143,21 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
             worker.embed()
     assert most == at_once
     assert job.committed() == set(range(5))
+
+
+def test_between_two_listings_the_shards_of_settled_batches_are_looked_for(job: Job) -> None:
+    progress = Progress(job)
+    progress.look()
+    for number in (0, 1, 3):
+        commit_by_hand(job, batch(job, number))
+    progress._list_again = math.inf  # the last listing took too long for another one
+    progress.look({1, 2})
+    assert progress.done == {1}
+    progress.look(set())
+    assert progress.done == {1}
+    progress.look()
+    assert (progress.done, progress.rows) == ({0, 1, 3}, 12)
+    assert progress._list_again < math.inf
 
 
 def test_what_has_a_shard_is_not_published_again(job: Job, worker: ByHand) -> None:

@@ -41,9 +41,9 @@ def test_every_batch_is_counted_once(job: Job, ledger: Ledger) -> None:
 
 def test_the_speed_is_that_of_the_last_minute(job: Job, ledger: Ledger) -> None:
     hour_ago = time.time() - 3600
-    os.utime(job.shard(0), (hour_ago, hour_ago))
+    os.utime(str(job.shard(0)), (hour_ago, hour_ago))
     assert status_of(job, ledger).rows_per_s == pytest.approx(2 / 60)
-    os.utime(job.shard(4), (hour_ago, hour_ago))
+    os.utime(str(job.shard(4)), (hour_ago, hour_ago))
     assert (status_of(job, ledger).rows_per_s, status_of(job, ledger).eta) == (0, None)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import datasets
@@ -11,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.engine import EngineSpec
-from contract.job import Job, job_id
+from contract.job import Job
 from contract.settings import settings
+from contract.shard import ShardInfo
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
+from producer.options import job_of
 from tests.conftest import JARGON
+from tests.contract.samples import a_batch, info_for
 from worker.embed import Embedder
 
 _ENTRIES = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
@@ -37,28 +41,25 @@ def save_texts(folder: Path, texts: list[str | None]) -> Path:
 
 
 def finished_job(
-    spec: EngineSpec, dataset: Path, *, batch_rows: int = 16, prefix: str = "", limit: int | None = None
+    spec: EngineSpec,
+    dataset: Path,
+    *,
+    batch_rows: int = 16,
+    prefix: str = "",
+    limit: int | None = None,
+    columns: tuple[str, ...] = (),
+    **options: object,
 ) -> Job:
-    """A job with every shard, below the output folder."""
-    texts, tokenizer, embedder = open_dataset(str(dataset)), open_tokenizer(spec), Embedder(threads=1)
-    job = Job(
-        folder=settings().output.absolute(),
-        dataset=texts.dataset,
-        config=texts.config,
-        split=texts.split,
-        column=texts.column,
-        revision=texts.revision,
-        limit=limit,
-        prefix=prefix,
-        engine=spec.name,
-        fingerprint=spec.fingerprint,
-        rows=min(limit or texts.rows, texts.rows),
-        batch_rows=batch_rows,
-    )
-    job = job.model_copy(update={"folder": job.folder / job_id(job.identity, job.dataset)})
+    """A job with every shard, below the output folder; ``options`` are further fields of a ``Job``."""
+    texts = open_dataset(str(dataset), columns=columns)
+    tokenizer, embedder = open_tokenizer(spec), Embedder(threads=1)
+    output = settings().output.absolute()
+    job = job_of(texts, spec, output, limit=limit, prefix=prefix, batch_rows=batch_rows, **options)
     job.save()
     for number in range(job.batches):
-        batch = batch_of(job, number, texts.texts(job.row_range(number)), tokenizer)
+        rows = job.row_range(number)
+        some, kept = texts.read(rows)
+        batch = batch_of(job, number, some, tokenizer, kept)
         embedder.embed(job, number, batch.to_bytes())
     embedder.close()
     return job
@@ -104,3 +105,9 @@ def scaled(place: int, factor: float) -> Callable[[pa.Table], pa.Table]:
         return with_value("embedding", place, vector.tolist())(table)
 
     return change
+
+
+def shard(begin: float, seconds: float, rows: int = 100) -> ShardInfo:
+    """What the footer of a shard says that was computed from ``begin`` on, in seconds."""
+    finished = datetime(2026, 1, 2, tzinfo=UTC) + timedelta(seconds=begin + seconds)
+    return info_for(a_batch(), seconds=seconds, finished=finished, rows=rows)

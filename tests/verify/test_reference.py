@@ -6,12 +6,13 @@ import pytest
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.job import Job
+from contract.job import Job, engine_of
 from contract.settings import settings
 from engine_build.model import hidden_states, pooled
+from producer.dataset import dataset_of
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
-from verify.reference import Reference, dataset_of, engine_of, open_reference
+from verify.reference import Reference, open_reference
 from verify.sample import draw
 
 

@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -52,6 +53,14 @@ def test_one_seed_gives_one_sample_whatever_the_order_of_the_shards(job: Job) ->
     assert sample == drawn(job, 12) == drawn(job, 12, batches=(2, 0, 1))
     others = [drawn(job, 12, seed=seed).rows for seed in range(1, 6)]
     assert any(other != sample.rows for other in others)
+
+
+def test_the_lengths_and_footers_are_those_of_all_rows(job: Job) -> None:
+    sample = drawn(job, 3)
+    lengths = [length for batch in range(3) for length in pq.read_table(job.shard(batch))["n_tokens"].to_pylist()]
+    assert sample.lengths == Counter(lengths)
+    assert sample.lengths[0] == TEXTS.count(None)
+    assert [info.batch for info in sample.shards] == [0, 1, 2]
 
 
 def test_every_stratum_is_represented(job: Job) -> None:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def batch_for(job: Job, spec: EngineSpec) -> Batch:
 
 def test_a_batch_becomes_a_shard_that_says_what_it_holds(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path)
-    batch = batch_for(job, tiny)
+    batch, began = batch_for(job, tiny), datetime.now(UTC)
     Embedder(threads=1).embed(job, 0, batch.to_bytes())
     table = pq.read_table(job.shard(0))
     assert table["row_id"].to_pylist() == [0, 1, 2, 3, 4]
@@ -46,6 +47,7 @@ def test_a_batch_becomes_a_shard_that_says_what_it_holds(tiny: EngineSpec, tmp_p
     assert table["truncated"].to_pylist() == [False, False, True, False, False]
     assert table["n_tokens"].to_pylist() == batch.n_tokens.tolist()
     info = read_info(job.shard(0))
+    assert began <= info.finished <= datetime.now(UTC)
     assert (info.rows, info.truncated, info.without_text, info.precision) == (5, 1, 1, "fp32")
     assert info.tokens == batch.lengths.sum() <= info.computed_tokens
     assert list(job.staging.iterdir()) == []

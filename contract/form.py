@@ -1,0 +1,122 @@
+"""The form in which a job keeps its vectors: how many elements of which type.
+
+The quantizations are those of ``sentence_transformers.quantize_embeddings``, element for element.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["float32", "float16", "int8", "binary"]
+
+Vectors = npt.NDArray[np.floating]
+
+Stored = npt.NDArray[Any]
+"""Vectors as a shard holds them: float32, float16 or int8."""
+
+
+class VectorForm(BaseModel):
+    """How a vector that an engine computed is kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: Dtype = "float32"
+    """``int8``: 256 equal steps between the ``ranges`` of each element. ``binary``: one bit for each element, 1 for a
+    positive one, eight to an int8, which is the byte less 128."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Only this many elements from a vector's start (Matryoshka models); None for all."""
+    ranges: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """For ``int8``: the lowest and the highest value of each element. What lies outside becomes the nearest of them."""
+
+    @model_validator(mode="after")
+    def _has_its_ranges(self) -> "VectorForm":
+        if (self.ranges is not None) != (self.dtype == "int8"):
+            raise ValueError("int8 has ranges, and nothing else has")
+        if self.ranges and len(self.ranges[0]) != len(self.ranges[1]):
+            raise ValueError("expected as many lowest as highest values")
+        return self
+
+    def __str__(self) -> str:
+        """Such as ``int8, the first 256 dimensions``."""
+        return self.dtype + (f", the first {self.dimensions} dimensions" if self.dimensions else "")
+
+    @property
+    def element(self) -> pa.DataType:
+        """The type of a stored element."""
+        return {"float32": pa.float32(), "float16": pa.float16()}.get(self.dtype, pa.int8())
+
+    def width(self, elements: int) -> int:
+        """How many values a shard has for a vector of so many elements."""
+        return -(-elements // 8) if self.dtype == "binary" else elements
+
+    def shaped(self, vectors: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
+        """The first ``dimensions`` elements, ``[n, dimensions]`` float32.
+
+        Args:
+            vectors: ``[n, hidden]``.
+            normalize: bring what is left to Euclidean norm 1 again, as the engine does with the whole.
+        """
+        if self.dimensions is None:
+            return vectors
+        left = vectors[:, : self.dimensions]
+        if normalize:
+            left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), np.float32(1e-12))
+        return np.ascontiguousarray(left)
+
+    def stored(self, shaped: npt.NDArray[np.float32]) -> Stored:
+        """Quantize ``[n, elements]`` float32. A value too large for float16 becomes an infinity."""
+        if self.dtype == "binary":
+            return (np.packbits(shaped > 0, axis=-1) - 128).astype(np.int8)
+        if self.dtype == "int8":
+            low, step = self._steps()
+            return (np.clip(np.floor((shaped - low) / step), 0, 255) - 128).astype(np.int8)
+        with np.errstate(over="ignore"):
+            return shaped.astype(self.dtype)
+
+    def restored(self, stored: Stored, elements: int) -> npt.NDArray[np.float32]:
+        """Vectors to compute with, ``[n, elements]`` float32: of int8 the middle of each step, of binary 1 and -1.
+
+        Args:
+            stored: ``[n, width(elements)]``.
+            elements: of a vector.
+        """
+        if self.dtype == "binary":
+            return self._bits(stored, elements).astype(np.float32) * 2 - 1
+        if self.dtype == "int8":
+            low, step = self._steps()
+            return (low + (stored.astype(np.float32) + np.float32(128.5)) * step).astype(np.float32)
+        return stored.astype(np.float32)
+
+    def nearest(self, stored: Stored, reference: npt.NDArray[np.float32]) -> Vectors:
+        """Of all vectors that are stored like this, the one nearest to a reference.
+
+        So a quantized vector can be held to the tolerance of one that is not: it is as wrong as the least change of
+        the reference that would have it stored like this.
+
+        Args:
+            stored: ``[n, width(elements)]``.
+            reference: ``[n, elements]``, shaped.
+        """
+        if self.dtype == "binary":
+            bits = self._bits(stored, reference.shape[1])
+            return np.where(bits == (reference > 0), reference, 0)
+        if self.dtype == "int8":
+            low, step = self._steps()
+            code = stored.astype(np.float64) + 128
+            # What was outside the ranges is in the outermost steps.
+            least = np.where(code == 0, -np.inf, low + code * step)
+            most = np.where(code == 255, np.inf, low + (code + 1) * step)
+            return np.clip(reference, least, most)
+        return stored.astype(np.float32)
+
+    def _steps(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        low, high = np.asarray(self.ranges, np.float32)
+        step = (high - low) / 255
+        return low, np.where(step == 0, np.float32(1), step)
+
+    def _bits(self, stored: Stored, elements: int) -> npt.NDArray[np.uint8]:
+        packed = (stored.astype(np.int16) + 128).astype(np.uint8)
+        return np.unpackbits(packed, axis=-1, count=elements)

@@ -1,0 +1,78 @@
+"""``verify.json`` as others than the verifier read it."""
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contract.errors import UserError
+from contract.job import Job
+from contract.store import modified
+
+
+class Check(BaseModel):
+    """One question about a job and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Figures(BaseModel):
+    """Sampled rows against PyTorch FP32; None where there was nothing finite to compare."""
+
+    tokens: str = "all"
+    """The rows' lengths, such as ``33-64``."""
+    rows: int
+    mse: float | None
+    relative_mse: float | None
+    min_cosine: float | None
+    max_difference: float | None
+    non_finite: int
+
+
+class Verdict(BaseModel):
+    """What the verifier found."""
+
+    model_config = ConfigDict(extra="ignore")  # the file holds more than is asked for here
+
+    fingerprint: str
+    revision: str
+    rows: int
+    passed: bool
+    when: str
+    """UTC, ISO 8601."""
+    compared: int
+    """Rows that were computed again."""
+    checks: list[Check]
+    strata: list[Figures]
+    total: Figures
+
+
+def load_verdict(job: Job) -> Verdict | None:
+    """The verdict on a job; None where there is none.
+
+    Raises:
+        UserError: ``verify.json`` is not the verifier's.
+    """
+    file = job.folder / "verify.json"
+    try:
+        return Verdict.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{file} is no verdict ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
+            mend=f"verify the job again: python -m verify {job.folder}",
+        ) from None
+
+
+def doubt(job: Job, verdict: Verdict | None) -> str:
+    """Why a job cannot count as verified; empty if it can."""
+    if verdict is None:
+        return "it has not been verified"
+    if (verdict.fingerprint, verdict.revision, verdict.rows) != (job.fingerprint, job.revision, job.rows):
+        return "its verify.json is another job's"
+    if not verdict.passed:
+        return f"the verifier found fault ({', '.join(check.name for check in verdict.checks if not check.passed)})"
+    if max(job.written().values(), default=0) > (modified(job.folder / "verify.json") or 0):
+        return "it was verified before its last shard was made"
+    return ""

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from contract.engine import EngineSpec
+from contract.job import latest_job
+from producer.__main__ import main
+from tests.conftest import build_engine
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.csv"
+    path.write_text("id,text,row_id\n" + "".join(f"{row},the mill number {row},7\n" for row in range(10)))
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--dimensions", 33), "computes 32 dimensions"),
+        (("--ranges", "x.npy"), "--ranges is for int8"),
+        (("--dtype", "int8", "--ranges", "x.npy"), "x.npy holds no ranges"),
+        (("--dtype", "int4"), "int4"),
+        (("--overlap", 3), "add --long-texts window"),
+        (("--long-texts", "window", "--overlap", 510), "windows of 510 tokens cannot share 510"),
+        (("--keep-columns", "id,stars"), "no column 'stars'"),
+        (("--keep-columns", "row_id"), "a shard has a column row_id of its own"),
+        (("--output", "ftp://host/x"), "expected s3://bucket/prefix"),
+        (("--output", "s3://bucket/x?endpoint_override=evil"), "expected s3://bucket/prefix"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_made(
+    options: tuple[object, ...], told: str, tiny: EngineSpec, table: Path, redis_url: str
+) -> None:
+    done = run("--dataset", table, *options)
+    assert done.exit_code in (1, 2)
+    assert told in " ".join(done.output.replace("│", " ").split()), done.output
+    assert not Path("output").exists()
+
+
+def test_windows_are_refused_where_every_token_has_its_vector(tiny_model: Path, table: Path, redis_url: str) -> None:
+    build_engine(tiny_model, "option-tokens", "tokens", max_length=32)
+    done = run("--dataset", table, "--engine", "option-tokens", "--long-texts", "window")
+    assert "gives a vector for each token" in done.output
+
+
+def test_each_option_gives_another_job(tiny: EngineSpec, table: Path, redis_url: str) -> None:
+    found = set()
+    for options in (
+        (),
+        ("--dtype", "float16"),
+        ("--dtype", "binary"),
+        ("--dimensions", 8),
+        ("--keep-columns", "id"),
+        ("--keep-columns", "id, text,id"),
+        ("--long-texts", "window"),
+        ("--long-texts", "window", "--overlap", 3),
+    ):
+        assert run("--dataset", table, "--detach", *options).exit_code == 0
+        found.add(latest_job().id)
+    assert latest_job().overlap == 3
+    assert len(found) == 8
+    for same in (("--dimensions", 32), ("--dtype", "float32"), ("--long-texts", "truncate"), ("--keep-columns", " ")):
+        assert run("--dataset", table, "--detach", *same).exit_code == 0
+        found.add(latest_job().id)
+    assert len(found) == 8

@@ -1,0 +1,143 @@
+"""A job in a bucket, by workers that share nothing but Redis and the bucket."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from contract import store
+from contract.engine import EngineSpec
+from contract.job import latest_job
+from contract.settings import settings
+from contract.shard import open_file
+from contract.store import names
+from examples.local import celery_worker, free_port
+from tests.buckets import BUCKET, client, credentials, s3_server
+from tests.conftest import JARGON
+from tests.hub import WRITER, Hub
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with s3_server(tmp_path) as url:
+        for name, value in credentials(url).items():
+            monkeypatch.setenv(name, value)
+        store._file_system.cache_clear()
+        yield url
+    store._file_system.cache_clear()
+
+
+def command(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str], expect: int = 0) -> str:
+    told, _ = process.communicate(timeout=200)
+    assert process.returncode == expect, told
+    return told
+
+
+def machine(folder: Path, tiny: EngineSpec, output: str) -> dict[str, str]:
+    """A folder with its own copy of the engine, and the environment of the processes there."""
+    shutil.copytree(tiny.folder, folder / "engines" / "tiny")
+    return {
+        "EMBEDMILL_ENGINES": str(folder / "engines"),
+        "EMBEDMILL_OUTPUT": output,
+        "EMBEDMILL_VISIBILITY_TIMEOUT": "5",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
+    bucket: str, tiny: EngineSpec, redis_url: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
+    monkeypatch.setenv("EMBEDMILL_VISIBILITY_TIMEOUT", "5")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    settings.cache_clear()
+    here = tmp_path / "here"
+    here.mkdir()
+    slow = {"CHAOS_SECONDS": "0.3"}
+    logs = [tmp_path / "one.log", tmp_path / "two.log"]
+    # A machine need not know of the bucket beforehand: the job says where it lies.
+    one, two = (machine(tmp_path / name, tiny, str(tmp_path / name / "output")) for name in ("one", "two"))
+    monkeypatch.chdir(tmp_path / "one")
+    with celery_worker(logs[0], app="bench.chaos.haunted", env=one | slow) as killed:
+        monkeypatch.chdir(tmp_path / "two")
+        with celery_worker(logs[1], app="bench.chaos.haunted", env=two | slow):
+            producer = command(
+                *("-m", "producer", "--dataset", JARGON, "--text-column", "text"),
+                *("--limit", 600, "--batch-rows", 20),
+                cwd=here,
+            )
+            while b" rows, " not in logs[0].read_bytes() or len(latest_job().committed()) < 5:
+                assert producer.poll() is None
+                time.sleep(0.05)
+            for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
+                process.send_signal(signal.SIGKILL)
+            assert "600 of 600" in ended(producer)
+    assert logs[1].read_text().count(" rows, ") < 30  # the other one made some before it died
+    job = latest_job()
+    assert str(job.folder).startswith(f"s3://{BUCKET}/jobs/jargon-train-")
+    told = ended(command("-m", "verify", "--sample", 60, cwd=here))
+    assert "Verified: 600 rows accounted for" in told
+    assert str(job.folder) in told
+    assert "cosine" in ended(command(ROOT / "examples/search.py", "junk mail", cwd=here))
+    # In the bucket is the job and nothing else, and nothing of it is on a disk.
+    assert sorted(names(job.folder)) == ["data", "job.json", "report.html", "verify.json"]
+    assert len(names(job.data)) == job.batches == 30
+    assert not client(bucket).list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+    assert [path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()] == ["engines", "engines"]
+    # From the bucket to the Hub, shard by shard.
+    pushed = ended(command("-m", "producer", "push", "--to", "mill/vectors", cwd=here))
+    assert f"Pushed: {hub.url}/datasets/mill/vectors" in pushed
+    head = hub.repos["datasets", "mill/vectors"].head
+    assert {path: data for path, data in head.items() if path.startswith("data/")} == {
+        f"data/{job.shard(batch).name}": job.shard(batch).read_bytes() for batch in range(job.batches)
+    }
+    # A damaged shard is found, named and made again.
+    broken = job.shard(3)
+    broken.write_bytes(broken.read_bytes()[:-9])
+    assert f"in {job.data} {broken.name}" in ended(command("-m", "verify", cwd=here), expect=1)
+
+
+def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    for name, value in credentials(f"http://127.0.0.1:{port}").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
+    settings.cache_clear()
+    store._file_system.cache_clear()
+    produce = ("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--limit", 40, "--batch-rows", 20)
+    log = tmp_path / "worker.log"
+    with s3_server(tmp_path, port):
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        ended(command(*produce, "--detach", cwd=tmp_path))
+        record = latest_job()
+    with celery_worker(log):
+        while b"does not answer" not in log.read_bytes():
+            time.sleep(0.1)
+        with s3_server(tmp_path, port):  # it is back, and has forgotten everything but what the test puts there again
+            record.save()
+            assert "40 of 40" in ended(command(*produce, cwd=tmp_path))
+            with open_file(record.shard(1)) as shard:
+                assert shard.read(columns=["row_id"])["row_id"].to_pylist() == list(range(20, 40))
+    assert "given up" not in log.read_text()

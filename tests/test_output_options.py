@@ -1,0 +1,81 @@
+"""The options of the output by the commands, over a real Redis and a worker."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import quantize_embeddings
+
+import producer.__main__
+import verify.__main__
+from contract.engine import EngineSpec
+from contract.job import Job, latest_job
+from examples import search
+from examples.local import celery_worker
+from tests.conftest import JARGON, MINILM
+
+_TEXTS = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
+TEXTS = [*[text for text in _TEXTS if len(text) < 300][:24], max((text for text in _TEXTS[:200]), key=len)]
+"""24 short ones, and one that is truncated."""
+
+
+QUERY = ("a sound that a machine makes",)
+
+
+def produced(*options: object) -> str:
+    command = ["--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 10, *options]
+    done = CliRunner().invoke(producer.__main__.main, [str(part) for part in command])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+def stored(job: Job) -> np.ndarray:
+    return np.stack(pq.read_table(str(job.data))["embedding"].to_numpy())
+
+
+def verified() -> None:
+    told = CliRunner().invoke(verify.__main__.main, ["--sample", "8"])
+    assert told.exit_code == 0, told.output
+
+
+def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
+    minilm: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    model = SentenceTransformer(str(MINILM), device="cpu")
+    model.max_seq_length = minilm.max_length
+    theirs = model.encode(TEXTS, normalize_embeddings=True)
+    with celery_worker(tmp_path / "worker.log"):
+        told = produced("--dtype", "int8", "--keep-columns", "text")
+        assert "The ranges for int8 come from the first 25 rows" in told
+        job = latest_job()
+        # The ranges come from vectors that differ from sentence-transformers' in the last digits: so may a step.
+        steps = stored(job).astype(int) - quantize_embeddings(theirs, "int8").astype(int)
+        assert (np.abs(steps).max(), (steps != 0).mean() < 0.01) in ((0, True), (1, True))
+        assert pq.read_table(str(job.data))["text"].to_pylist() == TEXTS
+        verified()
+        shards = {path: path.stat().st_mtime_ns for path in Path("output").rglob("*.parquet")}
+        assert "25 of 25 (25 were there)" in produced("--dtype", "int8", "--keep-columns", "text")
+        assert {path: path.stat().st_mtime_ns for path in Path("output").rglob("*.parquet")} == shards
+
+        produced("--dtype", "int8", "--keep-columns", "text", "--ranges", job.folder)
+        assert latest_job().id == job.id
+        hits = search.search(job, QUERY, count=3)
+
+        produced("--dtype", "binary", "--dimensions", 128)
+        cut = model.encode(TEXTS, normalize_embeddings=True, truncate_dim=128)
+        bits = np.unpackbits((stored(latest_job()).astype(int) + 128).astype(np.uint8), axis=1)
+        expected = np.unpackbits((quantize_embeddings(cut, "binary").astype(int) + 128).astype(np.uint8), axis=1)
+        assert (bits != expected).mean() < 0.001
+        verified()
+        produced("--dtype", "float16")
+        np.testing.assert_allclose(stored(latest_job()), theirs, atol=5e-4)
+        close = search.search(latest_job(), QUERY, count=3)
+        assert hits[0][0].row == close[0][0].row
+        assert hits[0][0].cosine == pytest.approx(close[0][0].cosine, abs=0.01)
+        produced("--long-texts", "window", "--overlap", 32, "--dtype", "float16")
+        verified()

@@ -1,0 +1,68 @@
+"""What ``docs/using.md`` shows does what it says: its code runs, block after block, over a job of the real model."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from contract.engine import EngineSpec
+from contract.job import Job
+from tests.conftest import JARGON
+from tests.verify.jobs import finished_job
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def job(minilm: EngineSpec, workplace: Path) -> Job:
+    """The first entries of the Jargon File, as the page's first two commands would leave them."""
+    (workplace / "examples").symlink_to(ROOT / "examples")
+    return finished_job(minilm, JARGON, batch_rows=25, limit=60)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_code_runs_and_both_searches_find_the_same(job: Job, workplace: Path) -> None:
+    code = blocks("using.md", "python")
+    assert len(code) == 6
+    told = run(
+        sys.executable, "-c", "\n".join([*code, "import json", "print(json.dumps([near, matches]))"])
+    )  # fmt: skip
+    near, matches = json.loads(told.splitlines()[-1])
+    assert near[0][0] == 3
+    assert near[0][2] == pytest.approx(1, abs=1e-5)
+    assert [row_id for row_id, _, _ in near] == matches[0]
+    terms = [json.loads(line)["term"] for line in JARGON.read_text(encoding="utf-8").splitlines()[: job.rows]]
+    assert [term for _, term, _ in near] == [terms[row_id] for row_id, _, _ in near]
+    kept = pq.read_table(workplace / "jargon-with-texts.parquet")
+    assert kept["term"].to_pylist() == terms
+    assert kept["embedding"].null_count == 0
+    assert "'num_rows': 60" in told or "num_rows: 60" in told
+
+
+def test_the_commands_run(job: Job) -> None:
+    lines = [line for block in blocks("using.md", "sh") for line in block.splitlines()]
+    searches = [shlex.split(line) for line in lines if line.startswith("python examples/search.py")]
+    assert len(searches) == 2
+    for _, *arguments in searches:
+        told = run(sys.executable, *arguments)
+        assert all(query in told for query in arguments if " " in query)
+
+
+def test_the_query_for_errors_runs(job: Job) -> None:
+    (code,) = blocks("resuming.md", "python")
+    assert "row_id" in run(sys.executable, "-c", code)

@@ -1,0 +1,193 @@
+"""What Prometheus gets from a real worker, and the worker's log in JSON."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract.engine import EngineSpec
+from contract.job import Job, latest_job
+from contract.settings import settings
+from contract.shard import ShardInfo, read_info
+from examples.local import celery_worker, free_port, redis_server
+from tests.conftest import JARGON, build_engine
+from worker import metrics
+
+Samples = dict[tuple[str, str], float]
+"""Name and stage (empty for a metric without stages) → value."""
+
+
+@contextmanager
+def measured_worker(log: Path, *options: str, **env: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A worker with metrics and a log in JSON; its process, and the port."""
+    port = free_port()
+    env |= {"EMBEDMILL_METRICS_PORT": str(port), "EMBEDMILL_LOG": "json", "TMPDIR": str(log.parent)}
+    with celery_worker(log, *options, env=env) as worker:
+        yield worker, port
+
+
+def scrape(port: int) -> Samples:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (sample.name, sample.labels.get("stage", "")): sample.value
+            for family in families
+            for sample in family.samples
+            if "le" not in sample.labels
+        }
+
+
+def produce(limit: int, expect: int = 0) -> Job:
+    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text"]
+    options = ["--limit", str(limit), "--batch-rows", "20"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == expect, done.stderr
+    return latest_job()
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def folders(under: Path) -> list[Path]:
+    return list(under.glob("embedmill-metrics-*"))
+
+
+@dataclass
+class Told:
+    """What a worker with two children told in the course of two jobs, its children killed between them."""
+
+    infos: list[ShardInfo]
+    before: Samples
+    after: Samples
+    log: list[dict[str, Any]]
+    left: list[Path]
+    """Folders of figures that are there when the worker has stopped."""
+
+
+@pytest.fixture(scope="module")
+def told(session_engines: Path, _tiny_built: EngineSpec, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    folder = tmp_path_factory.mktemp("measured")
+    with redis_server(folder) as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "REDIS_URL": url,
+            "ENGINES": str(session_engines),
+            "ENGINE": "tiny",
+            "OUTPUT": str(folder / "output"),
+        }.items():
+            patch.setenv(f"EMBEDMILL_{name}", value)
+        settings.cache_clear()
+        with measured_worker(folder / "worker.log", "--concurrency", "2") as (worker, port):
+            before = scrape(port)
+            jobs = [produce(100)]
+            for child in psutil.Process(worker.pid).children():
+                child.kill()
+            jobs.append(produce(140))
+            after, log = scrape(port), lines_of(folder / "worker.log")
+            assert len(folders(folder)) == 1
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(30)
+        infos = [read_info(job.shard(batch)) for job in jobs for batch in range(job.batches)]
+    settings.cache_clear()
+    return Told(infos, before, after, log, folders(folder))
+
+
+def test_the_childrens_figures_are_added_up_and_outlive_them(told: Told) -> None:
+    expected = {
+        "rows": 240,
+        "batches": 12,
+        "attempts": 12,
+        "tokens": sum(info.tokens for info in told.infos),
+        "computed_tokens": sum(info.computed_tokens for info in told.infos),
+        "rows_truncated": sum(info.truncated for info in told.infos),
+        "rows_recomputed": 0,
+        "rows_failed": 0,
+        "dead_batches": 0,
+    }
+    assert {name: told.after[f"embedmill_{name}_total", ""] for name in expected} == expected
+    assert all(told.before[f"embedmill_{name}_total", ""] == 0 for name in expected)
+
+
+def test_every_stage_of_a_batch_is_timed(told: Told) -> None:
+    for stage in ("fetch", "decode", "compute", "write"):
+        assert told.after["embedmill_batch_seconds_count", stage] == 12
+    stages = sum(told.after["embedmill_batch_seconds_sum", stage] for stage in ("decode", "compute"))
+    assert 0 < stages <= sum(info.seconds for info in told.infos)
+
+
+def test_a_stopped_worker_leaves_no_figures_behind(told: Told) -> None:
+    assert told.left == []
+
+
+def test_a_log_in_json_has_an_object_on_every_line_and_a_shards_sums_in_its_own(told: Told) -> None:
+    assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in told.log)
+    infos = [
+        ShardInfo.model_validate({field: line[field] for field in ShardInfo.model_fields})
+        for line in told.log
+        if "rows" in line
+    ]
+    assert any("SIGKILL" in line["message"] for line in told.log)
+    assert sorted(infos, key=str) == sorted(told.infos, key=str)
+
+
+def test_batches_that_are_given_up_are_counted_and_their_errors_logged(
+    tiny: EngineSpec, tiny_model: Path, redis_url: str, tmp_path: Path
+) -> None:
+    """Here the worker has an engine of the same name that is another one."""
+    other = tmp_path / "engines"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDMILL_ENGINES", str(other))
+        settings.cache_clear()
+        build_engine(tiny_model, "tiny", "cls")
+    settings.cache_clear()
+    log = tmp_path / "worker.log"
+    with measured_worker(log, EMBEDMILL_ENGINES=str(other), EMBEDMILL_ATTEMPTS="1") as (_, port):
+        job = produce(40, expect=1)
+        found, lines = scrape(port), lines_of(log)
+    assert found["embedmill_dead_batches_total", ""] == 2
+    assert found["embedmill_attempts_total", ""] == 4
+    assert found["embedmill_rows_total", ""] == 0
+    assert {line["batch"] for line in lines if "given up" in line["message"] and line["job"] == job.id} == {0, 1}
+    assert any("Traceback" in line.get("exc_info", "") for line in lines)
+
+
+def test_a_taken_port_ends_the_worker_at_once_with_a_line_that_says_so(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path
+) -> None:
+    with measured_worker(tmp_path / "worker.log") as (_, port):
+        env = os.environ | {"EMBEDMILL_METRICS_PORT": str(port)}
+        second = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
+        told = subprocess.run(second, env=env, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    assert f"Error: no metrics on port {port} (Address already in use)" in told.stderr
+
+
+def test_without_a_port_nothing_is_made_and_nothing_answers(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
+    assert metrics.environment() == {}
+    with celery_worker(tmp_path / "worker.log", env={"TMPDIR": str(tmp_path)}) as worker:
+        process = psutil.Process(worker.pid)
+        listening = [one for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+        assert listening == []
+        assert "PROMETHEUS_MULTIPROC_DIR" not in process.environ()
+    assert folders(tmp_path) == []
+
+
+def test_the_memory_of_every_gpu_is_told_and_of_none_where_there_is_none() -> None:
+    """As the driver's own files have it, not NVML."""
+    cards = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    told = {family.name: family.samples for family in metrics.GpuMemory().collect()}
+    assert len(told.get("embedmill_gpu_memory_total_bytes", [])) == cards
+    for used, total in zip(*told.values(), strict=True):
+        assert 0 <= used.value <= total.value
+        assert used.labels == total.labels

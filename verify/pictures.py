@@ -1,0 +1,194 @@
+"""The report's pictures, each a piece of SVG that takes its colours from the page, so that light and dark both work."""
+
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from contract.compare import TOLERANCES
+from contract.shard import ShardInfo
+from verify.compared import Compared, row_limit
+from verify.throughput import rows_per_second
+
+# On its first run it says on stderr that it makes a list of the fonts, which is no concern of the user's.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
+_INK, _GRID, _GOOD, _BAD = "#000001", "#000002", "#000003", "#000004"
+_COLOURS = {_INK: "var(--ink)", _GRID: "var(--line)", _GOOD: "var(--good)", _BAD: "var(--bad)"}
+"""What matplotlib draws with → what the page replaces it by."""
+
+_STYLE: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _GRID,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 11,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "svg.hashsalt": "embedmill",  # one report, one file: no random ids
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+_POINTS = 4000
+"""More of them are drawn as an image: as shapes they would make the page heavy."""
+_FLOOR = 1e-18
+"""Where vectors that agree to the last bit are drawn: a logarithmic scale has no zero."""
+
+
+def error_histogram(compared: Sequence[Compared]) -> str:
+    """How many sampled rows have which relative MSE; empty if none has one."""
+    good, bad = _errors(compared, wrong=False)[1], _errors(compared, wrong=True)[1]
+    both = np.concatenate([good, bad])
+    if not len(both):
+        return ""
+    low, high, limits = _scale(both, compared)
+    edges = np.geomspace(low, high, 41)
+
+    def draw(axes: Axes) -> None:
+        axes.hist([good, bad], edges.tolist(), stacked=True, color=[_GOOD, _BAD])
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1, linscale=0.3)  # one bad row among thousands is to be seen
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        for limit in limits:
+            axes.axvline(limit, color=_INK, linewidth=1, linestyle="--")
+        axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows", xlim=(low, high))
+        axes.grid(visible=False, axis="x")
+
+    return _svg("errors", draw)
+
+
+def error_by_length(compared: Sequence[Compared]) -> str:
+    """Each sampled row's relative MSE against its length; empty if none has one."""
+    parts = [(*_errors(compared, wrong=wrong), wrong) for wrong in (False, True)]
+    if not any(len(lengths) for lengths, _, _ in parts):
+        return ""
+    low, high, limits = _scale(np.concatenate([errors for _, errors, _ in parts]), compared)
+
+    def draw(axes: Axes) -> None:
+        for lengths, errors, wrong in parts:
+            look = ("x", _BAD, 5) if wrong else ("o", _GOOD, 3)
+            axes.plot(
+                *(lengths, errors, look[0]),
+                color=look[1], markersize=look[2], alpha=1 if wrong else 0.6, rasterized=len(lengths) > _POINTS,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        for limit in limits:
+            axes.axhline(limit, color=_INK, linewidth=1, linestyle="--")
+        _token_axis(axes)
+        axes.set(ylabel="relative MSE", ylim=(low, high))
+
+    return _svg("by-length", draw)
+
+
+def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
+    """How many rows have how many tokens, those that are truncated in another colour; empty if none has any.
+
+    Args:
+        lengths: ``n_tokens`` → rows.
+        max_length: the engine's; None where long texts have windows, and none is truncated.
+    """
+    tokens = np.array([length for length in lengths if length > 0], np.int64)
+    if not len(tokens):
+        return ""
+    rows = np.array([lengths[length] for length in tokens.tolist()])
+    # Whole tokens: no bar without a length that could be in it, and none with both kinds of rows.
+    whole = np.round(np.geomspace(tokens.min(), tokens.max() + 1, 41))
+    over = tokens > max_length if max_length else np.zeros(len(tokens), bool)
+    edges = np.unique([*whole, tokens.min() + 1, *([max_length + 1] if max_length and over.any() else [])]) - 0.5
+
+    def draw(axes: Axes) -> None:
+        parts, weights = [tokens[~over], tokens[over]], [rows[~over], rows[over]]
+        axes.hist(parts, edges.tolist(), weights=weights, stacked=True, color=[_GOOD, _BAD])
+        if max_length:
+            axes.axvline(max_length + 0.5, color=_INK, linewidth=1, linestyle="--")
+        _token_axis(axes)
+        axes.set(ylabel="rows")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.grid(visible=False, axis="x")
+
+    return _svg("lengths", draw)
+
+
+def throughput(shards: Sequence[ShardInfo]) -> str:
+    """Rows per second over the time that the job took, pauses left out; empty if no shard took any."""
+    seconds, rates, pauses = rows_per_second(shards)
+    if not len(rates):
+        return ""
+    name, unit = next((name, unit) for name, unit, most in _UNITS if seconds[-1] <= most * unit)
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(rates, seconds / unit, fill=True, color=_GOOD, alpha=0.35)
+        axes.stairs(rates, seconds / unit, color=_GOOD, linewidth=1.5, baseline=None)
+        for pause in pauses:
+            axes.axvline(pause / unit, color=_INK, linewidth=1, linestyle=":")
+        axes.set(xlabel=name, ylabel="rows/s", xlim=(0, seconds[-1] / unit), ylim=(0, None))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+
+    return _svg("throughput", draw)
+
+
+_UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days", 86400, np.inf))
+
+
+def _errors(compared: Sequence[Compared], *, wrong: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Lengths and relative MSEs of the rows whose vectors break their tolerance, or of those whose vectors do not."""
+    found = [
+        (row.row.n_tokens, max(row.comparison.relative_mse, _FLOOR))
+        for row in compared
+        if row.comparison and np.isfinite(row.comparison.relative_mse) and bool(row.vector_problem) == wrong
+    ]
+    lengths, errors = np.array(found, np.float64).reshape(-1, 2).T
+    return lengths, errors
+
+
+def _scale(errors: npt.NDArray[np.float64], compared: Sequence[Compared]) -> tuple[float, float, list[float]]:
+    """Whole powers of ten below and above all errors, and the rows' limits that are to be seen between them.
+
+    A limit that is far above all rows is left out: it would squeeze them together.
+    """
+    low, top = np.floor(np.log10(errors.min())), np.log10(errors.max())
+    limits = [row_limit(TOLERANCES[precision]) for precision in sorted({row.precision for row in compared})]
+    near = [limit for limit in limits if np.log10(limit) < top + 3]
+    high = np.ceil(max([top, low + 0.5, *np.log10(near)]) + 0.01)
+    return float(10**low / 1.2), float(10**high), near
+
+
+def _token_axis(axes: Axes) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=2, numticks=8))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set_xlabel("tokens, before truncation")
+
+
+def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+    """A picture for a page, its ids told from those of the page's other pictures by ``name``."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        draw(figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)  # a style would be the whole page's
+    svg = re.sub(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', r'<svg aria-hidden="true" viewBox="\1">', svg, count=1)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)  # the page's own
+    for drawn, shown in _COLOURS.items():
+        svg = svg.replace(drawn, shown)
+    return svg

@@ -1,0 +1,85 @@
+"""From the vectors that an engine computed to those that a shard holds: windows to rows, rows to the job's form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.batch import Batch
+from contract.engine import EngineSpec
+from contract.form import Stored, VectorForm
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """A batch's vectors, and what is to be said of them."""
+
+    vectors: Stored
+    """Of the rows that have a text and no error, in row order; see ``contract.shard.table_of``."""
+    errors: Mapping[int, str]
+    """Place in the batch → why this row has no vector."""
+    recomputed: int
+    """Rows that were computed again in FP32."""
+    computed_tokens: int
+
+
+def unfit(vectors: Stored, owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The rows that have a vector that is not finite or whose norm is zero.
+
+    Args:
+        vectors: ``[n, hidden]``.
+        owners: ``[n]``, the row of each vector.
+    """
+    norms = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1)
+    return np.unique(owners[~np.isfinite(norms) | (norms == 0)])
+
+
+def pool_windows(batch: Batch, found: Vectors, *, normalize: bool) -> tuple[Batch, Vectors]:
+    """One vector for each text: the mean of its windows' vectors, each of which counts by its tokens.
+
+    Args:
+        batch: with a row for each window.
+        found: the windows' vectors. A text of which any window has an error has none.
+        normalize: bring the mean to Euclidean norm 1, as the engine does with a window's vector.
+
+    Returns:
+        The batch with a row for each text, and the texts' vectors.
+    """
+    owners = batch.owners
+    texts = batch.take(np.flatnonzero(np.diff(owners, prepend=-1)))
+    if len(texts) == len(batch):
+        return batch, found
+    errors = {int(owners[place]): error for place, error in found.errors.items()}
+    there = batch.lengths > 0
+    there[list(found.errors)] = False  # those that have a vector, and then those of texts without any error
+    counted = there & ~np.isin(owners, list(errors))
+    vectors, owner, weight = found.vectors[counted[there]], owners[counted], batch.lengths[counted]
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    if len(starts):
+        sums = np.add.reduceat(vectors * weight[:, None].astype(np.float32), starts, axis=0)
+        vectors = sums / np.add.reduceat(weight, starts)[:, None].astype(np.float32)
+        # A text of one window keeps its vector to the bit.
+        several = np.add.reduceat(np.ones_like(weight), starts) > 1
+        vectors[~several] = found.vectors[counted[there]][starts[~several]]
+        if normalize:
+            vectors[several] /= np.linalg.norm(vectors[several], axis=1, keepdims=True)
+    return texts, Vectors(vectors, errors, found.recomputed, found.computed_tokens)
+
+
+def into_form(batch: Batch, found: Vectors, form: VectorForm, spec: EngineSpec) -> Vectors:
+    """The rows' vectors in the form in which the job keeps them.
+
+    A vector that has no such form, being all zero in its first dimensions or too large for float16, is an error.
+    """
+    lengths = batch.lengths
+    places = np.array([place for place in np.flatnonzero(lengths) if place not in found.errors], np.intp)
+    owners = np.repeat(places, lengths[places] if spec.pooling == "tokens" else 1)
+    shaped = form.shaped(found.vectors, normalize=spec.normalize)
+    stored = form.stored(shaped)
+    bad = unfit(stored if form.dtype == "float16" else shaped, owners)
+    if not len(bad):
+        return Vectors(stored, found.errors, found.recomputed, found.computed_tokens)
+    what = f"{form.dimensions or spec.hidden} dimensions as {form.dtype}"
+    errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in bad}}
+    return Vectors(stored[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)
