@@ -10,7 +10,7 @@ from rich.table import Table
 
 from contract.engine import EngineSpec, PlanSpec, Pooling, Profile, load_engine
 from contract.errors import UserError
-from engine_build.bench import SYSTEMS, Record, Shape, add_to, available, measure
+from engine_build.bench import SYSTEMS, Shape, add_to, available, measure, tables
 from worker.gpus import lacking
 
 _EPILOG = """\b
@@ -143,8 +143,8 @@ _GPU = click.option("--gpu", type=click.IntRange(min=0), default=0, show_default
 @click.option(
     "--packed/--padded",
     default=None,
-    help="Rows end to end, or each padded to the longest one's length.  [default: packed, where the model and TensorRT "
-    "can]",
+    help="Rows end to end, or each padded to the longest one's length.  [default: packed on TensorRT 8.6, if the "
+    "model's attention heads are 64 wide]",
 )
 @click.option(
     "--level",
@@ -199,6 +199,11 @@ def plan(
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="File to add the records to."
 )
+@click.option(
+    "--chart",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Picture to draw of the file's records, or of these: .svg, .png or .pdf.",
+)
 @_GPU
 def bench(
     engine: str | None,
@@ -207,6 +212,7 @@ def bench(
     runs: int | None,
     reference: Path | None,
     json_file: Path | None,
+    chart: Path | None,
     gpu: int,
 ) -> None:
     """Time TensorRT beside PyTorch on random batches, and compare their vectors with PyTorch FP32's.
@@ -233,7 +239,14 @@ def bench(
             reference=reference,
             step=lambda text: status.update(f"{text} …"),
         )
-    _STDOUT.print(_table(add_to(json_file, records) if json_file else records))
+    every = add_to(json_file, records) if json_file else records
+    for table in tables(every):
+        _STDOUT.print(table)
+    if chart:
+        from engine_build.chart import draw  # here: matplotlib takes a second to import
+
+        draw(every, chart)
+        _STDOUT.print(f"Chart: {chart}", highlight=False, soft_wrap=True)
 
 
 def _build_plan(
@@ -272,41 +285,6 @@ def _plan_table(spec: EngineSpec, built: PlanSpec) -> Table:
     table.add_row("precision", built.precision)
     table.add_row("size", f"{(spec.folder / built.file).stat().st_size / 1e6:,.0f} MB")
     table.add_row("seconds", f"{built.build_seconds:.1f}")
-    return table
-
-
-def _table(records: list[Record]) -> Table:
-    table = Table(title=f"{records[0].model} on {records[0].gpu}", title_justify="left")
-    for heading in ("batch", "system"):
-        table.add_column(heading)
-    for heading in (
-        "ms",
-        "× FP32",
-        "seq/s",
-        "tokens/s",
-        "TFLOP/s",
-        "chip",
-        "MSE",
-        "relative",
-        "lowest cosine",
-        "largest",
-    ):
-        table.add_column(heading, justify="right")
-    slowest = {(one.model, one.batch, one.length): one.ms for one in records if one.system == "torch-fp32"}
-    for one in records:
-        reference = slowest.get((one.model, one.batch, one.length))
-        figures = [
-            f"{one.ms:.3f}",
-            f"{reference / one.ms:.2f}" if reference else "",
-            f"{one.sequences_per_s:,.0f}",
-            f"{one.tokens_per_s:,.0f}",
-            f"{one.tflops:.0f}",
-            f"{one.chip_share:.0%}" if one.chip_share else "",
-            *(f"{figure:.2e}" if figure is not None else "" for figure in (one.mse, one.relative_mse)),
-            f"{one.min_cosine:.7f}" if one.min_cosine is not None else "",
-            f"{one.max_difference:.1e}" if one.max_difference is not None else "",
-        ]
-        table.add_row(f"{one.batch} x {one.length}", one.system, *figures)
     return table
 
 

@@ -5,7 +5,7 @@ Whatever differs between TensorRT 8.6, 10 and 11 is asked of the library, never 
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,40 +15,16 @@ import tensorrt as trt
 
 from contract.engine import (
     ATTENTION_PLUGIN,
-    INPUTS,
-    PACKED_INPUTS,
     EngineSpec,
     PlanSpec,
     Profile,
-    packed_rows,
 )
 from contract.errors import UserError
+from engine_build.profiles import Shapes, check_profiles, default_profiles, packed_shapes, padded_shapes
 from worker.tensorrt_engine import LOG, open_gpu
 
-OPTIMIZATION_LEVELS = range(6)
-_TOKENS = 16_384
-"""Tokens of a profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""
-_LAST_TOKENS = 2_048
-"""Of the packed profile for what is left at a batch's end."""
-_PACKED_ROWS = 32
-"""A packed profile has a row for as many tokens; shorter rows leave some of its tokens to padding."""
-_LENGTHS = (64, 128, 256, 512)
-
-Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 Step = Callable[[str, int, int], None]
 """Takes what the builder is at, how many of its steps are done, and how many there are."""
-
-
-def default_profiles(max_length: int, *, packed: bool) -> tuple[Profile, ...]:
-    """Micro-batches of up to 16,384 tokens: packed, or a profile for each doubling of the length."""
-    if packed:
-        sizes = (max(_TOKENS, max_length), max(_LAST_TOKENS, max_length))
-        return tuple(Profile(1, size // _PACKED_ROWS, 1, size) for size in sizes)
-    lengths = [length for length in _LENGTHS if length < max_length] + [max_length]
-    shortest = [1] + [length + 1 for length in lengths]
-    return tuple(
-        Profile(1, max(1, _TOKENS // length), least, length) for least, length in zip(shortest, lengths, strict=False)
-    )
 
 
 def add_plan(
@@ -68,7 +44,7 @@ def add_plan(
     Args:
         spec: the engine.
         profiles: the shapes it takes; None for ``default_profiles``.
-        packed: whether rows lie end to end; None for where the model and this TensorRT can.
+        packed: whether rows lie end to end; None for where that was measured to be faster: on TensorRT 8.6.
         level: the builder's optimization level, 0 to 5. Higher builds take longer.
         workspace: most bytes of GPU memory that a tactic may use for itself.
         gpu: the GPU to build on and for.
@@ -87,17 +63,11 @@ def add_plan(
             "that takes attention heads 64 wide, rows of at most 512 tokens, and TensorRT's attention plug-in",
             "leave out --packed",
         )
-    packed = can_pack if packed is None else packed
+    if packed is None:
+        # 8.6's own attention is slow with a mask. That of later versions, all of which know strong typing, is fused.
+        packed = can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     profiles = tuple(profiles or default_profiles(spec.max_length, packed=packed))
-    if not packed and (too_long := [profile for profile in profiles if profile.length > spec.max_length]):
-        raise UserError(
-            f"profile {too_long[0]} is longer than a row can be", f"the engine takes {spec.max_length} tokens"
-        )
-    if max(profile.length for profile in profiles) < spec.max_length:
-        raise UserError(
-            f"no profile takes rows of {spec.max_length} tokens", f"given: {', '.join(map(str, profiles))}",
-            f"add one, such as --profile 1-32x{spec.max_length}",
-        )  # fmt: skip
+    check_profiles(profiles, spec.max_length, packed=packed)
     sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
     onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
     with ExitStack() as stack:
@@ -105,7 +75,7 @@ def add_plan(
         folder = spec.folder / "plans"
         folder.mkdir(exist_ok=True)
         name = f"trt{trt.__version__}-sm{sm}"
-        shapes = [_packed_shapes(one, spec.max_length) if packed else _shapes(one) for one in profiles]
+        shapes = [packed_shapes(one, spec.max_length) if packed else padded_shapes(one) for one in profiles]
         began = time.monotonic()
         plan = plan_from_onnx(onnx, shapes, level=level, workspace=workspace, cache=folder / f"{name}.cache", step=step)
         seconds = time.monotonic() - began
@@ -196,22 +166,11 @@ def plan_from_onnx(
     return memoryview(plan)
 
 
-def _shapes(profile: Profile) -> Shapes:
-    """Each input's least and largest shape."""
-    return dict.fromkeys(INPUTS, ((profile.least_rows, profile.shortest), (profile.rows, profile.length)))
-
-
-def _packed_shapes(profile: Profile, max_length: int) -> Shapes:
-    """Likewise. All but the longest row's length is fixed: TensorRT 8.6's kernels for a range of shapes are slower."""
-    tokens, ends = (profile.length,), (packed_rows(profile, max_length) + 1,)
-    fixed = dict.fromkeys(PACKED_INPUTS[:4], (tokens, tokens)) | {"cu_seqlens": (ends, ends)}
-    return fixed | {"longest": ((1,), (max_length,))}
-
-
 def has_attention_plugin() -> bool:
     """Whether this TensorRT has the attention that knows where rows end."""
     trt.init_libnvinfer_plugins(LOG, "")
-    creators = trt.get_plugin_registry().plugin_creator_list
+    # Those of plug-ins of the older kind, as this one is: TensorRT 11 has none.
+    creators = getattr(trt.get_plugin_registry(), "plugin_creator_list", ())
     return any((creator.name, creator.plugin_version) == ATTENTION_PLUGIN for creator in creators)
 
 

@@ -21,8 +21,12 @@ SHORT = (
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_twice_or_different_whatever_happens(tmp_path: Path, session_engines: Path) -> None:
     scale = Scale(kills=4, restarts=1, producers=1, seconds=2)
-    records = run(list(SHORT), tmp_path, scale, seed=1, rows=300, console=Console())
-    assert [record["fault"] for record in records] == ["undisturbed", *(fault.name for fault in SHORT)]
+    lost = tmp_path / "lost"
+    lost.touch()
+    faults = [*SHORT, Fault("a GPU that is lost", nothing, env={"CHAOS_DEAD": str(lost)}, seconds=0.1)]
+    records = run(faults, tmp_path, scale, seed=1, rows=300, console=Console())
+    assert not lost.exists()
+    assert [record["fault"] for record in records] == ["undisturbed", *(fault.name for fault in faults)]
     for record in records:
         assert record["passed"], record
         assert (record["rows"], record["rows_lost"], record["rows_twice"], record["rows_different"]) == (300, 0, 0, 0)

@@ -12,7 +12,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("contract", "engine_build", "producer", "worker", "verify")
 ALLOWED = {
     "contract": set(),
-    "engine_build": {"contract"},
+    # A plan is built and timed for the engine that runs it.
+    "engine_build": {
+        "contract",
+        "worker.engine",
+        "worker.gpus",
+        "worker.layout",
+        "worker.microbatch",
+        "worker.tensorrt_engine",
+    },
     "producer": {"contract"},
     "worker": {"contract"},
     "verify": {"contract", "engine_build.model", "engine_build.source", "producer.dataset"},
@@ -42,6 +50,7 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
     ("module", "unneeded"),
     [
         ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", "tensorrt", "pycuda")),
+        ("engine_build.__main__", ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib")),
         ("producer.__main__", ("torch", "transformers", "onnx", "onnxruntime")),
         ("contract.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],

@@ -8,8 +8,11 @@
     file to which each inference adds a line with its number of rows
 ``CHAOS_RAISE``, ``CHAOS_KILL``, ``CHAOS_NAN``
     row on which the engine raises, kills its process, or gives NaN
+``CHAOS_DEAD``
+    file that the engine removes, if it is there, before it says that its GPU is lost
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -18,8 +21,9 @@ import numpy as np
 
 import worker.embed
 from contract.batch import Batch
+from contract.engine import EngineSpec
 from worker.celery import app
-from worker.engine import Inference
+from worker.engine import EngineDead, Inference
 from worker.onnx_engine import OnnxEngine
 
 __all__ = ["app"]
@@ -36,6 +40,10 @@ class HauntedEngine(OnnxEngine):
         rows = set(batch.row_id.tolist())
         if _row("CHAOS_KILL") in rows:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "CHAOS_DEAD" in os.environ:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.environ["CHAOS_DEAD"])
+                raise EngineDead("GPU 0 failed: an illegal memory access was encountered")
         if _row("CHAOS_RAISE") in rows:
             raise IndexError("no embedding for token 31415")
         found = super().infer(batch)
@@ -48,4 +56,8 @@ def _row(variable: str) -> int:
     return int(os.environ.get(variable, "-1"))
 
 
-setattr(worker.embed, "open_engine", HauntedEngine)  # noqa: B010 - the module does not export what is replaced
+def _open_haunted(spec: EngineSpec, threads: int, gpu: int) -> HauntedEngine:
+    return HauntedEngine(spec, threads)
+
+
+setattr(worker.embed, "open_engine", _open_haunted)  # noqa: B010 - the module does not export what is replaced

