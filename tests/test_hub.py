@@ -22,7 +22,7 @@ from tests.hub import READER, WRITER, Hub, files_of
 from tests.producer.test_hub import parquet
 
 TEXTS: list[str | None] = [
-    *(json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()[:150]),
+    *(json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()[:60]),
     *(None, "", "grain " * 3000, "日本"),
 ]
 
@@ -58,7 +58,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
     The streamed one is tokenized by processes, which fetch a kept column, too, and cut windows.
     """
     texts = TEXTS[0::2] + TEXTS[1::2]
-    options = ("--batch-rows", 40, "--keep-columns", "ballast", "--long-texts", "window")
+    options = ("--batch-rows", 16, "--keep-columns", "ballast", "--long-texts", "window")
     with celery_worker(tmp_path / "worker.log"):
         assert f"{len(texts)} of {len(texts)}" in run("-m", "producer", "--dataset", "imdb", *options)
         job = latest_job()
@@ -76,9 +76,9 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
         assert (other.identity, other.stream) == (job.identity, True)
         assert not list(Path(empty).rglob("*.parquet")) + list(Path(empty).rglob("*.arrow"))
 
-    assert "FAIL" not in run("-m", "verify", job.folder)  # at its own commit, though the dataset has a newer one
-    told = CliRunner().invoke(verify.__main__.main, [str(other.folder), "--sample", "60"])
-    assert told.exit_code == 0, told.output
+    for one in (job, other):  # at its own commit, though the dataset has a newer one
+        told = CliRunner().invoke(verify.__main__.main, [str(one.folder), "--sample", "30"])
+        assert told.exit_code == 0, told.output
     ours, theirs = table(job), table(other)
     for column in ("row_id", "n_tokens", "truncated", "error", "ballast"):
         assert ours[column].equals(theirs[column])
