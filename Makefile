@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from contract.engine import EngineSpec, PlanSpec, Pooling, Profile, load_engine
+from contract.engine import EngineSpec, Pooling, load_engine
 from contract.errors import UserError
-from engine_build.bench import SYSTEMS, Shape, add_to, available, measure, tables
+from contract.plan import PlanSpec, Profile
+from engine_build.bench import SYSTEMS, Shape, add_to, available, measure
+from engine_build.bench_table import tables
 from worker.gpus import lacking
 
 _EPILOG = """\b

@@ -5,7 +5,6 @@ TensorRT's compares its own with, and both add their records to one JSON file.
 """
 
 import importlib.util
-import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
 
 from contract.compare import compare
 from contract.engine import EngineSpec
@@ -254,38 +252,3 @@ def add_to(path: Path, records: Sequence[Record]) -> list[Record]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps([asdict(one) for one in every], indent=1) + "\n")
     return every
-
-
-def tables(records: Sequence[Record]) -> list[Table]:
-    """Records for people: for each model and GPU how fast, and then how far from PyTorch FP32."""
-    made = []
-    for of, group in itertools.groupby(records, lambda one: f"{one.model} on {one.gpu}"):
-        speed = Table(title=f"{of}: how fast", title_justify="left")
-        distance = Table(title=f"{of}: how far from PyTorch FP32", title_justify="left")
-        for table, headings in (
-            (speed, ("ms", "× FP32", "seq/s", "TFLOP/s", "chip")),
-            (distance, ("MSE", "relative", "lowest cosine", "largest")),
-        ):
-            table.add_column("batch", no_wrap=True)
-            table.add_column("system", no_wrap=True)
-            for heading in headings:
-                table.add_column(heading, justify="right", no_wrap=True)
-        rows = list(group)
-        slowest = {(one.batch, one.length): one.ms for one in rows if one.system == "torch-fp32"}
-        for one in rows:
-            shape, reference = str(Shape(one.batch, one.length)), slowest.get((one.batch, one.length))
-            speed.add_row(
-                *(shape, one.system, f"{one.ms:.3f}", f"{reference / one.ms:.2f}" if reference else ""),
-                *(
-                    f"{one.sequences_per_s:,.0f}",
-                    f"{one.tflops:.0f}",
-                    f"{one.chip_share:.0%}" if one.chip_share else "",
-                ),
-            )
-            if one.mse is not None:
-                distance.add_row(
-                    *(shape, one.system, f"{one.mse:.2e}", f"{one.relative_mse:.2e}"),
-                    *(f"{one.min_cosine:.7f}", f"{one.max_difference:.1e}"),
-                )
-        made += [speed, distance] if distance.rows else [speed]
-    return made

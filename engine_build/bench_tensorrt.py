@@ -18,7 +18,7 @@ from engine_build.bench import Inputs, Shape, Timed, inputs
 from worker.engine import Gathered
 from worker.layout import Shape as TensorShape
 from worker.microbatch import MicroBatch
-from worker.tensorrt_engine import LoadedPlan, open_gpu
+from worker.plan import LoadedPlan, open_gpu
 
 Fed = tuple[Mapping[str, TensorShape], dict[str, "cuda.DeviceAllocation"]]
 """Shapes and device addresses of a plan's inputs."""

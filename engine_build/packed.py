@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.engine import ATTENTION_PLUGIN, OUTPUT, PACKED_INPUTS, Pooling
+from contract.engine import OUTPUT, Pooling
+from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS
 from engine_build.export import exported
 from engine_build.model import longest, normalized
 

@@ -13,15 +13,11 @@ from pathlib import Path
 import pycuda.driver as cuda
 import tensorrt as trt
 
-from contract.engine import (
-    ATTENTION_PLUGIN,
-    EngineSpec,
-    PlanSpec,
-    Profile,
-)
+from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.plan import ATTENTION_PLUGIN, PlanSpec, Profile
 from engine_build.profiles import Shapes, check_profiles, default_profiles, packed_shapes, padded_shapes
-from worker.tensorrt_engine import LOG, open_gpu
+from worker.plan import LOG, open_gpu
 
 Step = Callable[[str, int, int], None]
 """Takes what the builder is at, how many of its steps are done, and how many there are."""

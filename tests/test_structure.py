@@ -19,7 +19,7 @@ ALLOWED = {
         "worker.gpus",
         "worker.layout",
         "worker.microbatch",
-        "worker.tensorrt_engine",
+        "worker.plan",
     },
     "producer": {"contract"},
     "worker": {"contract"},

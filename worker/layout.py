@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
-from contract.engine import INPUTS, PACKED_INPUTS, EngineSpec, PlanSpec, packed_rows
+from contract.engine import INPUTS, EngineSpec
+from contract.plan import PACKED_INPUTS, PlanSpec, packed_rows
 from worker.engine import Gathered
 from worker.microbatch import Lengths, MicroBatch, cut_by_profiles, cut_packed
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from contract.engine import Profile
+from contract.plan import Profile
 
 ALIGNMENT = 8
 """Tokens to a multiple of which a GPU's rows are padded: FP16 matrix units take 8 elements at a time."""

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
-from contract.engine import EngineSpec, PlanSpec
+from contract.engine import EngineSpec
 from contract.job import Job, job_id
+from contract.plan import PlanSpec
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import ObjectPath
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from contract.engine import EngineSpec, Profile, engine_folder, load_engine, packed_rows
+from contract.engine import EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
+from contract.plan import Profile, packed_rows
 from contract.settings import settings
 from tests.contract.samples import ENGINE_FIELDS, plan_spec
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from engine_build.__main__ import main
-from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, inputs, real, runs_of, tables
+from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, inputs, real, runs_of
+from engine_build.bench_table import tables
 from engine_build.chart import draw
 from engine_build.model import load_model
 from tests.contract.samples import engine_spec

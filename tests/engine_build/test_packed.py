@@ -10,7 +10,8 @@ import transformers
 
 from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
-from contract.engine import ATTENTION_PLUGIN, PACKED_INPUTS, Pooling, Profile
+from contract.engine import Pooling
+from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, Profile
 from engine_build.model import load_model
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
 from tests.contract.samples import engine_spec, plan_spec

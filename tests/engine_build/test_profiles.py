@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from contract.engine import Profile
 from contract.errors import UserError
+from contract.plan import Profile
 from engine_build.profiles import check_profiles, default_profiles, packed_shapes, padded_shapes
 from worker.microbatch import cut_by_profiles, cut_packed
 

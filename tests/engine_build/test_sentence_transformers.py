@@ -102,7 +102,7 @@ def test_the_users_choice_overrules_the_folder(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "cls"), Normalize())
     spec = build_engine(folder, "chosen", "mean", normalize=False, max_length=LENGTH)
     assert (spec.pooling, spec.normalize) == ("mean", False)
-    spec = build_engine(folder, "tokens", "tokens", max_length=LENGTH)
+    spec = build_engine(folder, "tokens-of-a-folder", "tokens", max_length=LENGTH)
     assert (spec.pooling, spec.normalize) == ("tokens", False)  # the last hidden state, as it is
 
 

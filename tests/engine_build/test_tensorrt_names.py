@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [
-    (ROOT / name).read_text(encoding="utf-8")
-    for name in ("engine_build/plan.py", "engine_build/bench_tensorrt.py", "worker/tensorrt_engine.py")
-]
+FILES = ("engine_build/plan.py", "engine_build/bench_tensorrt.py", "worker/plan.py", "worker/tensorrt_engine.py")
+SOURCES = [(ROOT / name).read_text(encoding="utf-8") for name in FILES]
 CODE = "\n".join(SOURCES)
 
 LINKED = {

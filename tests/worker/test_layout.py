@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from contract.batch import Batch
-from contract.engine import INPUTS, PACKED_INPUTS, Profile, packed_rows
+from contract.engine import INPUTS
+from contract.plan import PACKED_INPUTS, Profile, packed_rows
 from tests.contract.samples import engine_spec, plan_spec
 from worker.engine import Gathered
 from worker.layout import Packed, Padded

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from contract.engine import Profile
+from contract.plan import Profile
 from worker.microbatch import cut_by_budget, cut_by_profiles, cut_packed
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, Profile, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
+from contract.plan import Profile
 from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON
