@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import Counter
 
 from contract.settings import Settings
+from tests.test_structure import PACKAGES, imports
 from worker import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -204,3 +205,19 @@ def test_the_dashboard_asks_for_metrics_that_a_worker_has() -> None:
     assert {target["datasource"]["uid"] for target in targets} == {source["datasources"][0]["uid"]}
     places = [panel["gridPos"] for panel in dashboard["panels"]]
     assert len({(place["x"], place["y"]) for place in places}) == len(places)
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile", "gpu.Dockerfile"])
+def test_an_image_has_every_package_that_its_packages_import(dockerfile: str) -> None:
+    stages: dict[str, set[str]] = {}
+    name = ""
+    for line in (ROOT / "deploy" / "docker" / dockerfile).read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"FROM (\S+) AS (\S+)", line):
+            name = match[2]
+            stages[name] = set(stages.get(match[1], ()))
+        elif (match := re.match(r"COPY (\w+) \1$", line)) and match[1] in PACKAGES:
+            stages[name].add(match[1])
+    assert any(stages.values())
+    for stage, copied in stages.items():
+        for package in copied:
+            assert {module.split(".")[0] for module in imports(package)} <= copied, (stage, package)
