@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from contract.batch import Batch
 from contract.compare import compare
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -138,6 +139,13 @@ def inputs(spec: EngineSpec, shape: Shape) -> list[Inputs]:
             mask[-1, -1], ids[-1, -1] = 0, spec.pad_id
         batches.append(Inputs(ids, mask, np.zeros(shape, np.int32)))
     return batches
+
+
+def as_batch(spec: EngineSpec, batch: Inputs) -> Batch:
+    """The batch as a worker gets it: each row padded to the longest that the engine takes."""
+    rows, length = batch.input_ids.shape
+    ids, mask, types = (np.pad(array, ((0, 0), (0, spec.max_length - length))) for array in batch)
+    return Batch("bench", 0, spec.fingerprint, np.arange(rows), ids, mask, types, mask.sum(axis=1, dtype=np.int32))
 
 
 def real(spec: EngineSpec, batch: Inputs, output: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

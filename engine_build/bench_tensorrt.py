@@ -11,10 +11,9 @@ import numpy as np
 import pycuda.driver as cuda
 import tensorrt as trt
 
-from contract.batch import Batch
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
-from engine_build.bench import Inputs, Shape, Timed, inputs
+from engine_build.bench import Inputs, Shape, Timed, as_batch, inputs
 from worker.engine import Gathered
 from worker.layout import Shape as TensorShape
 from worker.microbatch import MicroBatch
@@ -81,15 +80,15 @@ class TensorRTBench:
             events[turn + 1].record(stream)
         stream.synchronize()
         milliseconds = [after.time_since(before) for before, after in itertools.pairwise(events)]
-        gathered = Gathered(spec, _as_batch(batches[0]).lengths)
-        layout.gather(micro, vectors, _as_batch(batches[0]).lengths, gathered)
+        gathered = Gathered(spec, as_batch(spec, batches[0]).lengths)
+        layout.gather(micro, vectors, as_batch(spec, batches[0]).lengths, gathered)
         return Timed(milliseconds, gathered.vectors)
 
     def _fed(self, batches: list[Inputs], shape: Shape) -> tuple[MicroBatch, list[Fed]]:
         """Batches on the GPU, each one micro-batch."""
         layout, fed = self._plan.layout, []
         for batch in batches:
-            micros = layout.cut(_as_batch(batch).lengths)
+            micros = layout.cut(as_batch(self._spec, batch).lengths)
             if len(micros) > 1:
                 plan = self._spec.plan_for(trt.__version__, self._sm)
                 raise UserError(
@@ -99,12 +98,7 @@ class TensorRTBench:
                     f"{self._spec.name} --profile {shape}",
                 )
             buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
-            shapes = layout.fill(_as_batch(batch), micros[0], buffers)
+            shapes = layout.fill(as_batch(self._spec, batch), micros[0], buffers)
             addresses = {name: cuda.to_device(buffers[name][: math.prod(shape)]) for name, shape in shapes.items()}
             fed.append((shapes, addresses))
         return micros[0], fed
-
-
-def _as_batch(batch: Inputs) -> Batch:
-    rows = len(batch.input_ids)
-    return Batch("bench", 0, "", np.arange(rows), *batch, n_tokens=batch.attention_mask.sum(axis=1, dtype=np.int32))

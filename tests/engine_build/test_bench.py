@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from engine_build.__main__ import main
-from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, inputs, real, runs_of
+from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, as_batch, inputs, real, runs_of
 from engine_build.bench_table import tables
 from engine_build.chart import draw
 from engine_build.model import load_model
-from tests.contract.samples import engine_spec
+from tests.contract.samples import engine_spec, plan_spec
+from worker.layout import layout_of
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,25 @@ def test_token_level_output_is_compared_without_its_padding(tiny: EngineSpec) ->
     output = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
     assert real(engine_spec(pooling="tokens"), batch, output).tolist() == output.reshape(8, 2)[:7].tolist()
     assert real(engine_spec(), batch, output[:, 0]).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("plan", "tokens"),
+    [
+        ({"profiles": ["1-32x1-512"]}, 5 * 104),  # rows are padded to a multiple of eight tokens
+        ({"profiles": ["1-32x257-512"]}, 5 * 257),
+        ({"profiles": ["32x512"]}, 32 * 512),
+        ({"profiles": ["8x1024"], "packed": True}, 1024),
+    ],
+)
+def test_any_shape_is_computed_as_a_plan_takes_it(plan: dict[str, object], tokens: int, tiny: EngineSpec) -> None:
+    layout, batch = layout_of(tiny, plan_spec(**plan)), as_batch(tiny, inputs(tiny, Shape(5, 100))[0])
+    (micro,) = layout.cut(batch.lengths)
+    assert micro.tokens == tokens
+    buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
+    layout.fill(batch, micro, buffers)
+    assert set(batch.input_ids[:, :99].flat) <= set(buffers["input_ids"])
+    assert layout.vectors(micro) == 5
 
 
 def test_the_reference_goes_from_one_python_to_the_other(tmp_path: Path) -> None:
