@@ -27,7 +27,7 @@ from producer.options import OVERLAP, Folder, columns_of, dimensions_of, in_form
 from producer.publish import drive
 from producer.push import push as push_job, ready
 from producer.status import status_of
-from producer.tokenizing import Work, processes_for, tokenizing
+from producer.tokenizing import Work, get_ready, processes_for, tokenizing
 
 _EPILOG = """\b
 Examples:
@@ -138,6 +138,7 @@ def main(
         return
     if dataset is None:
         raise click.UsageError("Missing option '--dataset'.", context)
+    get_ready()
     spec = load_engine(engine)
     if ranges and dtype != "int8":
         raise UserError("--ranges is for int8", mend="add --dtype int8")

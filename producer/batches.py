@@ -1,6 +1,6 @@
 """Texts to token ids: pure functions over the ``tokenizers`` library, padded by hand into one int32 array."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,38 +11,50 @@ from tokenizers import Tokenizer
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.job import Job
+from producer.words import Words, by_words
 
 
 @dataclass(frozen=True)
 class RowTokenizer:
-    """An engine's tokenizer, ready to truncate and pad."""
+    """An engine's tokenizer, ready to truncate and pad. Token ids are int32, 4 bytes each."""
 
     tokenizer: Tokenizer
     length: int
     """Tokens of a row, padding included."""
     pad_id: int
-    suffix: int
-    """How many special tokens end a row, and so are kept when its text is truncated."""
-    start: int
-    """How many special tokens begin a row."""
+    first: bytes
+    """Ids of the special tokens that begin a row."""
+    last: bytes
+    """Ids of those that end it, and so are kept when its text is truncated."""
+    words: Words | None
+    """What finds a text's tokens word by word; None where that is not the tokenizer's way."""
 
-    def pieces(self, ids: list[int], overlap: int | None) -> list[list[int]]:
-        """A row's tokens, none of the results longer than ``length``: truncated, or in windows that share ``overlap``
-        tokens. Each begins and ends with the row's special tokens."""
-        if len(ids) <= self.length:
-            return [ids]
-        end = len(ids) - self.suffix
-        if overlap is None:
-            return [ids[: self.length - self.suffix] + ids[end:]]
-        first, text, last = ids[: self.start], ids[self.start : end], ids[end:]
-        size = self.window
-        steps = range(0, len(text) - overlap, size - overlap)
-        return [first + text[begin : begin + size] + last for begin in steps]
+    def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
+        """Each text's token ids, without special tokens."""
+        if self.words:
+            return self.words.ids(texts)
+        start, suffix = len(self.first) // 4, len(self.last) // 4
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        return (np.array(each.ids[start : len(each.ids) - suffix], np.int32).tobytes() for each in encodings)
+
+    def pieces(self, ids: bytes, overlap: int | None) -> list[bytes]:
+        """A text's rows, none of them longer than ``length``: truncated, or in windows that share ``overlap`` tokens.
+        Each begins and ends with the row's special tokens."""
+        size = 4 * self.window
+        if len(ids) <= size or overlap is None:
+            return [self.first + ids[:size] + self.last]
+        steps = range(0, len(ids) - 4 * overlap, size - 4 * overlap)
+        return [self.first + ids[begin : begin + size] + self.last for begin in steps]
+
+    @property
+    def special(self) -> int:
+        """How many special tokens a row has."""
+        return (len(self.first) + len(self.last)) // 4
 
     @property
     def window(self) -> int:
         """How many of a text's own tokens fit into a row."""
-        return self.length - self.start - self.suffix
+        return self.length - self.special
 
 
 def open_tokenizer(spec: EngineSpec) -> RowTokenizer:
@@ -61,10 +73,11 @@ def tokenizer_from(file: Path, length: int, pad_id: int) -> RowTokenizer:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    special = tokenizer.encode("a").special_tokens_mask
-    suffix = next((count for count, flag in enumerate(reversed(special)) if not flag), 0)
-    start = next((count for count, flag in enumerate(special) if not flag), 0)
-    return RowTokenizer(tokenizer, length, pad_id, suffix, start)
+    row = tokenizer.encode("a")
+    ids, special = np.array(row.ids, np.int32), row.special_tokens_mask
+    start, end = special.index(0), len(special) - special[::-1].index(0)
+    words = Words(tokenizer) if by_words(tokenizer) else None
+    return RowTokenizer(tokenizer, length, pad_id, ids[:start].tobytes(), ids[end:].tobytes(), words)
 
 
 def tokenize(
@@ -99,20 +112,18 @@ def tokenize_windows(
         The place of each row's text, int64 ``[n]``, and what ``tokenize`` returns, ``n_tokens`` of the whole text.
     """
     present = [place for place, text in enumerate(texts) if text is not None]
-    encodings = rows.tokenizer.encode_batch_fast([_encodable(prefix + str(texts[place])) for place in present])
+    found = rows.ids([_encodable(prefix + str(texts[place])) for place in present])
     n_tokens = np.zeros(len(texts), np.int32)
-    pieces: list[list[list[int]]] = [[[]] for _ in texts]
-    for place, encoding in zip(present, encodings, strict=True):
-        ids = encoding.ids
-        n_tokens[place], pieces[place] = len(ids), rows.pieces(ids, overlap)
+    pieces = [[b""] for _ in texts]
+    for place, ids in zip(present, found, strict=True):
+        n_tokens[place], pieces[place] = len(ids) // 4 + rows.special, rows.pieces(ids, overlap)
     owners = np.repeat(np.arange(len(texts)), [len(windows) for windows in pieces])
     flat = [ids for windows in pieces for ids in windows]
+    lengths = np.array([len(ids) // 4 for ids in flat])
+    real = np.arange(rows.length) < lengths[:, None]
     input_ids = np.full((len(flat), rows.length), rows.pad_id, np.int32)
-    for row, ids in zip(input_ids, flat, strict=True):
-        row[: len(ids)] = ids
-    lengths = np.array([len(ids) for ids in flat])
-    attention_mask = (np.arange(rows.length) < lengths[:, None]).astype(np.int32)
-    return owners, input_ids, attention_mask, n_tokens[owners]
+    input_ids[real] = np.frombuffer(b"".join(flat), np.int32)
+    return owners, input_ids, real.astype(np.int32), n_tokens[owners]
 
 
 def _encodable(text: str) -> str:

@@ -5,6 +5,7 @@ import glob
 import gzip
 import hashlib
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -24,6 +25,9 @@ from producer.hub import ParquetTable, open_hub
 
 _CSV = {"keep_default_na": False, "na_values": [""]}
 """pandas would read the texts "NA", "None" and "null" as missing; only an empty cell is."""
+
+_BIG = 1 << 28
+"""Bytes of local files from which on several processes read them."""
 
 _log = logging.getLogger("embedmill.producer")
 
@@ -217,8 +221,11 @@ def _built(path: Path, config: str | None, cache: Path) -> dict[str, datasets.Da
     builder = datasets.load_dataset_builder(str(folder), config, **options)
     if isinstance(builder, Csv):
         builder = datasets.load_dataset_builder(str(folder), config, **options, **_CSV)
-    builder.download_and_prepare()
     taken = {file for part in builder.config.data_files.values() for file in part}
+    big = sum(Path(file).stat().st_size for file in taken) >= _BIG
+    # A process reads whole files; one at a time reads them all in the same order.
+    processes = min(len(taken), len(os.sched_getaffinity(0))) if big else 1
+    builder.download_and_prepare(num_proc=processes if processes > 1 else None)
     left = [file.name for file in _files(path) if _SUFFIXES & set(file.suffixes) and str(file) not in taken]
     if left:
         _log.warning("%s: one kind of files makes the dataset; left out: %s", path, ", ".join(left[:10]))

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -24,8 +26,12 @@ from contract.settings import settings
 from producer.batches import RowTokenizer, batch_of
 from producer.dataset import TextDataset
 
-_PAYS_FROM = 4
-"""Batches for each process from which on it is worth its start, which takes as long as two or three of them."""
+_PAYS_FROM = 8
+"""Batches for each process from which on it is worth its start and the words that it has to meet."""
+
+
+_MANY = 1_000_000
+"""Batches, while their number is not known."""
 
 
 class Work(NamedTuple):
@@ -66,9 +72,17 @@ def processes_for(batches: int) -> int:
     """How many processes tokenize a job with this many batches to make; 1 is the producer itself."""
     if settings().tokenizers:
         return max(1, min(settings().tokenizers or 1, batches))
-    cores = len(os.sched_getaffinity(0))
-    # On two cores the worker or Redis is likely to need the other one.
-    return max(1, min(cores, batches // _PAYS_FROM)) if cores > 2 else 1
+    # The other half is the workers' and Redis's. Where two are one core's threads, they would add next to nothing.
+    return max(1, min(len(os.sched_getaffinity(0)) // 2, batches // _PAYS_FROM))
+
+
+def get_ready() -> None:
+    """Start the server that tokenizing processes are forked from, if there may be any: its imports take as long as
+    opening a dataset, and go on beside it."""
+    if processes_for(_MANY) > 1:
+        _context()
+        with _uninterrupted():
+            forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -96,9 +110,7 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
     Raises:
         UserError: a process died.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(processes, context, _start, work)
+    pool = ProcessPoolExecutor(processes, _context(), _start, work)
     try:
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
         yield Making(functools.partial(_begun, pool), ahead=2 * processes)
@@ -121,10 +133,23 @@ def _made_here(work: Work, batch: int) -> "Future[bytes]":
 
 
 def _begun(pool: ProcessPoolExecutor, batch: int) -> "Future[bytes]":
-    # A process that this starts inherits the mask: Ctrl-C, which a terminal sends to all, is the producer's to handle.
+    with _uninterrupted():  # this may start a process
+        return pool.submit(_payload, batch)
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A process that is started in the ``with`` block inherits the mask: Ctrl-C, which a terminal sends to all, is the
+    producer's to handle."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(_payload, batch)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import producer.dataset
 from contract.errors import UserError
 from producer.dataset import TextDataset, open_dataset
 from tests.conftest import JARGON
@@ -160,6 +161,25 @@ def test_a_path_may_be_relative_or_begin_at_home(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data.jsonl", "./data.jsonl", "~/data.jsonl"):
         assert open_dataset(name).dataset == str(tmp_path / "data.jsonl")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_several_processes_read_a_large_folder_in_the_same_order(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer.dataset, "_BIG", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    expected = [f"{file} {row}" for file in range(5) for row in range(20 + file)]
+    for file in range(5):
+        frame = pd.DataFrame({"text": [text for text in expected if text.startswith(f"{file} ")]})
+        target = tmp_path / "many" / f"{file}.{suffix}"
+        target.parent.mkdir(exist_ok=True)
+        write = {"csv": frame.to_csv, "parquet": frame.to_parquet}.get(suffix)
+        write(target, index=False) if write else frame.to_json(target, orient="records", lines=True)
+    opened = open_dataset(str(tmp_path / "many"))
+    assert all_texts(opened) == expected
+    built = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", opened.revision)
+    assert len(list(built.rglob("*.arrow"))) == 3
 
 
 def test_a_folders_files_follow_each_other_by_name(tmp_path: Path) -> None:

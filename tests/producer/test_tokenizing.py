@@ -115,7 +115,7 @@ def test_no_process_outlives_a_producer(
 def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = 16
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
-    assert [processes_for(batches) for batches in (0, 1, 7, 8, 40, 1000)] == [1, 1, 1, 2, 10, 16]
+    assert [processes_for(batches) for batches in (0, 1, 15, 16, 40, 1000)] == [1, 1, 1, 2, 5, 8]
     cores = 2
     assert processes_for(1000) == 1  # the other core is the worker's
     monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "3")
