@@ -89,8 +89,9 @@ def cut_by_profiles(lengths: Lengths, profiles: Sequence[Profile]) -> list[Micro
 def cut_packed(lengths: Lengths, profiles: Sequence[Profile]) -> list[MicroBatch]:
     """Cut a batch into micro-batches whose rows lie end to end, the longest rows first.
 
-    What the next longest row no longer fits into is filled with the shortest ones. All but the last micro-batch are of
-    the largest profile; the last is of the smallest that takes it.
+    What the next longest row no longer fits into is filled with the shortest ones. Each micro-batch is of the largest
+    profile that it fills; the last one is of the smallest that takes what is left, unless more of that would be padding
+    than a run of the smallest profile is long.
 
     Args:
         lengths: ``[n]``, each row's tokens; rows of 0 tokens are left out.
@@ -102,12 +103,15 @@ def cut_packed(lengths: Lengths, profiles: Sequence[Profile]) -> list[MicroBatch
     order, lengths = _longest_first(lengths)
     by_size = sorted(range(len(profiles)), key=lambda number: profiles[number].length)
     microbatches = []
-    first, last = 0, len(order)
+    first, last, spare = 0, len(order), min(profile.length for profile in profiles)
     sizes = lengths[order].tolist()
     left = sum(sizes)
     while first < last:
-        enough = [n for n in by_size if profiles[n].length >= left and profiles[n].rows >= last - first]
-        number = enough[0] if enough else by_size[-1]
+        longest, count = sizes[first], last - first
+        takes = [n for n in by_size if profiles[n].length >= longest]
+        filled = [n for n in takes if profiles[n].length <= left or profiles[n].rows <= count]
+        enough = [n for n in takes if 0 <= profiles[n].length - left <= spare and profiles[n].rows >= count]
+        number = enough[0] if enough else filled[-1]
         room, most = profiles[number].length, profiles[number].rows
         begin, end = first, last
         while first < last and first - begin < most and sizes[first] <= room:

@@ -140,6 +140,11 @@ class LoadedPlan:
         if not (taken and context.execute_async_v3(stream.handle)):
             raise EngineDead(f"TensorRT did not compute a micro-batch of the shapes {shapes}: {LOG.last()}")
 
+    def watch(self, profiler: "trt.IProfiler") -> None:
+        """Have a profiler told of each layer's time from now on."""
+        for context in self._contexts:
+            context.profiler = profiler
+
     def close(self) -> None:
         """Free it, in the order in which TensorRT's objects depend on one another."""
         self._contexts.clear()

@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("engine_build/plan.py", "engine_build/bench_tensorrt.py", "worker/plan.py", "worker/tensorrt_engine.py")
+FILES = (
+    "engine_build/plan.py",
+    "engine_build/bench_tensorrt.py",
+    "bench/layers.py",
+    "worker/plan.py",
+    "worker/tensorrt_engine.py",
+)
 SOURCES = [(ROOT / name).read_text(encoding="utf-8") for name in FILES]
 CODE = "\n".join(SOURCES)
 
@@ -60,7 +66,9 @@ METHODS = {
         "set_input_shape",
         "set_tensor_address",
         "execute_async_v3",
+        "profiler",
     ],
+    "IProfiler": ["report_layer_time"],
     "IProgressMonitor": ["phase_start", "phase_finish", "step_complete"],
     "ILogger": ["log"],
 }

@@ -86,7 +86,17 @@ def test_packed_rows_fit_and_none_is_left_out(seed: int) -> None:
         assert lengths[micro.rows].max() == micro.length
     rows = np.concatenate([micro.rows for micro in microbatches]) if microbatches else np.array([])
     assert sorted(rows) == np.flatnonzero(lengths).tolist()
-    assert all(micro.profile == 0 for micro in microbatches[:-1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_next_to_nothing_of_packed_rows_is_padding(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    profiles = [Profile(1, 512, 1, 16384), Profile(1, 128, 1, 4096), Profile(1, 32, 1, 1024)]
+    lengths = random.integers(64, 513, random.integers(1, 1500))
+    *filled, last = cut_packed(lengths, profiles)
+    assert all(micro.tokens - lengths[micro.rows].sum() < 512 for micro in filled)
+    assert last.tokens - lengths[last.rows].sum() <= 1024
+    assert [micro.profile for micro in filled] == sorted(micro.profile for micro in filled)
 
 
 def test_short_rows_fill_what_a_long_one_leaves() -> None:
@@ -98,3 +108,6 @@ def test_what_is_left_goes_into_the_smallest_profile_that_takes_it() -> None:
     profiles = [Profile(1, 8, 1, 1000), Profile(1, 8, 1, 200), Profile(1, 8, 1, 400)]
     assert [micro.profile for micro in cut_packed([500, 500, 150], profiles)] == [0, 1]
     assert [micro.profile for micro in cut_packed([20] * 10, profiles)] == [0, 1]
+    assert [micro.profile for micro in cut_packed([100] * 5, profiles)] == [2, 1]  # 1,000 would be half padding
+    assert [micro.profile for micro in cut_packed([110] * 8, profiles)] == [0]
+    assert [micro.profile for micro in cut_packed([1] * 17, profiles)] == [0, 0, 1]  # it takes 8 rows
