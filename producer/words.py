@@ -44,6 +44,9 @@ class Words:
         self._tokenizer = tokenizer
         self._ids: dict[str, bytes] = {}
 
+    def __reduce__(self) -> tuple[type["Words"], tuple[Tokenizer]]:
+        return Words, (self._tokenizer,)  # another process meets words of its own
+
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Each text's token ids, without special tokens: int32, 4 bytes each."""
         parted = [[text] if any(mark in text for mark in _NO_SPACE) else text.split() for text in texts]
