@@ -42,7 +42,8 @@ Examples:
 
 \b
 What is timed:
-  job                     the seconds of python -m producer, from its start to its end, with workers that wait for it
+  job                     the seconds of python -m producer, from its start to its end, with workers that wait for it;
+                          the dataset is new to it, so that reading the file counts
   job_to_engine           rows/s between the first batch's arrival at a worker and the last shard's commit, against the
                           engine's own: infer() in a loop over the same batches
   gpu_busy                share of that time in which the GPU had a kernel running, as NVML samples it; null on a CPU
@@ -172,6 +173,8 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, workers: int, batch_r
         runtime=run.runtime,
         job_to_engine=alone and round(run.rows / run.between / alone.rows_per_s, 4),
         whole_to_engine=alone and round(run.rows / run.seconds / alone.rows_per_s, 4),
+        before=round(run.before, 3),
+        after=round(run.after, 3),
         gpu_busy=run.gpu_busy,
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,6 +46,10 @@ class JobRun:
     """Of the producer, from its start to its end."""
     between: float
     """Seconds between the first batch's arrival at a worker and the last shard's commit."""
+    before: float
+    """Seconds before that: the producer starts, opens the dataset and makes the first batch."""
+    after: float
+    """Seconds after that: the producer sees the last shard, and ends."""
     rows: int
     tokens: int
     gpu_busy: float | None
@@ -58,7 +61,7 @@ class JobRun:
     shard_bytes: float
     """Of a row."""
     producer_cpu: float
-    """Seconds of processor time that the producer took, its tokenizing processes included."""
+    """Seconds of processor time that the producer and its tokenizing processes took, as they were last seen."""
     children: int
     runtime: str
     verified: bool | None
@@ -139,11 +142,12 @@ def run_job(
         watched = stack.enter_context(Watched(started, url))
         command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name, "--batch-rows", str(batch_rows)]
         log = folder / "producer.log"
-        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        with process([sys.executable, *command, "--output", str(folder / "output")], log) as producer:
+        began = time.time()
+        new = {"HF_DATASETS_CACHE": str(folder / "cache")}
+        with process([sys.executable, *command, "--output", str(folder / "output")], log, env=new) as producer:
             watched.also("producer", producer.pid)
             status = producer.wait()
-        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = time.time()
         if status:
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(next((folder / "output").iterdir()))
@@ -152,8 +156,10 @@ def run_job(
     begin, end = min(when - info.seconds for info, when in infos), max(when for _, when in infos)
     lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
     return JobRun(
-        seconds=seconds,
+        seconds=ended - began,
         between=end - begin,
+        before=begin - began,
+        after=ended - end,
         rows=job.rows,
         tokens=sum(info.tokens for info, _ in infos),
         gpu_busy=watched.gpu_busy(begin, end),
@@ -161,7 +167,7 @@ def run_job(
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
         shard_bytes=job.bytes() / job.rows,
-        producer_cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        producer_cpu=watched.cpu["producer"],
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0][0].runtime,
         verified=_verified(job) if verify else None,

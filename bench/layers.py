@@ -12,6 +12,7 @@ import numpy as np
 import pycuda.driver as cuda
 import tensorrt as trt
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contract.engine import OUTPUT, EngineSpec, load_engine
@@ -51,7 +52,9 @@ def main(engine: str | None, shape: str, runs: int, gpu: int, target: Path | Non
     whole = sum(ms.values())
     table = Table("ms", "share", "layers", title=f"{spec.name}, {shape}: {whole:.2f} ms")
     for name, took in sorted(ms.items(), key=lambda item: -item[1])[:20]:
-        table.add_row(f"{took:.3f}", f"{100 * took / whole:.1f} %", name if len(name) < 160 else f"{name[:157]}…")
+        table.add_row(
+            f"{took:.3f}", f"{100 * took / whole:.1f} %", escape(name if len(name) < 150 else f"{name[:147]}…")
+        )
     Console(width=200).print(table)
     if target:
         target.write_text(json.dumps(ms, indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,10 @@ class Record:
     """Rows/s between the first batch's arrival and the last commit, against the engine's own."""
     whole_to_engine: float | None = None
     """``rows_per_s``, which has the producer's start and end in it, against the engine's own."""
+    before: float | None = None
+    """Seconds from the producer's start to the first batch's arrival at a worker: the dataset is opened in them."""
+    after: float | None = None
+    """Seconds from the last commit to the producer's end."""
     gpu_busy: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds of a batch."""

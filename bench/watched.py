@@ -35,6 +35,8 @@ class Watched:
         self._threads = [threading.Thread(target=self._look, daemon=True)]
         self._smi: subprocess.Popen[str] | None = None
         self._busy: list[tuple[float, int, float]] = []
+        self.cpu: dict[str, float] = {}
+        """Seconds of processor time that each name's processes have taken."""
         self.memory: dict[str, float] = {}
         """MB, the highest: of each name its processes' own memory (anonymous), and ``… resident`` with the files that
         are mapped; ``redis`` is what it says of itself."""
@@ -78,11 +80,13 @@ class Watched:
         while not self._over.wait(_EVERY):
             families = _families()
             for name, process in list(self._processes.items()):
-                own = resident = 0.0
+                own = resident = spent = 0.0
                 for member in families.get(process, [process]):
+                    spent += _spent(member)
                     sizes = _sizes(member)
                     own += sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
                     resident += sizes.get("VmRSS", 0)
+                self.cpu[name] = max(spent, self.cpu.get(name, 0.0))
                 self._highest(name, own)
                 self._highest(f"{name} resident", resident)
             with contextlib.suppress(redis.RedisError):
@@ -111,6 +115,14 @@ def _families() -> dict[int, list[int]]:
             families.setdefault(ancestor, []).append(process)
             ancestor = parents.get(ancestor)
     return families
+
+
+def _spent(process: int) -> float:
+    """A process's time in user and in system mode, in seconds."""
+    with contextlib.suppress(OSError):
+        fields = Path("/proc", str(process), "stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def _sizes(process: int) -> dict[str, float]:

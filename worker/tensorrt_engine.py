@@ -5,7 +5,7 @@ A micro-batch's way:
     host rows ─► pinned buffer ─► upload stream ─► compute stream ─► download stream ─► pinned buffer ─► host rows
 
 Two slots take turns, each with buffers of its own: while the GPU computes in one, the other's results are read and its
-next rows are filled in and copied.
+next rows are filled in and copied. Processes that share a GPU take turns, batch by batch: see ``worker.turns``.
 """
 
 import math
@@ -23,6 +23,7 @@ from contract.engine import OUTPUT, EngineSpec
 from worker.engine import EngineDead, Gathered, Inference
 from worker.microbatch import MicroBatch
 from worker.plan import LoadedPlan, open_gpu
+from worker.turns import Turns
 
 
 class _Slot:
@@ -83,6 +84,8 @@ class TensorRTEngine:
         spec = self.spec
         self._plan = LoadedPlan(spec, spec.plan_for(trt.__version__, sm))
         stack.callback(self._plan.close)
+        self._turns = Turns(cuda.Device(self._gpu).pci_bus_id())
+        stack.callback(self._turns.close)
         self._upload, self._compute, self._download = cuda.Stream(), cuda.Stream(), cuda.Stream()
         layout = self._plan.layout
         self._slots = [_Slot(layout.inputs, *layout.sizes(), spec.hidden) for _ in range(2)]
@@ -109,12 +112,14 @@ class TensorRTEngine:
         plan, gathered = self._plan, Gathered(self.spec, batch.lengths)
         microbatches = plan.layout.cut(batch.lengths)
         try:
-            for turn, micro in enumerate(microbatches):
-                slot = self._slots[turn % 2]
-                self._finish(slot, batch, gathered, plan)
-                self._start(slot, micro, batch, plan)
-            for turn in range(len(microbatches), len(microbatches) + 2):
-                self._finish(self._slots[turn % 2], batch, gathered, plan)
+            with self._turns:
+                for number, micro in enumerate(microbatches):
+                    slot = self._slots[number % 2]
+                    self._finish(slot, batch, gathered, plan)
+                    self._start(slot, micro, batch, plan)
+            # The turn has ended: while the last two are computed and read, another process starts its first.
+            for number in range(len(microbatches), len(microbatches) + 2):
+                self._finish(self._slots[number % 2], batch, gathered, plan)
         except cuda.Error as error:
             raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
