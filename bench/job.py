@@ -85,6 +85,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--batch-sizes", default="32,64,128", show_default=True, help="Those that sentence-transformers tries.")
 @click.option("--null", is_flag=True, help="With an engine that computes nothing: all but the model. No comparison.")
 @click.option("--engine-seconds", default=20.0, show_default=True, help="How long the engine's own speed is measured.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the datasets, such as reviews-10000.csv: one that is there is taken.  [default: made, and removed]",
+)
 @click.option("--verify", is_flag=True, help="Run python -m verify on each job too; needs torch in this Python.")
 @click.option(
     "--json",
@@ -107,6 +112,7 @@ def main(
     batch_sizes: str,
     null: bool,
     engine_seconds: float,
+    data: Path | None,
     verify: bool,
     target: Path,
 ) -> None:
@@ -122,8 +128,9 @@ def main(
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
         for kind, count in itertools.product(kinds.split(","), rows):
-            file, what = folder / f"{kind}-{count}.{suffix}", f"{kind}, {count:,} rows"
-            write(file, kind, count)
+            file, what = (data or folder) / f"{kind}-{count}.{suffix}", f"{kind}, {count:,} rows"
+            if not file.exists():
+                write(file, kind, count)
             base = functools.partial(Record, dataset=kind, machine=machine(), model=spec.name, hidden=spec.hidden)
             if compare and not null:
                 records += _peers(base, spec, kind, min(count, compare_rows or count), modes, batch_sizes, folder, told)
@@ -141,7 +148,8 @@ def main(
             store(records, target)
             shutil.rmtree(sample.folder)
             shutil.rmtree(folder / "cache")
-            file.unlink()
+            if data is None:
+                file.unlink()
     show(records)
     told.print(f"Written: {target}", soft_wrap=True)
 
