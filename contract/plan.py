@@ -9,9 +9,6 @@ PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "row_of_token", 
 """The packed graph's, each int32: the first four ``[tokens]``, then ``[rows + 1]`` and ``[length]``; see
 ``worker.layout``."""
 
-PACKED_PARTS = 16
-"""A packed profile's tokens are a multiple of it: rows are added up in so many parts side by side."""
-
 ATTENTION_PLUGIN = ("CustomQKVToContextPluginDynamic", "2")
 """Name and version of the TensorRT plug-in in the packed graph."""
 

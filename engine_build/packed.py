@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from contract.engine import OUTPUT, Pooling
-from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, PACKED_PARTS
+from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS
 from engine_build.export import exported
 from engine_build.model import longest, normalized
 
@@ -133,11 +133,9 @@ class PackedGraph(nn.Module):
         if self.pooling == "mean":
             starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
             rows = torch.arange(starts.shape[0], dtype=torch.int32)
-            # A matrix product adds up each row's tokens: factors of 0 and 1, so nothing is lost in it. In one piece it
-            # would be too narrow to keep a GPU busy.
-            chosen = (row_of_token.reshape(PACKED_PARTS, 1, -1) == rows[None, :, None]).to(torch.float32)
-            sums = (chosen @ hidden.reshape(PACKED_PARTS, -1, hidden.shape[1])).sum(0)
-            vectors = sums / (ends - starts).to(torch.float32).clamp_min(1.0)[:, None]
+            # A matrix product adds up each row's tokens: factors of 0 and 1, so nothing is lost in it.
+            chosen = (row_of_token[None, :] == rows[:, None]).to(torch.float32)
+            vectors = (chosen @ hidden) / (ends - starts).to(torch.float32).clamp_min(1.0)[:, None]
         elif self.pooling == "cls":
             # A row without tokens begins behind the last one; its vector is nobody's.
             last = torch.full_like(cu_seqlens[:-1], 0) + (input_ids.shape[0] - 1)

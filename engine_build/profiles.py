@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from contract.engine import INPUTS
 from contract.errors import UserError
-from contract.plan import PACKED_INPUTS, PACKED_PARTS, Profile, packed_rows
+from contract.plan import PACKED_INPUTS, Profile, packed_rows
 
 _TOKENS = 16_384
 """Tokens of a profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""

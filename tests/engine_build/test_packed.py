@@ -19,7 +19,7 @@ from worker.engine import Gathered
 from worker.layout import Packed
 
 ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-PROFILES = (Profile(1, 12, 1, 608), Profile(1, 40, 1, 704))
+PROFILES = (Profile(1, 12, 1, 600), Profile(1, 40, 1, 700))
 LENGTH = 96
 
 

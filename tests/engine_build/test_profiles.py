@@ -43,11 +43,6 @@ def test_a_profile_longer_than_a_row_is_refused_unless_it_is_packed() -> None:
     check_profiles([Profile(1, 8, 1, 1024)], 512, packed=True)
 
 
-def test_a_packed_profile_is_added_up_in_parts() -> None:
-    with pytest.raises(UserError, match="1-8x1-1000 is of 1000 tokens; expected a multiple of 16"):
-        check_profiles([Profile(1, 8, 1, 1000)], 512, packed=True)
-
-
 def test_a_padded_profiles_shapes_are_its_range() -> None:
     assert padded_shapes(Profile(1, 32, 257, 512)) == dict.fromkeys(
         ("input_ids", "attention_mask", "token_type_ids"), ((1, 257), (32, 512))
