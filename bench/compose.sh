@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The containers under fire: three workers, one of them crashed and one taken away by `docker kill` while the job runs.
+# The containers under fire: three workers, of which while the job runs one is crashed, one is killed by `docker kill`
+# with a signal of a crash, and one is taken away by plain `docker kill`.
 # Prints what happens and ends with the verifier's table; exit status 0 only if all of it is as it should be.
 #
 #   usage: bench/compose.sh            needs Docker with docker compose or docker-compose; takes some minutes
@@ -26,13 +27,18 @@ up=$!
 
 some() { [ "$(workers | wc -l)" = 3 ] && [ "$(shards)" -ge "$1" ]; }
 until_ some 5
-read -r crashed taken _ <<<"$(workers | tr '\n' ' ')"
+read -r crashed aborted taken <<<"$(workers | tr '\n' ' ')"
 
 say "$(shards) of 60 shards; every process of $crashed is killed, as the kernel does when memory runs out"
 docker exec "$crashed" python -c 'import os, signal; os.kill(-1, signal.SIGKILL)' || true
 back() { [ "$(docker inspect --format '{{.State.Status}} {{.RestartCount}}' "$1")" = "running $2" ]; }
 until_ back "$crashed" 1
 state "$crashed"
+
+say "$(shards) of 60 shards; docker kill --signal ABRT $aborted"
+docker kill --signal ABRT "$aborted" >/dev/null
+until_ back "$aborted" 1
+state "$aborted"
 
 say "$(shards) of 60 shards; docker kill $taken"
 docker kill "$taken" >/dev/null

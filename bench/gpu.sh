@@ -5,9 +5,9 @@
 #
 # FOLDER takes what is built and written. The steps, all of them if none is named:
 #   engines   MiniLM, and seeded weights in bert-base-cased's shape: ONNX, PyTorch needed
-#   plans     their TensorRT plans (about 5 minutes on an H200)
+#   plans     their TensorRT plans (about 6 minutes on an H200)
 #   tests     the tests that need a GPU
-#   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg
+#   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg; bench.layers: FOLDER/layers.json
 #   jobs      whole jobs on the Jargon File: one child and two, one of two killed in mid-run, each verified
 #   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
 #
@@ -35,19 +35,21 @@ from bench.tiny_model import save_bert_base, save_tiny_model
 save_tiny_model(Path('$folder/models/tiny'))
 save_tiny_model(Path('$folder/models/wide'), hidden_size=128, num_attention_heads=2)
 save_bert_base(Path('$folder/models/bert-base'))"
-    build() { # ENGINE MODEL [OPTION ...]
-        [ -d "$EMBEDMILL_ENGINES/$1" ] || $torch -m engine_build --no-plan --name "$1" --model "$2" "${@:3}"
+    build() { # FOLDER ENGINE MODEL [OPTION ...]
+        local log=$folder/logs/engine-$(basename "$1")-$2
+        [ -d "$1/$2" ] || EMBEDMILL_ENGINES=$1 OMP_NUM_THREADS=2 \
+            $torch -m engine_build --no-plan --name "$2" --model "$3" "${@:4}" > "$log" 2>&1 || { cat "$log"; return 1; }
     }
-    build minilm "$minilm"
-    build bert-base "$folder/models/bert-base"
-    build bert-base-tokens "$folder/models/bert-base" --pooling tokens
-    EMBEDMILL_ENGINES=$folder/test-engines
-    build minilm "$minilm"
-    build tiny "$folder/models/tiny"
-    build tiny-tokens "$folder/models/tiny" --pooling tokens
-    build packed "$folder/models/wide"
-    build packed-tokens "$folder/models/wide" --pooling tokens
-    EMBEDMILL_ENGINES=$folder/engines
+    local real=$EMBEDMILL_ENGINES small=$folder/test-engines building=()
+    build "$real" minilm "$minilm" & building+=($!)
+    build "$real" bert-base "$folder/models/bert-base" & building+=($!)
+    build "$real" bert-base-tokens "$folder/models/bert-base" --pooling tokens & building+=($!)
+    build "$small" minilm "$minilm" & building+=($!)
+    build "$small" tiny "$folder/models/tiny" & building+=($!)
+    build "$small" tiny-tokens "$folder/models/tiny" --pooling tokens & building+=($!)
+    build "$small" packed "$folder/models/wide" & building+=($!)
+    build "$small" packed-tokens "$folder/models/wide" --pooling tokens & building+=($!)
+    for one in "${building[@]}"; do wait "$one"; done
 }
 
 plans() {
@@ -65,6 +67,7 @@ engine() {
     local bench="-m engine_build bench --engine bert-base-tokens --json $folder/engine.json --reference $folder/reference.npz"
     $torch $bench --system torch-fp32 --system torch-fp16 --system torch-fp16-compiled
     $tensorrt $bench --system tensorrt
+    $tensorrt -m bench.layers --engine bert-base --json "$folder/layers.json"
     $torch -c "
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.job import Job
-from producer.words import Words, by_words
+from producer.words import Words, words_of
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def tokenizer_from(file: Path, length: int, pad_id: int) -> RowTokenizer:
     row = tokenizer.encode("a")
     ids, special = np.array(row.ids, np.int32), row.special_tokens_mask
     start, end = special.index(0), len(special) - special[::-1].index(0)
-    words = Words(tokenizer) if by_words(tokenizer) else None
-    return RowTokenizer(tokenizer, length, pad_id, ids[:start].tobytes(), ids[end:].tobytes(), words)
+    return RowTokenizer(tokenizer, length, pad_id, ids[:start].tobytes(), ids[end:].tobytes(), words_of(tokenizer))
 
 
 def tokenize(

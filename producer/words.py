@@ -21,38 +21,51 @@ _NO_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 """Where ``str.split`` parts a text, and BERT's normalizer, which drops control characters, joins it."""
 
 
-def by_words(tokenizer: Tokenizer) -> bool:
-    """Whether a text's tokens are its words' tokens, in whatever text, as this tokenizer is made."""
-    return (
+_TOGETHER = 256
+"""New words that are tokenized in one text: a text of its own costs a word five times as much."""
+
+
+def words_of(tokenizer: Tokenizer) -> "Words | None":
+    """What finds a text's tokens word by word; None where that is not how this tokenizer is made."""
+    added = tokenizer.get_added_tokens_decoder()
+    by_words = (
         isinstance(tokenizer.normalizer, BertNormalizer)
         and tokenizer.normalizer.clean_text
         and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
         and isinstance(tokenizer.model, WordPiece)
         # An added token is looked for in the text as it is.
-        and all(token.content.split() == [token.content] for token in tokenizer.get_added_tokens_decoder().values())
+        and all(token.content.split() == [token.content] for token in added.values())
     )
+    if by_words:
+        for number, token in added.items():
+            found = tokenizer.encode(f"a {token.content} a", add_special_tokens=False).ids.count(number)
+            # Nothing else may give its id: no other spelling, no unknown word.
+            if found == 1 and not token.normalized and token.content != tokenizer.model.unk_token:
+                return Words(tokenizer, token.content, number)
+    return None
 
 
 class Words:
     """The words that a tokenizer has met.
 
     Args:
-        tokenizer: one for which ``by_words`` holds.
+        tokenizer: one for which a text's tokens are its words' tokens.
+        mark: a special token of it, which no word is but itself.
+        mark_id: the token's id.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, mark: str, mark_id: int) -> None:
+        self._tokenizer, self._mark, self._mark_id = tokenizer, mark, mark_id
         self._ids: dict[str, bytes] = {}
 
-    def __reduce__(self) -> tuple[type["Words"], tuple[Tokenizer]]:
-        return Words, (self._tokenizer,)  # another process meets words of its own
+    def __reduce__(self) -> tuple[type["Words"], tuple[Tokenizer, str, int]]:
+        return Words, (self._tokenizer, self._mark, self._mark_id)  # another process meets words of its own
 
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Each text's token ids, without special tokens: int32, 4 bytes each."""
         parted = [[text] if any(mark in text for mark in _NO_SPACE) else text.split() for text in texts]
         new = list(set().union(*parted) - self._ids.keys())
-        for word, encoding in zip(new, self._tokenizer.encode_batch_fast(new, add_special_tokens=False), strict=True):
-            self._ids[word] = np.array(encoding.ids, np.int32).tobytes()
+        self._meet(new)
         for words in parted:
             yield b"".join(map(self._ids.__getitem__, words))
         for word in new:
@@ -60,3 +73,17 @@ class Words:
                 del self._ids[word]
         if len(self._ids) > _MOST:
             self._ids.clear()
+
+    def _meet(self, words: Sequence[str]) -> None:
+        """Tokenize words, many in one text, with the mark between them."""
+        plain = [word for word in words if self._mark not in word]
+        runs = [plain[start : start + _TOGETHER] for start in range(0, len(plain), _TOGETHER)]
+        runs += [[word] for word in words if self._mark in word]
+        texts = [f" {self._mark} ".join(run) for run in runs]
+        for run, encoding in zip(runs, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            ends = np.flatnonzero(ids == self._mark_id) if len(run) > 1 else np.array([], int)
+            found, start = ids.tobytes(), 0
+            for word, end in zip(run, [*ends.tolist(), len(ids)], strict=True):
+                self._ids[word] = found[4 * start : 4 * end]
+                start = end + 1

@@ -132,7 +132,9 @@ def test_the_job_runs_in_its_order_and_only_the_servers_come_back() -> None:
     assert GPU["services"]["plan"]["depends_on"] == {"engine": {"condition": done}}
     assert GPU["services"]["worker"]["depends_on"] == {"plan": {"condition": done}}
     for name, service in SERVICES.items():
-        assert service.get("restart") == (None if name in ONCE else "unless-stopped")
+        policy = "always" if name == "worker" else "unless-stopped"
+        assert service.get("restart") == (None if name in ONCE else policy)
+    assert SERVICES["worker"]["stop_signal"] == "SIGTERM"  # named, so that a kill by another signal is a crash
 
 
 def test_a_worker_has_time_to_stop_and_can_be_there_more_than_once() -> None:

@@ -11,7 +11,7 @@ from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 
 from producer import words
-from producer.words import Words, by_words
+from producer.words import Words, words_of
 from tests.conftest import JARGON, MINILM
 
 ALPHABET = (
@@ -51,7 +51,13 @@ def bert(**options: bool) -> Tokenizer:
 
 
 def looked_up(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    return [np.frombuffer(ids, np.int32).tolist() for ids in Words(tokenizer).ids(texts)]
+    return [np.frombuffer(ids, np.int32).tolist() for ids in met(tokenizer).ids(texts)]
+
+
+def met(tokenizer: Tokenizer) -> Words:
+    found = words_of(tokenizer)
+    assert found is not None
+    return found
 
 
 def whole(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -63,7 +69,6 @@ def whole(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 @pytest.mark.parametrize("chinese", [True, False])
 def test_words_give_the_tokens_that_the_text_gives(lowercase: bool, strip_accents: bool, chinese: bool) -> None:
     tokenizer = bert(lowercase=lowercase, strip_accents=strip_accents, handle_chinese_chars=chinese)
-    assert by_words(tokenizer)
     chance = random.Random(0)
     texts = ["".join(chance.choices(ALPHABET, k=chance.randrange(60))) for _ in range(3000)]
     assert looked_up(tokenizer, texts) == whole(tokenizer, texts)
@@ -78,7 +83,7 @@ def test_every_character_is_treated_alike_inside_a_word_and_at_its_ends(tokenize
 
 def test_a_text_gives_the_same_tokens_again_once_its_words_are_known(tokenizer: Tokenizer) -> None:
     texts = [text for text in JARGON.read_text(encoding="utf-8").splitlines() for _ in range(2)]
-    found = Words(tokenizer)
+    found = met(tokenizer)
     first = list(found.ids(texts))
     assert list(found.ids(texts)) == first
     assert all(left == right for (left, right), (a, b) in zip(pairwise(first), pairwise(texts), strict=True) if a == b)
@@ -89,7 +94,7 @@ def test_words_are_bounded_and_forgetting_them_changes_nothing(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(words, "_MOST", 20)
-    found, texts = Words(tokenizer), ["the mill " + "x" * 70, *(f"word{number} the mill" for number in range(100))]
+    found, texts = met(tokenizer), ["the mill " + "x" * 70, *(f"word{number} the mill" for number in range(100))]
     for text in texts:
         (ids,) = found.ids([text])
         assert np.frombuffer(ids, np.int32).tolist() == whole(tokenizer, [text])[0]
@@ -98,7 +103,7 @@ def test_words_are_bounded_and_forgetting_them_changes_nothing(
 
 
 def test_other_tokenizers_are_not_taken_word_by_word(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert by_words(tokenizer)
+    met(tokenizer)
     for change in (
         lambda it: setattr(it, "normalizer", Lowercase()),
         lambda it: setattr(it, "normalizer", None),
@@ -106,12 +111,12 @@ def test_other_tokenizers_are_not_taken_word_by_word(tokenizer: Tokenizer, tmp_p
         lambda it: setattr(it, "pre_tokenizer", ByteLevel()),
         lambda it: setattr(it, "model", BPE()),
         lambda it: it.add_tokens([AddedToken("the mill")]),
+        lambda it: setattr(it, "encode_special_tokens", True),
     ):
         other = bert()
         assert isinstance(other.pre_tokenizer, BertPreTokenizer)
         change(other)
-        assert not by_words(other)
+        assert words_of(other) is None
     tokenizer.add_tokens([AddedToken("mill", single_word=True), AddedToken("[x", lstrip=True, rstrip=True)])
-    assert by_words(tokenizer)
     texts = ["the mill", "themill mills", "a [x b[x", " [x"]
     assert looked_up(tokenizer, texts) == whole(tokenizer, texts)
