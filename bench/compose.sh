@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The containers under fire: three workers, of which while the job runs one is crashed, one is killed by `docker kill`
-# with a signal of a crash, and one is taken away by plain `docker kill`.
+# with a signal that ends it, and one is taken away by plain `docker kill`.
 # Prints what happens and ends with the verifier's table; exit status 0 only if all of it is as it should be.
 #
 #   usage: bench/compose.sh            needs Docker with docker compose or docker-compose; takes some minutes
@@ -35,8 +35,8 @@ back() { [ "$(docker inspect --format '{{.State.Status}} {{.RestartCount}}' "$1"
 until_ back "$crashed" 1
 state "$crashed"
 
-say "$(shards) of 60 shards; docker kill --signal ABRT $aborted"
-docker kill --signal ABRT "$aborted" >/dev/null
+say "$(shards) of 60 shards; docker kill --signal XCPU $aborted"
+docker kill --signal XCPU "$aborted" >/dev/null
 until_ back "$aborted" 1
 state "$aborted"
 
