@@ -20,7 +20,7 @@ until_() { for _ in $(seq 240); do "$@" && return; sleep 0.5; done; echo "it did
 export COMPOSE_PROJECT_NAME=embedmill-under-fire EMBEDMILL_VISIBILITY_TIMEOUT=20
 export PRODUCER_OPTIONS="--batch-rows 25 --limit 1500"
 up=
-trap '[ -z "$up" ] || kill "$up" 2>/dev/null; compose down --volumes --timeout 20 >/dev/null 2>&1' EXIT
+trap 'if [ -n "$up" ]; then kill "$up" 2>/dev/null || true; fi; compose down --volumes --timeout 20 >/dev/null 2>&1' EXIT
 compose build
 compose up --scale worker=3 --exit-code-from verify verify &
 up=$!

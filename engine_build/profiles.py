@@ -42,10 +42,6 @@ def check_profiles(profiles: Sequence[Profile], max_length: int, *, packed: bool
     for profile in profiles:
         if not packed and profile.length > max_length:
             raise UserError(f"profile {profile} is longer than a row can be", f"the engine takes {max_length} tokens")
-        if packed and profile.length % PACKED_PARTS:
-            raise UserError(
-                f"profile {profile} is of {profile.length} tokens", f"expected a multiple of {PACKED_PARTS}"
-            )
     if max(profile.length for profile in profiles) < max_length:
         given = ", ".join(map(str, profiles))
         mend = f"add one, such as --profile {f'64x{4 * max_length}' if packed else f'1-32x{max_length}'}"

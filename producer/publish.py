@@ -15,9 +15,10 @@ import kombu.exceptions
 import tenacity
 from celery import Celery
 
+from contract.connection import WAITED_FOR, redis_address, tls_options
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, WAITED_FOR, DeadBatch, Ledger, Outstanding, redis_address, tls_options
+from contract.ledger import QUEUE, TASK, DeadBatch, Ledger, Outstanding
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 from contract.store import ObjectPath

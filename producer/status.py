@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from celery import Celery
 
+from contract.connection import tls_options
 from contract.job import Job
-from contract.ledger import DeadBatch, Ledger, tls_options
+from contract.ledger import DeadBatch, Ledger
 from contract.settings import settings
 
 _WINDOW = 60.0

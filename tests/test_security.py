@@ -39,10 +39,11 @@ from redis.retry import Retry
 import engine_build.__main__
 import producer.__main__
 import verify.__main__
+from contract.connection import tls_options
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import latest_job
-from contract.ledger import QUEUE, TASK, Ledger, tls_options
+from contract.ledger import QUEUE, TASK, Ledger
 from contract.settings import settings
 from examples.local import celery_worker, free_port, process
 from producer.dataset import open_dataset

@@ -20,9 +20,10 @@ from celery.worker.consumer import Consumer, Gossip, Mingle
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
+from contract.connection import tls_options
 from contract.engine import load_engine
 from contract.errors import UserError
-from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger, tls_options
+from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger
 from contract.settings import settings
 from worker import logs, metrics
 from worker.embed import Embedder, patiently

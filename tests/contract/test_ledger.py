@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from contract.connection import redis_address
 from contract.errors import UserError
-from contract.ledger import QUEUE, AlteredBatch, DeadBatch, Ledger, redis_address
+from contract.ledger import QUEUE, AlteredBatch, DeadBatch, Ledger
 from contract.settings import settings
 from examples.local import free_port, redis_server
 from tests.contract.samples import a_job
