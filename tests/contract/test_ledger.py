@@ -1,16 +1,11 @@
-import logging
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import redis
 
-from contract.connection import redis_address
 from contract.errors import UserError
 from contract.ledger import QUEUE, AlteredBatch, DeadBatch, Ledger
 from contract.settings import settings
-from examples.local import free_port, redis_server
 from tests.contract.samples import a_job
 
 
@@ -141,58 +136,3 @@ def test_the_keys_are_the_documented_ones(ledger: Ledger, client: redis.Redis, t
     ledger.bury(job.id, 4, DeadBatch(error="why", where="", attempts=1))
     keys = ("job", "out", "batch:3", "attempts", "search", "dead")
     assert set(client.keys()) == {f"embedmill:{job.id}:{key}".encode() for key in keys}
-
-
-def test_an_unreachable_redis_is_named_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://miller:grain@127.0.0.1:{(port := free_port())}/2")
-    settings.cache_clear()
-    began = time.monotonic()
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError) as caught:
-        Ledger(patience=0.6).begin_attempt("j", 0)
-    assert 0.5 < time.monotonic() - began < 10
-    message = caught.value.format_message()
-    assert f"no answer from Redis at redis://127.0.0.1:{port}/2" in message
-    assert "EMBEDMILL_REDIS_URL" in message
-    assert "does not answer" in caplog.text
-    assert "grain" not in message + caplog.text
-    assert "miller" not in message + caplog.text
-
-
-def test_a_wrong_password_is_refused_and_is_not_shown(
-    redis_url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client.config_set("requirepass", "right")
-    monkeypatch.setenv("EMBEDMILL_REDIS_URL", redis_url.replace("//", "//:grain@"))
-    settings.cache_clear()
-    with pytest.raises(UserError, match="refuses this user") as caught:
-        Ledger(patience=0).queued()
-    assert "grain" not in str(caught.value)
-
-
-def test_a_redis_that_comes_back_within_the_patience_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{port}/0")
-    settings.cache_clear()
-    answers: list[int] = []
-    waiting = threading.Thread(target=lambda: answers.append(Ledger(patience=None).begin_attempt("j", 0)))
-    waiting.start()
-    time.sleep(0.2)
-    with redis_server(port=port):
-        waiting.join(20)
-    assert answers == [1]
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("redis://localhost", "redis://localhost:6379"),
-        ("redis://user:pw@10.0.0.1:7000/1", "redis://10.0.0.1:7000/1"),
-        ("rediss://:p%40w@example.org/0", "rediss://example.org:6379/0"),
-    ],
-)
-def test_the_address_in_messages_has_no_secret(url: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
-    settings.cache_clear()
-    assert redis_address() == address
