@@ -45,8 +45,8 @@ class Settings(BaseSettings):
     """Cores that one worker child computes on. Unset: the machine's, divided among the children."""
 
     tokenizers: int | None = Field(default=None, ge=1)
-    """Processes that the producer tokenizes in. Unset: one for each core of the machine, fewer for few batches. 1 is
-    the producer itself, which is also what is taken on two cores: there the worker needs the other one."""
+    """Processes that the producer tokenizes in. Unset: one for every other core of the machine, fewer for few batches.
+    1 is the producer itself."""
 
     attempts: int = Field(default=3, ge=1)
     """How often a batch is tried as a whole. After that, the row that it fails on is looked for."""
