@@ -1,9 +1,10 @@
 """Row accounting, from Parquet metadata and ``row_id`` alone: every row is in its shard exactly once.
 
 A batch is a fixed slice of the dataset, so its shard must hold exactly those row ids, in order. That is a statement
-about one shard at a time: however many there are, memory holds the ids of one.
+about one shard alone: however many there are, memory holds the ids of a few.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from contract.job import Job
 from contract.store import names
 from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, Missing, Stranger, open_shard, values
+from verify.shards import BadShard, Missing, Stranger, open_shard, side_by_side, values
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def account(job: Job) -> Accounting:
     expected = {job.shard(batch).name for batch in range(job.batches)}
     there = set(names(job.data))
     total, readable = Accounting(unexpected_files=Findings.of(sorted(there - expected))), []
-    for batch in range(job.batches):
-        one = _of_shard(job, batch)
+    for batch, one in side_by_side(functools.partial(_of_shard, job), range(job.batches)):
         total += one
         if one.shards:
             readable.append(batch)

@@ -1,9 +1,10 @@
-"""A seeded sample of a job's rows, stratified by length, drawn one shard at a time.
+"""A seeded sample of a job's rows, stratified by length, drawn from a few shards at a time.
 
 Every row gets a random key that only the seed, its batch and its place in the shard decide; a stratum's sample is
 its rows with the lowest keys. So the sample does not depend on the order in which shards are read.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from contract.job import Job
 from contract.shard import ShardInfo
 from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, errors, null_embeddings, open_shard, values
+from verify.shards import BadShard, errors, null_embeddings, open_shard, side_by_side, values
 
 _SHORTEST = 32
 """Upper edge of the first stratum, in tokens; each further one is twice as long."""
@@ -104,6 +105,19 @@ def quotas(available: Sequence[int], wanted: int) -> list[int]:
     return given
 
 
+def _read(job: Job, batch: int) -> tuple[npt.NDArray[np.void], ShardInfo] | BadShard:
+    """A shard's rows as far as a draw looks at them, and what its footer says; or what is wrong with it."""
+    try:
+        with open_shard(job, batch) as (file, info):
+            shard = np.empty(file.metadata.num_rows, _ROW)
+            for column in ("row_id", "n_tokens", "truncated"):
+                shard[column] = values(file, column)
+            shard["null"], shard["failed"] = null_embeddings(file), errors(file)
+            return shard, info
+    except BadShard as error:
+        return error
+
+
 def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: int) -> Sample:
     """Draw the sample.
 
@@ -119,17 +133,12 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
     infos: list[ShardInfo] = []
     # One stratum for each upper edge, one for truncated rows, and last the rows without a text.
     strata = [np.empty(0, _ROW) for _ in range(len(upper) + 2)]
-    for batch in batches:
-        try:
-            with open_shard(job, batch) as (file, info):
-                shard = np.empty(file.metadata.num_rows, _ROW)
-                for column in ("row_id", "n_tokens", "truncated"):
-                    shard[column] = values(file, column)
-                shard["null"], shard["failed"] = null_embeddings(file), errors(file)
-        except BadShard as error:
+    for batch, read in side_by_side(functools.partial(_read, job), batches):
+        if isinstance(read, BadShard):
             name = job.shard(batch).name
-            seen += Seen(unreadable=Findings.of([f"{name}: {error}"]), suspects=Findings.of([name]))
+            seen += Seen(unreadable=Findings.of([f"{name}: {read}"]), suspects=Findings.of([name]))
             continue
+        shard, info = read
         shard["batch"], shard["place"] = batch, np.arange(len(shard))
         shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
         seen += _seen(shard, info, max_length, job, batch)

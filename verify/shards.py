@@ -1,8 +1,10 @@
 """Reading one shard of a job, and saying what is wrong with a file that is none."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,13 @@ from contract.form import Stored
 from contract.job import Job, job_id
 from contract.shard import ShardInfo, info_of, open_file
 
+_AT_ONCE = 16
+"""Shards that are read side by side: an object store takes its time for each."""
+
 _COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
+
+
+_Result = TypeVar("_Result")
 
 
 class BadShard(Exception):
@@ -52,6 +60,14 @@ def open_shard(job: Job, batch: int) -> Iterator[tuple[pq.ParquetFile, ShardInfo
         raise Missing("not there") from None
     except (OSError, pa.ArrowException, ValueError) as error:
         raise Unreadable(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def side_by_side(read: Callable[[int], _Result], batches: Iterable[int]) -> Iterator[tuple[int, _Result]]:
+    """Each batch with what ``read`` makes of its shard, in order. No more results are held than are read at once."""
+    left = iter(batches)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while some := list(itertools.islice(left, _AT_ONCE)):
+            yield from zip(some, pool.map(read, some), strict=True)
 
 
 def _check_columns(schema: pa.Schema, job: Job) -> None:
