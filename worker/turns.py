@@ -1,7 +1,7 @@
 """Whose turn it is on a GPU: processes that share one compute one batch after the other.
 
 Two that compute at once are given the GPU in slices of time, and each change of process costs: on an H200 a batch took
-7 % longer so. One after the other the GPU is as busy, since a turn ends before the last of its work does.
+7 % longer so. One after the other need leave the GPU no less busy: a turn ends before the last of its work does.
 """
 
 import fcntl

@@ -1,6 +1,7 @@
 import contextlib
 import logging
 import socket
+import socketserver
 import threading
 import time
 from pathlib import Path
@@ -69,30 +70,47 @@ def test_the_address_in_messages_has_no_secret(url: str, address: str, monkeypat
     assert redis_address() == address
 
 
+class Relay(socketserver.BaseRequestHandler):
+    """Hands bytes on to the Redis at ``port``, from an address that Redis does not take for its own machine's."""
+
+    port: int
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), source_address=("127.0.0.2", 0)) as there:
+            threading.Thread(target=self._hand_on, args=(self.request, there), daemon=True).start()
+            self._hand_on(there, self.request)
+
+    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+
 def test_protected_mode_is_named_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = [
-        one.address
-        for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if one.family == socket.AF_INET and not one.address.startswith("127.") and psutil.net_if_stats()[name].isup
-    ]
-    if not own:
-        pytest.skip("this machine has no address but the loopback's")
     # Without the option --bind, which redis_server gives, Redis protects itself.
     with redis_server(tmp_path) as url:
         executable = psutil.Process(int(redis.Redis.from_url(url).info()["process_id"])).exe()
     port = free_port()
     command = [executable, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-    with process(command, tmp_path / "protected.log"):
+    monkeypatch.setattr(Relay, "port", port, raising=False)
+    with (
+        process(command, tmp_path / "protected.log"),
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay,
+    ):
+        relay.daemon_threads = True
         for _ in range(200):
             with contextlib.suppress(redis.ConnectionError):
                 redis.Redis(port=port).ping()
                 break
             time.sleep(0.05)
-        monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://{own[0]}:{port}/0")
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{relay.server_address[1]}/0")
         settings.cache_clear()
         for ask in (Ledger(patience=30).queued, Ledger(patience=30).knock):
             began = time.monotonic()
-            with pytest.raises(UserError, match=f"{own[0]}:{port}/0 is in protected mode.*protected-mode no"):
+            with pytest.raises(
+                UserError, match=f":{relay.server_address[1]}/0 is in protected mode.*protected-mode no"
+            ):
                 ask()
             assert time.monotonic() - began < 10
+        relay.shutdown()

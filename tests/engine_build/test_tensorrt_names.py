@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 FILES = (
     "engine_build/plan.py",
     "engine_build/bench_tensorrt.py",
-    "bench/layers.py",
     "worker/plan.py",
     "worker/tensorrt_engine.py",
 )
