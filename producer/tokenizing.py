@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import NamedTuple
 
@@ -81,6 +81,7 @@ def get_ready() -> None:
     opening a dataset, and go on beside it."""
     if processes_for(_MANY) > 1:
         _context()
+        resource_tracker.ensure_running()  # by itself: on Python 3.11 its start unblocks the signal again
         with _uninterrupted():
             forkserver.ensure_running()
 

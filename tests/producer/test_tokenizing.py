@@ -82,6 +82,12 @@ def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
     assert not all(made.done() and not made.cancelled() and not made.exception() for made in begun)
 
 
+def blocks(number: int, process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    masks = dict(line.split(":\t") for line in status.splitlines())
+    return bool(int(masks["SigBlk"], 16) & 1 << (number - 1))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_a_producer(
     number: int, redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +106,9 @@ def test_no_process_outlives_a_producer(
             assert time.monotonic() < until
             time.sleep(0.05)
         children = psutil.Process(producer.pid).children(recursive=True)
-        assert sum("forkserver" in " ".join(child.cmdline()) for child in children) == 3  # two, and what forks them
+        forked = [child for child in children if "forkserver" in " ".join(child.cmdline())]
+        assert len(forked) == 3  # two, and what forks them
+        assert all(blocks(signal.SIGINT, child) for child in forked)
         os.killpg(producer.pid, number) if number == signal.SIGINT else os.kill(producer.pid, number)
         producer.wait(30)
         _, alive = psutil.wait_procs(children, timeout=20)
