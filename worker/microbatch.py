@@ -91,7 +91,7 @@ def cut_packed(lengths: Lengths, profiles: Sequence[Profile]) -> list[MicroBatch
 
     What the next longest row no longer fits into is filled with the shortest ones. Each micro-batch is of the largest
     profile that it fills; the last one is of the smallest that takes what is left, unless more of that would be padding
-    than a run of the smallest profile is long.
+    than a run of the smallest profile is long that takes the longest row left.
 
     Args:
         lengths: ``[n]``, each row's tokens; rows of 0 tokens are left out.
@@ -103,12 +103,13 @@ def cut_packed(lengths: Lengths, profiles: Sequence[Profile]) -> list[MicroBatch
     order, lengths = _longest_first(lengths)
     by_size = sorted(range(len(profiles)), key=lambda number: profiles[number].length)
     microbatches = []
-    first, last, spare = 0, len(order), min(profile.length for profile in profiles)
+    first, last = 0, len(order)
     sizes = lengths[order].tolist()
     left = sum(sizes)
     while first < last:
         longest, count = sizes[first], last - first
         takes = [n for n in by_size if profiles[n].length >= longest]
+        spare = profiles[takes[0]].length
         filled = [n for n in takes if profiles[n].length <= left or profiles[n].rows <= count]
         enough = [n for n in takes if 0 <= profiles[n].length - left <= spare and profiles[n].rows >= count]
         number = enough[0] if enough else filled[-1]

@@ -73,10 +73,12 @@ def test_a_row_that_no_profile_takes_is_an_error() -> None:
         cut_by_profiles([65], [PROFILES[1]])
 
 
+@pytest.mark.parametrize("shortest", [512, 256, 100])
 @pytest.mark.parametrize("seed", range(20))
-def test_packed_rows_fit_and_none_is_left_out(seed: int) -> None:
+def test_packed_rows_fit_and_none_is_left_out(seed: int, shortest: int) -> None:
+    """Also where the smallest profile does not take the longest row."""
     random = np.random.default_rng(seed)
-    profiles = [Profile(1, 20, 1, 2048), Profile(1, 6, 1, 512)]
+    profiles = [Profile(1, 20, 1, 2048), Profile(1, 6, 1, shortest)]
     lengths = random.integers(0, 513, random.integers(1, 300))
     microbatches = cut_packed(lengths, profiles)
     for micro in microbatches:
