@@ -152,8 +152,10 @@ def run_job(
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(next((folder / "output").iterdir()))
         publish = _publishing(job, sample)
-    infos = [(read_info(job.shard(batch)), when) for batch, when in sorted(job.written().items())]
-    begin, end = min(when - info.seconds for info, when in infos), max(when for _, when in infos)
+    written = job.written()
+    infos = [read_info(job.shard(batch)) for batch in sorted(written)]
+    begin = min(info.finished.timestamp() - info.seconds for info in infos)
+    end = max(written.values())
     lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
     return JobRun(
         seconds=ended - began,
@@ -161,7 +163,7 @@ def run_job(
         before=begin - began,
         after=ended - end,
         rows=job.rows,
-        tokens=sum(info.tokens for info, _ in infos),
+        tokens=sum(info.tokens for info in infos),
         gpu_busy=watched.gpu_busy(begin, end),
         stages={"tokenize": sample.tokenize, "publish": publish} | _stages(lines),
         memory=watched.memory,
@@ -169,7 +171,7 @@ def run_job(
         shard_bytes=job.bytes() / job.rows,
         producer_cpu=watched.cpu["producer"],
         children=sum(" loaded: " in line for line in lines),
-        runtime=infos[0][0].runtime,
+        runtime=infos[0].runtime,
         verified=_verified(job) if verify else None,
     )
 

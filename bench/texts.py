@@ -61,7 +61,6 @@ def main(target: Path, kind: str, rows: int, seed: int) -> None:
     """Write a csv or parquet file TARGET with a column `text`."""
     if target.suffix not in WRITERS:
         raise click.BadParameter(f"expected a file name that ends with {' or '.join(WRITERS)}", param_hint="target")
-    target.parent.mkdir(parents=True, exist_ok=True)
     write(target, kind, rows, seed)
     click.echo(f"{target}: {rows:,} rows, {target.stat().st_size / 1e6:,.1f} MB")
 
@@ -75,6 +74,7 @@ def write(target: Path, kind: str, rows: int, seed: int = 0) -> None:
         rows: how many.
         seed: decides the rows; the first ``n`` of them do not depend on ``rows``.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     WRITERS[target.suffix](target, texts(kind, rows, seed))
 
 

@@ -143,7 +143,8 @@ class EngineSpec(BaseModel):
         return f"build it on this machine: python -m engine_build plan --engine {self.name}"
 
     def with_plan(self, plan: PlanSpec) -> "EngineSpec":
-        """Record a plan in ``engine.json``, in place of one for the same TensorRT and compute capability.
+        """Record a plan in ``engine.json``, in place of one for the same TensorRT and compute capability, which is
+        removed.
 
         Returns:
             What ``engine.json`` says now.
@@ -152,9 +153,12 @@ class EngineSpec(BaseModel):
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # two GPUs' builds may end at once
             now = _read(self.folder)
-            others = [other for other in now.plans if (other.tensorrt, other.sm) != (plan.tensorrt, plan.sm)]
+            replaced = [other for other in now.plans if (other.tensorrt, other.sm) == (plan.tensorrt, plan.sm)]
+            others = [other for other in now.plans if other not in replaced]
             now = now.model_copy(update={"plans": (*others, plan)})
             now.write()
+            for old in {other.file for other in replaced} - {plan.file}:
+                (self.folder / old).unlink(missing_ok=True)
         finally:
             os.close(folder)
         return now

@@ -140,13 +140,14 @@ _GPU = click.option("--gpu", type=click.IntRange(min=0), default=0, show_default
     type=ProfileType(),
     multiple=True,
     help="Shapes that the plan takes, such as 32x512, or ranges, such as 1-32x257-512; may be given several times. "
-    "Each takes about as long to build as the last.  [default: up to 16,384 tokens for each doubling of the length]",
+    "With --packed the rows at most and the tokens of all rows together, such as 512x16384. Each takes about as long "
+    "to build as the last.  [default: up to 16,384 tokens, padded for each doubling of the length]",
 )
 @click.option(
     "--packed/--padded",
     default=None,
-    help="Rows end to end, or each padded to the longest one's length.  [default: packed on TensorRT 8.6, if the "
-    "model's attention heads are 64 wide]",
+    help="Rows end to end, or each padded to the longest one's length.  [default: packed on TensorRT 8.6, if no "
+    "--profile is given and the model's attention heads are 64 wide]",
 )
 @click.option(
     "--level",
@@ -183,7 +184,8 @@ def plan(
     "shapes",
     type=ShapeType(),
     multiple=True,
-    help="Rows and length of a batch; may be given several times.  [default: 1x512, 32x512 and 128x128]",
+    help="Rows and length of a batch; may be given several times.  [default: 1x512, 32x512 and 128x128, or as long as "
+    "the engine takes]",
 )
 @click.option(
     "--system",
@@ -230,7 +232,7 @@ def bench(
         raise UserError(f"this machine has {lacking()}, and no PyTorch for a GPU", "expected a GPU to time")
     if "tensorrt" in chosen and lacking():
         raise UserError(f"this machine has {lacking()}", "expected to time TensorRT", "leave out --system tensorrt")
-    defaults = [shape for shape in (Shape(1, 512), Shape(32, 512), Shape(128, 128)) if shape.length <= spec.max_length]
+    defaults = [Shape(rows, min(length, spec.max_length)) for rows, length in ((1, 512), (32, 512), (128, 128))]
     with _STDERR.status("starting") as status:
         records = measure(
             spec,

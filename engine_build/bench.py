@@ -94,7 +94,8 @@ class Reference:
         path.parent.mkdir(parents=True, exist_ok=True)
         rate = np.nan if self.matrix_tflops is None else self.matrix_tflops
         arrays = {"fingerprint": np.array(self.fingerprint), "matrix_tflops": np.array(rate), **self.vectors}
-        np.savez(path, allow_pickle=False, **arrays)
+        with path.open("wb") as file:  # to a path that does not end in .npz numpy adds it
+            np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: Path, spec: EngineSpec) -> "Reference":
@@ -188,8 +189,14 @@ def measure(
     Raises:
         UserError: a system or a shape cannot be had here.
     """
+    for shape in shapes:
+        if shape.length > spec.max_length:
+            raise UserError(
+                f"{shape} is longer than a row can be", f"engine {spec.name} takes {spec.max_length} tokens"
+            )
     records: list[Record] = []
-    known = Reference(spec.fingerprint, {})
+    taken = reference if "torch-fp32" not in systems else None
+    known = Reference.load(taken, spec) if taken else Reference(spec.fingerprint, {})
     if any(system in TORCH_SYSTEMS for system in systems):
         from engine_build.bench_torch import TorchBench  # here: it takes PyTorch, which TensorRT's Python may not have
 
@@ -205,8 +212,6 @@ def measure(
         bench.close()
         if reference and "torch-fp32" in systems:
             known.save(reference)
-    if "torch-fp32" not in systems and reference:
-        known = Reference.load(reference, spec)
     if "tensorrt" in systems:
         from engine_build.bench_tensorrt import TensorRTBench  # here: it takes TensorRT
 

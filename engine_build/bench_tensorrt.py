@@ -128,11 +128,12 @@ class TensorRTBench:
             micros = layout.cut(as_batch(self._spec, batch).lengths)
             if len(micros) > 1:
                 plan = self._spec.plan_for(trt.__version__, self._sm)
+                packed = f"--packed --profile {shape.rows}x{shape.rows * shape.length}"
                 raise UserError(
                     f"no profile of engine {self._spec.name}'s plan takes {shape} at once",
-                    f"they take {', '.join(map(str, plan.profiles))}",
+                    f"they take {', '.join(map(str, plan.profiles))}{' tokens in all' if plan.packed else ''}",
                     f"time one of those, or build a plan with it: python -m engine_build plan --engine "
-                    f"{self._spec.name} --profile {shape}",
+                    f"{self._spec.name} {packed if plan.packed else f'--profile {shape}'}",
                 )
             buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
             shapes = layout.fill(as_batch(self._spec, batch), micros[0], buffers)

@@ -1,6 +1,7 @@
 """A model's folder becomes an engine directory, which is there in full or not at all."""
 
 import copy
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -154,5 +155,6 @@ def _length(wanted: int | None, folders: int | None, limit: int, say: Callable[[
 
 def _name(model: str) -> str:
     """bert-base-cased from google-bert/bert-base-cased, or from a folder of that name."""
-    last = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model.rsplit("/", 1)[-1]
+    folder = Path(os.path.expanduser(model))
+    last = folder.resolve().name if folder.is_dir() else model.rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip(".-") or "engine"

@@ -119,7 +119,7 @@ class PackedGraph(nn.Module):
         cu_seqlens: Tensor,
         longest: Tensor,
     ) -> Tensor:
-        """``contract.engine.PACKED_INPUTS`` to ``[rows, hidden]``, or ``[tokens, hidden]``, float32."""
+        """``contract.plan.PACKED_INPUTS`` to ``[rows, hidden]``, or ``[tokens, hidden]``, float32."""
         self.rows[:] = [cu_seqlens, longest]
         if self.pooling != "mean":
             input_ids = input_ids + row_of_token * 0  # looked at for means alone, but every engine has the same inputs

@@ -40,7 +40,8 @@ def add_plan(
     Args:
         spec: the engine.
         profiles: the shapes it takes; None for ``default_profiles``.
-        packed: whether rows lie end to end; None for where that was measured to be faster: on TensorRT 8.6.
+        packed: whether rows lie end to end; None for where that was measured to be faster, on TensorRT 8.6, unless
+            there are profiles, which are a padded plan's then.
         level: the builder's optimization level, 0 to 5. Higher builds take longer.
         workspace: most bytes of GPU memory that a tactic may use for itself.
         gpu: the GPU to build on and for.
@@ -61,7 +62,7 @@ def add_plan(
         )
     if packed is None:
         # 8.6's own attention is slow with a mask. That of later versions, all of which know strong typing, is fused.
-        packed = can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        packed = not profiles and can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     profiles = tuple(profiles or default_profiles(spec.max_length, packed=packed))
     check_profiles(profiles, spec.max_length, packed=packed)
     sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
@@ -95,11 +96,7 @@ def add_plan(
             build_seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
         )
-    now = spec.with_plan(found)
-    for old in folder.glob(f"{name}-*.plan"):
-        if old != path:
-            old.unlink()
-    return now
+    return spec.with_plan(found)
 
 
 def plan_from_onnx(

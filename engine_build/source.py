@@ -1,6 +1,7 @@
 """Where a model comes from, and what its folder says about how it wants to be used."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def fetch(model: str, revision: str | None = None) -> Source:
     Raises:
         UserError: the folder is no model, or the Hub has none of this name or cannot be reached.
     """
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # pathlib's fails for a user that is not there
     if folder.is_dir():
         if not (folder / "config.json").is_file() or not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
             raise UserError(

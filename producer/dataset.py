@@ -93,7 +93,7 @@ def open_dataset(
         datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it has to say comes with its exceptions, in one line
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # pathlib's fails for a user that is not there
     if path.exists():
         if revision is not None or stream:
             raise UserError(

@@ -50,6 +50,12 @@ class SturdyConsumer(Consumer):
         return refuse_or_receive
 
 
+try:
+    settings(), tls_options()
+except UserError as error:  # which Celery would show as a failure to import this module, with a traceback
+    error.show()
+    raise SystemExit(1) from None
+
 app = Celery("embedmill", broker=settings().redis_url)
 app.conf.update(
     task_default_queue=QUEUE,

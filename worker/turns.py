@@ -27,7 +27,8 @@ class Turns:
 
     def __init__(self, gpu: str) -> None:
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        part = named if "MIG" in named else ""  # of a GPU that is cut into several, whose turns are not one another's
+        # Of a GPU that is cut into several, whose turns are not one another's. CUDA uses the first that is named.
+        part = named.split(",")[0] if "MIG" in named else ""
         name = re.sub(r"\W+", "-", f"embedmill-{os.getuid()}-{gpu}{part}")
         path = f"{tempfile.gettempdir()}/{name}.lock"
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -170,7 +170,13 @@ def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
     spec = an_engine("one")
     spec.with_plan(plan_spec(sm=75))
     spec.with_plan(plan_spec(sha256="first"))
-    now = spec.with_plan(plan_spec(sha256="second"))
+    plans = spec.folder / "plans"
+    plans.mkdir()
+    before = spec.with_plan(plan_spec(file="plans/a.plan"))
+    (plans / "a.plan").write_bytes(b"")
+    (plans / "another-build.plan").write_bytes(b"")
+    now = before.with_plan(plan_spec(sha256="second", file="plans/b.plan"))
+    assert [file.name for file in plans.iterdir()] == ["another-build.plan"]
     assert [(plan.sm, plan.sha256) for plan in now.plans] == [(75, "s"), (90, "second")]
     assert load_engine("one") == now
     assert now.fingerprint == spec.fingerprint

@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from engine_build.__main__ import main
-from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, as_batch, inputs, real, runs_of
+from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, as_batch, inputs, measure, real, runs_of
 from engine_build.bench_table import tables
 from engine_build.chart import draw
 from engine_build.model import load_model
@@ -99,7 +100,7 @@ def test_any_shape_is_computed_as_a_plan_takes_it(plan: dict[str, object], token
 
 
 def test_the_reference_goes_from_one_python_to_the_other(tmp_path: Path) -> None:
-    spec, file = engine_spec(), tmp_path / "deep" / "ref.npz"
+    spec, file = engine_spec(), tmp_path / "deep" / "ref"
     Reference(spec.fingerprint, {"1x8": np.ones((1, 3), np.float32)}, 700.5).save(file)
     read = Reference.load(file, spec)
     assert read.vectors["1x8"].tolist() == [[1, 1, 1]]
@@ -108,6 +109,15 @@ def test_the_reference_goes_from_one_python_to_the_other(tmp_path: Path) -> None
         Reference.load(file, engine_spec(weights_sha256="another"))
     with pytest.raises(UserError, match=r"no file.*bench --engine one --system torch-fp32 --reference"):
         Reference.load(tmp_path / "none.npz", spec)
+
+
+def test_what_cannot_be_timed_is_refused_before_anything_is(tmp_path: Path) -> None:
+    spec = engine_spec(max_length=512)
+    options: dict[str, Any] = {"runs": 1, "gpu": 0, "step": lambda what: None}
+    with pytest.raises(UserError, match="1x513 is longer than a row can be; engine one takes 512 tokens"):
+        measure(spec, ["tensorrt"], [Shape(1, 8), Shape(1, 513)], reference=None, **options)
+    with pytest.raises(UserError, match="no file"):
+        measure(spec, ["torch-fp16"], [Shape(1, 8)], reference=tmp_path / "none.npz", **options)
 
 
 def test_records_join_those_of_other_systems_and_replace_their_own(tmp_path: Path) -> None:
