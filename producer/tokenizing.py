@@ -147,12 +147,20 @@ def _context() -> ForkServerContext:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """A process that is started in the ``with`` block inherits the mask: Ctrl-C, which a terminal sends to all, is the
-    producer's to handle."""
+    producer's to handle. Here it comes after the block, since a process that is half started is in nobody's list of
+    those to end; and the mask alone does not keep it off, as other threads take the signal too."""
+    came: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    main = threading.current_thread() is threading.main_thread()  # in which alone handlers can be set, and run
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
     try:
         yield
     finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 # What follows runs in the tokenizing processes.

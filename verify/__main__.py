@@ -83,7 +83,9 @@ def verify(
         console: takes the progress bar, if it is a terminal.
     """
     max_length = reference.spec.max_length
-    sample = draw(job, accounting.readable, max_length=max_length, rows=rows, seed=seed)
+    width = job.form.width(job.form.dimensions or reference.spec.hidden)
+    with console.status("reading every vector …"):
+        sample = draw(job, accounting.readable, max_length=max_length, width=width, rows=rows, seed=seed)
     found, unreadable = read_found(job, sample.rows)
     recomputed = _progress(reference.recompute(found), len(found), console)
     windowed = job.overlap is not None

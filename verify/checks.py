@@ -56,11 +56,14 @@ def whole_checks(sample: Sample, unexpected_texts: Findings) -> list[Check]:
     """
     seen = sample.seen
     nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}
+    wild = {"NaN or infinity in rows": seen.wild}
     sums = {"truncated against n_tokens, rows": seen.wrong_flags, "footer against rows": seen.wrong_sums}
+    vectors = seen.rows - seen.without_text - seen.failed.count
     errors = f"{seen.failed.count:,} rows have one instead of a vector"
     return [
         _check("errors", f"{errors}: {seen.failed}" if seen.failed else errors, {}),
         _check("without a text", f"{seen.without_text:,} rows, their embedding null", nulls),
+        _check("finite", f"every value of {vectors:,} rows' vectors", wild),
         _check("sums", f"{seen.truncated:,} of {seen.rows:,} rows truncated, as the shards' footers say", sums),
     ]
 

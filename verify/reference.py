@@ -20,6 +20,7 @@ from engine_build.source import defaults_of, fetch
 from producer.dataset import TextDataset
 from verify.compared import Recomputed
 from verify.sample import Row
+from verify.shards import plain
 
 _MOST_ROWS, _MOST_TOKENS = 32, 4096
 """A micro-batch's limits. Lengths come from the shards, whose word is not relied on, hence two."""
@@ -52,7 +53,7 @@ class Reference:
         found = {}
         for row_id in sorted(row.row_id for row in rows):
             texts, kept = self.texts.read(range(row_id, row_id + 1))
-            found[row_id] = Taken(texts[0], [values[0].as_py() for values in kept.values()])
+            found[row_id] = Taken(texts[0], [plain(values, 0) for values in kept.values()])
         return found
 
     def recompute(self, rows: Iterable[Row]) -> Iterator[Recomputed]:

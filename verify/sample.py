@@ -15,7 +15,7 @@ import numpy.typing as npt
 from contract.job import Job
 from contract.shard import ShardInfo
 from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, errors, null_embeddings, open_shard, side_by_side, values
+from verify.shards import BadShard, embeddings, errors, open_shard, side_by_side, values
 
 _SHORTEST = 32
 """Upper edge of the first stratum, in tokens; each further one is twice as long."""
@@ -23,7 +23,7 @@ _SHORTEST = 32
 _ROW = np.dtype(
     [("key", "f8")]
     + [(name, "i8") for name in ("row_id", "batch", "place", "n_tokens")]
-    + [(name, "?") for name in ("truncated", "null", "failed")]
+    + [(name, "?") for name in ("truncated", "null", "wild", "failed")]
 )
 
 
@@ -51,6 +51,8 @@ class Seen(Tally):
     """Rows that say why they have no vector. No fault: they are accounted for."""
     wrong_nulls: Findings = NONE
     """Rows that have tokens, no error and a null embedding, or else a vector where there should be none."""
+    wild: Findings = NONE
+    """Rows whose vectors have a value that is not finite."""
     wrong_flags: Findings = NONE
     """Rows whose ``truncated`` is not ``n_tokens > max_length``."""
     wrong_sums: Findings = NONE
@@ -105,26 +107,28 @@ def quotas(available: Sequence[int], wanted: int) -> list[int]:
     return given
 
 
-def _read(job: Job, batch: int) -> tuple[npt.NDArray[np.void], ShardInfo] | BadShard:
+def _read(job: Job, width: int, batch: int) -> tuple[npt.NDArray[np.void], ShardInfo] | BadShard:
     """A shard's rows as far as a draw looks at them, and what its footer says; or what is wrong with it."""
     try:
         with open_shard(job, batch) as (file, info):
             shard = np.empty(file.metadata.num_rows, _ROW)
             for column in ("row_id", "n_tokens", "truncated"):
                 shard[column] = values(file, column)
-            shard["null"], shard["failed"] = null_embeddings(file), errors(file)
+            shard["null"], shard["wild"] = embeddings(file, width)
+            shard["failed"] = errors(file)
             return shard, info
     except BadShard as error:
         return error
 
 
-def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: int) -> Sample:
-    """Draw the sample.
+def draw(job: Job, batches: Iterable[int], *, max_length: int, width: int, rows: int, seed: int) -> Sample:
+    """Draw the sample, and on the way read every row.
 
     Args:
         job: the job.
         batches: those whose shards can be read, in any order.
         max_length: the engine's, in tokens.
+        width: of a vector in a shard, in elements.
         rows: how many to draw; all are taken if there are fewer.
         seed: 0 or more; the same seed draws the same rows.
     """
@@ -133,7 +137,7 @@ def draw(job: Job, batches: Iterable[int], *, max_length: int, rows: int, seed: 
     infos: list[ShardInfo] = []
     # One stratum for each upper edge, one for truncated rows, and last the rows without a text.
     strata = [np.empty(0, _ROW) for _ in range(len(upper) + 2)]
-    for batch, read in side_by_side(functools.partial(_read, job), batches):
+    for batch, read in side_by_side(functools.partial(_read, job, width), batches):
         if isinstance(read, BadShard):
             name = job.shard(batch).name
             seen += Seen(unreadable=Findings.of([f"{name}: {read}"]), suspects=Findings.of([name]))
@@ -183,6 +187,7 @@ def _seen(shard: npt.NDArray[np.void], info: ShardInfo, max_length: int, job: Jo
         without_text=int(without_text.sum()),
         failed=Findings.of(shard["row_id"][failed].tolist()),
         wrong_nulls=Findings.of(shard["row_id"][shard["null"] != (without_text | failed)].tolist()),
+        wild=Findings.of(shard["row_id"][shard["wild"]].tolist()),
         wrong_flags=Findings.of(shard["row_id"][shard["truncated"] != truncated].tolist()),
         wrong_sums=Findings.of([name] if sums != recorded else []),
     )

@@ -19,6 +19,9 @@ from contract.shard import ShardInfo, info_of, open_file
 _AT_ONCE = 16
 """Shards that are read side by side: an object store takes its time for each."""
 
+_ROWS = 64
+"""Of which the vectors are held at once: at token level they may be a hundred megabytes."""
+
 _COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
 
 
@@ -107,15 +110,38 @@ def values(file: pq.ParquetFile, column: str) -> npt.NDArray[Any]:
     return found.to_numpy()
 
 
-def null_embeddings(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
-    """Which rows have no embedding, bool ``[rows]``. Vectors are read only where the footer does not rule nulls out."""
-    footer = file.metadata
-    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(footer.num_columns)]
-    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema.startswith("embedding.")]
-    if all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics):
-        return np.zeros(footer.num_rows, bool)
-    return file.read(columns=["embedding"]).column("embedding").is_null().to_numpy()
+def embeddings(file: pq.ParquetFile, width: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Read every vector, and so compare every page with its checksum; no more than a few rows are held.
+
+    Args:
+        file: the shard.
+        width: what each must have, in elements.
+
+    Returns:
+        Which rows have none, and which have one with a value that is not finite: bool ``[rows]`` both.
+
+    Raises:
+        ValueError: they are of another width.
+    """
+    kind = file.schema_arrow.field("embedding").type
+    there = (kind if pa.types.is_fixed_size_list(kind) else kind.value_type).list_size
+    if there != width:
+        raise ValueError(f"vectors of {there} elements, expected {width}")
+    null, wild = np.zeros((2, file.metadata.num_rows), bool)
+    start = 0
+    for part in file.iter_batches(_ROWS, columns=["embedding"]):
+        column = part.column(0)
+        null[start : start + len(column)] = column.is_null().to_numpy(zero_copy_only=False)
+        if not _finite(column):
+            wild[start : start + len(column)] = [not _finite(column.slice(row, 1)) for row in range(len(column))]
+        start += len(column)
+    return null, wild
+
+
+def _finite(column: pa.Array) -> bool:
+    while not pa.types.is_primitive(column.type):
+        column = column.flatten()  # which leaves nulls out
+    return bool(np.isfinite(column.to_numpy(zero_copy_only=False)).all())
 
 
 def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
@@ -126,7 +152,19 @@ def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
 def kept(file: pq.ParquetFile, columns: Sequence[str], places: Sequence[int]) -> list[list[Any]]:
     """The values of the dataset's columns in the rows at these places, a list for each row."""
     table = file.read(columns=list(columns)).take(pa.array(places, pa.int64()))
-    return [list(row.values()) for row in table.to_pylist()] if columns else [[] for _ in places]
+    values = [
+        [plain(found, place) for found in map(pa.ChunkedArray.combine_chunks, table.columns)]
+        for place in range(len(places))
+    ]
+    return values
+
+
+def plain(values: pa.Array, place: int) -> Any:
+    """A value as Python has it; one that it cannot have, as a date after the year 9999, as Arrow prints it."""
+    try:
+        return values[place].as_py()
+    except (OverflowError, ValueError):
+        return str(values.slice(place, 1))
 
 
 def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[Stored]:

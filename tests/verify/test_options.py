@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -127,6 +128,28 @@ def test_kept_columns_of_every_kind_are_the_datasets(tiny: EngineSpec, wide: Pat
     assert verdict(job)["columns"] == ["label", "text", "score", "tags", "source"]
     loaded = datasets.load_dataset(str(job.folder), split="train", cache_dir=str(wide.parent / "cache"))
     assert loaded["label"][:4] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.date32(), pa.struct([("at", pa.date32())])])
+def test_a_kept_date_after_the_last_that_python_knows(tiny: EngineSpec, workplace: Path, kind: pa.DataType) -> None:
+    late: list[Any] = [10**7 + row for row in range(len(TEXTS))]
+    if pa.types.is_struct(kind):
+        dates = pa.StructArray.from_arrays([pa.array(late, pa.int32()).cast(pa.date32())], names=["at"])
+    else:
+        late = [row * 10**11 for row in late] if pa.types.is_timestamp(kind) else late
+        dates = pa.array(late, pa.int64() if pa.types.is_timestamp(kind) else pa.int32()).cast(kind)
+    file = workplace / "late.parquet"
+    pq.write_table(pa.table({"text": TEXTS, "at": dates}), file)
+    job = finished_job(tiny, file, columns=("at",))
+    told = verify(job.folder)
+    assert told.exit_code == 0, told.output
+    rewrite(
+        job,
+        1,
+        lambda table: table.set_column(table.schema.names.index("at"), "at", table["at"].take([1, *range(1, 16)])),
+    )
+    verify(job.folder)
+    assert (failed(job), failing_rows(job)) == ({"columns"}, [16])
 
 
 def test_a_kept_value_that_was_changed_is_found(tiny: EngineSpec, wide: Path) -> None:

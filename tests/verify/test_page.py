@@ -62,7 +62,7 @@ def test_a_harmed_jobs_page_says_what_is_wrong_and_how_to_mend_it(job: Job) -> N
     page = report_of(job, status=1)
     text = plain(page)
     assert "<title>Not verified: " in page
-    assert "Not verified (shards, rows, fp32 vectors)" in text
+    assert "Not verified (shards, rows, finite, fp32 vectors)" in text
     assert "rm train-00000-of-00003.parquet train-00001-of-00003.parquet" in text
     assert "missing: 1 (train-00002-of-00003.parquet)" in text
     assert "✗ NaN or infinity in 1 of 1 vectors" in text

@@ -22,7 +22,7 @@ def opened(job: Job) -> Reference:
 
 def test_rows_computed_together_are_what_each_is_alone(job: Job) -> None:
     reference = opened(job)
-    rows = draw(job, range(3), max_length=512, rows=100, seed=0).rows
+    rows = draw(job, range(3), max_length=512, width=32, rows=100, seed=0).rows
     found = {one.row.row_id: one for one in reference.recompute(rows)}
     assert len(found) == 46
     for row_id in (0, 3, 41, 42, 44):
@@ -36,7 +36,7 @@ def test_rows_computed_together_are_what_each_is_alone(job: Job) -> None:
 
 def test_the_prefix_is_part_of_the_text(tiny: EngineSpec, dataset: Path) -> None:
     job = finished_job(tiny, dataset, prefix="passage: ", limit=5)
-    rows = draw(job, range(1), max_length=512, rows=100, seed=0).rows
+    rows = draw(job, range(1), max_length=512, width=32, rows=100, seed=0).rows
     found = list(opened(job).recompute(rows))
     assert len(found) == 5
     assert all(str(one.text).startswith("passage: ") for one in found)

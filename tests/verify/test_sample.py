@@ -1,6 +1,7 @@
 import random
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,7 +14,7 @@ from verify.sample import Sample, draw, edges, quotas
 
 
 def drawn(job: Job, rows: int, seed: int = 0, batches: tuple[int, ...] = (0, 1, 2)) -> Sample:
-    return draw(job, batches, max_length=512, rows=rows, seed=seed)
+    return draw(job, batches, max_length=512, width=32, rows=rows, seed=seed)
 
 
 def test_edges_end_at_the_longest_row_that_is_not_truncated() -> None:
@@ -106,13 +107,42 @@ def test_a_row_without_a_text_that_has_a_vector(job: Job, tiny: EngineSpec) -> N
     assert drawn(job, 1000).seen.wrong_nulls == Findings(1, (40,))
 
 
-@pytest.mark.parametrize("statistics", [True, False])
-def test_a_row_with_a_text_that_has_no_vector(job: Job, statistics: bool) -> None:
+def test_a_row_with_a_text_that_has_no_vector(job: Job) -> None:
     rewrite(job, 0, with_value("embedding", 3, None))
-    pq.write_table(pq.read_table(job.shard(0)), job.shard(0), write_statistics=statistics)
     sample = drawn(job, 1000)
     assert sample.seen.wrong_nulls == Findings(1, (3,))
     assert 3 not in {row.row_id for row in sample.rows}
+
+
+def test_a_value_that_is_not_finite_is_seen_without_sampling_the_row(job: Job) -> None:
+    rewrite(job, 2, with_value("embedding", 9, [0.5] * 31 + [float("inf")]))
+    seen = drawn(job, 1).seen
+    assert seen.wild == Findings(1, (41,))
+    assert seen.suspects.first == ("train-00002-of-00003.parquet",)
+
+
+def test_vectors_that_cannot_be_read_are_seen_without_sampling_their_rows(job: Job) -> None:
+    """By the checksums of Parquet's pages."""
+    with pq.ParquetFile(job.shard(1)) as file:
+        group = file.metadata.row_group(0)
+        (chunk,) = [group.column(n) for n in range(group.num_columns) if "embedding" in group.column(n).path_in_schema]
+    damaged = bytearray(job.shard(1).read_bytes())
+    damaged[chunk.data_page_offset + chunk.total_compressed_size - 5] ^= 1
+    job.shard(1).write_bytes(damaged)
+    seen = drawn(job, 1, batches=(0, 1)).seen
+    assert "CRC checksum verification failed" in str(seen.unreadable)
+    assert seen.suspects.first == ("train-00001-of-00003.parquet",)
+
+
+def test_vectors_of_another_width_are_seen_without_sampling_their_rows(job: Job, tiny: EngineSpec) -> None:
+    half = pa.list_(pa.float32(), 16)
+
+    def halved(table: pa.Table) -> pa.Table:
+        vectors = [vector and vector[:16] for vector in table["embedding"].to_pylist()]
+        return table.set_column(1, "embedding", pa.array(vectors, half))
+
+    rewrite(job, 1, halved)
+    assert "vectors of 16 elements, expected 32" in str(drawn(job, 1, batches=(0, 1)).seen.unreadable)
 
 
 def test_a_wrong_flag_and_wrong_sums_are_seen_without_sampling_the_row(job: Job) -> None:
