@@ -5,8 +5,10 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
+import kombu.exceptions
 import redis
 import tenacity
+from celery import Celery
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError
 from redis.retry import Retry
@@ -18,6 +20,8 @@ UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError
 
 WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
 """A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
+
+_SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
 
 _log = logging.getLogger("embedmill.redis")
 
@@ -42,6 +46,13 @@ def tls_options() -> dict[str, Any]:
     )
 
 
+def celery_client() -> Celery:
+    """Celery on this Redis for those who are no worker: to send, and to ask."""
+    client = Celery(broker=settings().redis_url, set_as_current=False)
+    client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=_SOCKET)
+    return client
+
+
 class Connection:
     """Every call waits for a Redis that does not answer, or is full, and says so in the log.
 
@@ -54,18 +65,17 @@ class Connection:
         self._redis = redis.Redis.from_url(
             settings().redis_url,
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=30,
-            socket_connect_timeout=5,
-            socket_keepalive=True,
+            **_SOCKET,
             **tls_options(),
         )
-        self._patiently = tenacity.Retrying(
+        self.patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_passes),
             wait=tenacity.wait_exponential(multiplier=0.5, max=5),
             stop=_give_up_after(patience),
             before_sleep=_say_waiting,
             reraise=True,
         )
+        """Calls what asks Redis, by redis-py or by Kombu, as often as waiting may help."""
         self.patience = patience
 
     def call(self, command: str, *arguments: object, **options: object) -> Any:
@@ -92,14 +102,14 @@ class Connection:
 
     def _answered(self, ask: Any) -> Any:
         try:
-            return self._patiently(ask)
+            return self.patiently(ask)
         except (ResponseError, *UNREACHABLE) as error:
             if refusal := _refusal(error):
                 raise refusal from None
             if isinstance(error, ResponseError):
                 raise  # of a key that somebody else put something into
             raise UserError(
-                f"no answer from Redis at {redis_address()} for {self.patience:.0f} s ({error})",
+                f"no answer from Redis at {redis_address()} for {self.patience:.0f} s ({said(error)})",
                 "a Redis server must run there",
                 "start one (redis-server), or set EMBEDMILL_REDIS_URL",
             ) from None
@@ -126,10 +136,21 @@ class Connection:
 
 def _passes(error: BaseException) -> bool:
     """Whether waiting may help. A refused password or certificate is a ConnectionError to redis-py, like any other."""
-    return isinstance(error, WAITED_FOR) and _refusal(error) is None
+    inner = _inner(error)
+    return isinstance(inner, (*WAITED_FOR, OSError, kombu.exceptions.OperationalError)) and _refusal(inner) is None
 
 
-def _refusal(error: BaseException) -> UserError | None:
+def _inner(error: BaseException | None) -> BaseException | None:
+    """redis-py's error, where Kombu has put it into one of its own."""
+    return (error.__cause__ or error) if isinstance(error, kombu.exceptions.OperationalError) else error
+
+
+def said(error: BaseException | None) -> str:
+    """What Redis said, without the command, which may hold a batch's bytes."""
+    return str(error).rpartition("of pipeline caused error: ")[2]
+
+
+def _refusal(error: BaseException | None) -> UserError | None:
     """What to tell the user of an error that stays however long one waits; None for one that passes."""
     if isinstance(error, AuthenticationError | NoPermissionError):
         return UserError(
@@ -162,13 +183,13 @@ def _give_up_after(patience: float | None) -> Any:
     after = tenacity.stop_after_delay(patience)
 
     def stop(state: tenacity.RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
+        error = _inner(state.outcome.exception() if state.outcome else None)
         return not isinstance(error, OutOfMemoryError) and after(state)
 
     return stop
 
 
 def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
+    error = _inner(state.outcome.exception() if state.outcome else None)
     what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
-    _log.warning("Redis at %s %s (%s); trying again", redis_address(), what, error)
+    _log.warning("Redis at %s %s (%s); trying again", redis_address(), what, said(error))

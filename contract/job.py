@@ -8,6 +8,7 @@ output/<job id>/
     report.html     the same with pictures
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -121,6 +122,18 @@ class Job(BaseModel):
         Raises:
             UserError: the folder holds another job, or cannot be made.
         """
+        try:
+            self._check_folder()
+            for folder in (self.data, self.staging):
+                if isinstance(folder, Path):
+                    folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be made ({error})", mend="choose another folder with --output"
+            ) from None
+
+    def _check_folder(self) -> None:
         if (self.folder.parent / "job.json").exists():
             raise UserError(
                 f"{self.folder.parent} is the folder of a job",
@@ -139,15 +152,6 @@ class Job(BaseModel):
                     f"{self.folder} belongs to another job ({differs})",
                     mend="choose another folder with --output",
                 )
-        try:
-            for folder in (self.data, self.staging):
-                if isinstance(folder, Path):
-                    folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be made ({error})", mend="choose another folder with --output"
-            ) from None
 
 
 def job_id(identity: dict[str, object], dataset: str) -> str:
@@ -198,8 +202,13 @@ def latest_job() -> Job:
         UserError: there is none.
     """
     output = settings().output
-    folders = [output / name for name in names(output)]
-    times = {folder: when for folder in folders if (when := modified(folder / "job.json")) is not None}
+    times = {}
+    for name in names(output):
+        # Whatever else lies there, a folder that nobody may read or a key that is no path, is no job.
+        with contextlib.suppress(PermissionError, ValueError):
+            folder = output / name
+            if (when := modified(folder / "job.json")) is not None:
+                times[folder] = when
     if not times:
         raise UserError(
             f"no job in {output.absolute()}",
@@ -221,7 +230,9 @@ def find_job(name: str | None) -> Job:
         given = location(name)
     except ValueError as error:
         raise UserError(f"no job in {name!r} ({error})") from None
-    if isinstance(given, ObjectPath) or (given / "job.json").is_file():
-        return load_job(given)
-    below = settings().output / name
-    return load_job(below if (below / "job.json").exists() else given)
+    if isinstance(given, Path):
+        with contextlib.suppress(PermissionError):
+            below = settings().output / name
+            if not (given / "job.json").is_file() and (below / "job.json").exists():
+                return load_job(below)
+    return load_job(given)

@@ -15,7 +15,7 @@ producer looks at the shards and publishes again.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -74,7 +74,10 @@ class Ledger(Connection):
     # The producer's side
 
     def announce(self, job: Job) -> None:
-        """Let workers know the job."""
+        """Let workers know the job. What was noted of its batches for another folder says nothing of this one."""
+        before = self.job(job.id)
+        if before and before.folder != job.folder:
+            self.together(*(("delete", _key(job.id, what)) for what in ("dead", "attempts", "search")))
         self.call("set", _key(job.id, "job"), job.model_dump_json())
 
     def publish(self, job: Job, batch: int, payload: bytes) -> bool:
@@ -98,10 +101,9 @@ class Ledger(Connection):
         self.together(("set", _key(job.id, "job"), job.model_dump_json()), ("set", _batch_key(job.id, batch), payload))
         return True
 
-    def outstanding(self, job_id: str) -> dict[int, Outstanding]:
+    def outstanding(self, job: Job) -> dict[int, Outstanding]:
         """The batches that were published and not settled."""
-        found = self.call("hgetall", _key(job_id, "out"))
-        return {int(batch): _read(Outstanding, entry) or _NOBODYS for batch, entry in found.items() if batch.isdigit()}
+        return {batch: _read(Outstanding, entry) or _NOBODYS for batch, entry in self._of_batches(job, "out")}
 
     def republished(self, job_id: str, batch: int, entry: Outstanding) -> None:
         """Note that a batch's message was sent again."""
@@ -122,18 +124,23 @@ class Ledger(Connection):
         there = self.together(*(("exists", _batch_key(job_id, batch)) for batch in numbers)) if numbers else []
         return [batch for batch, found in zip(numbers, there, strict=True) if not found]
 
-    def dead(self, job_id: str) -> dict[int, DeadBatch]:
+    def dead(self, job: Job) -> dict[int, DeadBatch]:
         """The batches that were given up."""
-        found = self.call("hgetall", _key(job_id, "dead"))
-        records = {int(batch): _read(DeadBatch, record) for batch, record in found.items() if batch.isdigit()}
+        records = {batch: _read(DeadBatch, record) for batch, record in self._of_batches(job, "dead")}
         return {batch: record for batch, record in records.items() if record}
 
-    def revive(self, job_id: str) -> None:
+    def _of_batches(self, job: Job, what: str) -> Iterator[tuple[int, bytes]]:
+        """A hash's values of the job's batches, without what somebody put there under other names."""
+        for name, value in self.call("hgetall", _key(job.id, what)).items():
+            if name.isdigit() and int(name) < job.batches:
+                yield int(name), value
+
+    def revive(self, job: Job) -> None:
         """Let dead batches be tried again from the first attempt."""
-        for batch in self.dead(job_id):
+        for batch in self.dead(job):
             self.together(
-                *(("hdel", _key(job_id, what), str(batch)) for what in ("dead", "attempts", "search", "out")),
-                ("delete", _batch_key(job_id, batch)),
+                *(("hdel", _key(job.id, what), str(batch)) for what in ("dead", "attempts", "search", "out")),
+                ("delete", _batch_key(job.id, batch)),
             )
 
     def queued(self) -> int:

@@ -296,7 +296,7 @@ def _no_plan(mend: str) -> UserError:
     return UserError(f"this machine has {lacking()}", "a plan is built on the GPU that will run it", mend)
 
 
-_STDOUT, _STDERR = Console(), Console(stderr=True)
+_STDOUT, _STDERR = Console(markup=False), Console(stderr=True, markup=False)
 
 
 if __name__ == "__main__":

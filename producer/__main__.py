@@ -23,7 +23,7 @@ from producer.batches import open_tokenizer
 from producer.calibrate import Ranges, ranges_from, ranges_of
 from producer.console import follow, status_table, summary
 from producer.dataset import TextDataset, dataset_of, open_dataset
-from producer.options import OVERLAP, Folder, columns_of, dimensions_of, in_form, job_of, overlap_of
+from producer.options import OVERLAP, Folder, columns_of, dimensions_of, in_form, in_utf8, job_of, overlap_of
 from producer.publish import drive
 from producer.push import push as push_job, ready
 from producer.status import status_of
@@ -54,7 +54,9 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 
 
 @click.group(epilog=_EPILOG, invoke_without_command=True)
-@click.option("--dataset", help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder.")
+@click.option(
+    "--dataset", callback=in_utf8, help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder."
+)
 @click.option("--config", help="The dataset's configuration, where it has several.")
 @click.option("--revision", help="The dataset's branch, tag or commit on the Hub.  [default: the latest]")
 @click.option(
@@ -66,7 +68,9 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 @click.option("--split", help="[default: train, or the only one]")
 @click.option("--text-column", help="[default: text, or the only column of strings]")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many rows from the start.")
-@click.option("--prefix", help="Text put before every row, such as 'passage: '.  [default: the engine's]")
+@click.option(
+    "--prefix", callback=in_utf8, help="Text put before every row, such as 'passage: '.  [default: the engine's]"
+)
 @click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
 @click.option(
     "--output",
@@ -206,7 +210,7 @@ def _begin(job: Job, ledger: Ledger) -> None:
 
 
 def _say_next() -> None:
-    Console().print("Next: python -m verify", highlight=False)
+    Console(markup=False).print("Next: python -m verify", highlight=False)
 
 
 @main.command()
@@ -216,7 +220,7 @@ def status(job: str | None, watch: bool) -> None:
     """Show how far JOB is: its folder or its id; without it, the latest job."""
     found, ledger = find_job(job), Ledger(patience=settings().redis_patience)
     now = status_of(found, ledger)
-    with Live(status_table(now), console=Console(), auto_refresh=False) as live:
+    with Live(status_table(now), console=Console(markup=False), auto_refresh=False) as live:
         while watch and now.done + len(now.dead) < found.batches:
             time.sleep(2)
             now = status_of(found, ledger)
@@ -231,7 +235,8 @@ def retry(job: str | None) -> None:
     spec, texts = engine_of(found), dataset_of(found)
     ledger = Ledger(patience=settings().redis_patience)
     ledger.announce(found)
-    ledger.revive(found.id)
+    found.save()  # a copy of its folder may lack the empty ones
+    ledger.revive(found)
     if _run(found, texts, spec, ledger, detach=False):
         _say_next()
 
@@ -253,7 +258,7 @@ def push(job: str | None, to: str, private: bool, replace: bool, unverified: boo
     if found.doubt:
         _STDERR.print(f"Not verified: {found.doubt}", highlight=False, soft_wrap=True)
     address = push_job(found, to, private=private, replace=replace)
-    out = Console()
+    out = Console(markup=False)
     out.print(f"Pushed: {address}", highlight=False, soft_wrap=True)
     out.print(f'In Python: datasets.load_dataset("{to}")', highlight=False, soft_wrap=True)
 
@@ -270,7 +275,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
             f"interrupted; {len(job.committed())} of {job.batches} shards are there",
             mend="run the same command again: the job goes on where it was",
         ) from None
-    out = Console()
+    out = Console(markup=False)
     if detach and len(progress.done) + len(progress.dead) < job.batches:
         there = f"{len(progress.done)} of {job.batches} shards are there"
         out.print(f"Published; {there}: {job.folder}", highlight=False, soft_wrap=True)
@@ -287,7 +292,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
     return True
 
 
-_STDERR = Console(stderr=True)
+_STDERR = Console(stderr=True, markup=False)
 
 
 if __name__ == "__main__":

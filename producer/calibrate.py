@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from contract.errors import UserError
+from contract.errors import UserError, reason
 from contract.job import Job, find_job
 from contract.shard import open_file
 from contract.store import ObjectPath, location
@@ -63,9 +63,10 @@ def _read(file: str) -> npt.NDArray[np.floating]:
         found = np.load(place, allow_pickle=False)
         if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all() or (found[0] > found[1]).any():
             raise ValueError(f"an array of shape {found.shape}, or its values are out of order")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise UserError(
-            f"{file} holds no ranges ({error})", "expected an array [2, elements], lowest and highest, by numpy.save"
+            f"{file} holds no ranges ({reason(error)})",
+            "expected an array [2, elements], lowest and highest, by numpy.save",
         ) from None
     return found
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ def open_dataset(
     datasets.logging.set_verbosity(logging.CRITICAL)  # what it has to say comes with its exceptions, in one line
     logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
     path = Path(os.path.expanduser(dataset))  # pathlib's fails for a user that is not there
-    if path.exists():
+    with _explained(path):
+        there = path.exists()
+    if there:
         if revision is not None or stream:
             raise UserError(
                 f"{dataset} is on this machine",
@@ -102,7 +104,8 @@ def open_dataset(
                 "leave them out, or name another dataset",
             )
         path = path.resolve()
-        revision = _revision(path)
+        with _explained(path):
+            revision = _revision(path)
         splits: Mapping[str, Any] = _open_local(path, config, revision)
         dataset = str(path)
     elif path.is_absolute() or dataset.startswith(("./", "../", "~")) or path.suffix.lower() in _SUFFIXES:
@@ -238,6 +241,17 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         "expected csv, tsv, json, jsonl, parquet or text files with rows, in UTF-8",
         "rename the folder: its name reads as a pattern" if path.is_dir() and glob.has_magic(str(path)) else "",
     )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # a UnicodeError for a file's name
+        raise UserError(
+            f"{ascii(str(path))[:300]} cannot be read ({reason(error)})",
+            "expected files that you may read, with names in UTF-8",
+        ) from None
 
 
 def _revision(path: Path) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.table import table_cast
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from tqdm.contrib.concurrent import thread_map
@@ -182,7 +183,9 @@ class ParquetTable:
                     group, columns=self._columns
                 ),
             )
-            self._held = number, table
+            # datasets casts each file to the first one's types; the rows of a batch may come from two.
+            kinds = self.features.arrow_schema
+            self._held = number, table_cast(table, pa.schema([kinds.field(name) for name in table.column_names]))
         return self._held[1]
 
     def _read(self, file: str, read: Callable[[Any], Any]) -> Any:

@@ -30,6 +30,15 @@ class Folder(click.Path):
             self.fail(str(error), parameter, context)
 
 
+def in_utf8(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """What a job's record can hold: an argument may be any bytes."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("expected UTF-8") from None
+    return value
+
+
 def columns_of(names: str | None) -> tuple[str, ...]:
     """The columns that ``--keep-columns`` names.
 

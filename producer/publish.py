@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import kombu.exceptions
-import tenacity
-from celery import Celery
 
-from contract.connection import WAITED_FOR, redis_address, tls_options
+from contract.connection import WAITED_FOR, celery_client, redis_address, said
 from contract.errors import UserError
 from contract.job import Job
 from contract.ledger import QUEUE, TASK, DeadBatch, Ledger, Outstanding
@@ -97,6 +95,8 @@ class Progress:
             self.failed += info.failed
             self.made_by.add(f"{info.runtime} ({info.precision})")
             self.done.add(batch)
+        for batch in self.done & self.dead.keys():  # one worker gave it up, and another, slower one made it
+            del self.dead[batch]
 
 
 def _info_of(shard: Path | ObjectPath) -> ShardInfo:
@@ -141,7 +141,7 @@ def drive(job: Job, making: Making, ledger: Ledger, *, detach: bool) -> Iterator
         yield progress
         if time.monotonic() >= next_look:
             sent |= out.keys()
-            out, progress.dead = ledger.outstanding(job.id), ledger.dead(job.id)
+            out, progress.dead = ledger.outstanding(job), ledger.dead(job)
             progress.look(sent - out.keys())
             sent.clear()
             for batch in out.keys() & progress.done:
@@ -220,21 +220,14 @@ def _budget(ledger: Ledger) -> int:
 
 def _sender(job: Job, ledger: Ledger) -> Callable[[int], None]:
     """What sends a batch's message, and waits for a Redis that does not answer or is full."""
-    celery = Celery(broker=settings().redis_url, set_as_current=False)
-    celery.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None)
-    patiently = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(_REFUSED),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-        stop=tenacity.stop_after_delay(ledger.patience or settings().redis_patience),
-        reraise=True,
-    )
+    celery = celery_client()
 
     def send(batch: int) -> None:
         try:
-            patiently(celery.send_task, TASK, args=(job.id, batch), queue=QUEUE, retry=False)
+            ledger.patiently(celery.send_task, TASK, args=(job.id, batch), queue=QUEUE, retry=False)
         except _REFUSED as error:
             raise UserError(
-                f"Redis at {redis_address()} took no message ({error})",
+                f"Redis at {redis_address()} took no message ({said(error)})",
                 "a Redis server with free memory must run there",
                 "start it, and run the same command again: the job goes on where it was",
             ) from None

@@ -3,12 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from celery import Celery
-
-from contract.connection import tls_options
+from contract.connection import celery_client
 from contract.job import Job
 from contract.ledger import DeadBatch, Ledger
-from contract.settings import settings
 
 _WINDOW = 60.0
 """Seconds over which the speed is taken."""
@@ -50,16 +47,16 @@ def status_of(job: Job, ledger: Ledger) -> Status:
         UserError: Redis does not answer.
     """
     done = job.written()
-    out = {batch: entry for batch, entry in ledger.outstanding(job.id).items() if batch not in done}
+    out = {batch: entry for batch, entry in ledger.outstanding(job).items() if batch not in done}
     return Status(
         job=job,
         rows=sum(len(job.row_range(batch)) for batch in done),
         done=len(done),
         out=len(out),
         out_bytes=sum(entry.size for entry in out.values()),
-        dead={batch: record for batch, record in ledger.dead(job.id).items() if batch not in done},
+        dead={batch: record for batch, record in ledger.dead(job).items() if batch not in done},
         rows_per_s=_speed(job, done),
-        workers=len(_celery().control.ping(timeout=1.0)),
+        workers=len(celery_client().control.ping(timeout=1.0)),
     )
 
 
@@ -71,9 +68,3 @@ def _speed(job: Job, made: dict[int, float]) -> float:
     earlier = any(now - when >= _WINDOW for when in made.values())
     seconds = _WINDOW if earlier else max(1.0, now - min(made.values()))
     return sum(len(job.row_range(batch)) for batch in recent) / seconds
-
-
-def _celery() -> Celery:
-    celery = Celery(broker=settings().redis_url, set_as_current=False)
-    celery.conf.broker_use_ssl = tls_options() or None
-    return celery

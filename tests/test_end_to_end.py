@@ -242,7 +242,7 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
     assert "2 of 2 batches were given up: 0, 1" in told.stderr
     assert tiny.fingerprint in told.stderr
     assert "python -m producer retry" in told.stderr
-    dead = Ledger(patience=5).dead(latest_job().id)
+    dead = Ledger(patience=5).dead(latest_job())
     assert all(record.attempts == 2 and "embed.py" in record.where for record in dead.values())
     assert "dead 1" in run("producer", "status").stdout
     with celery_worker(tmp_path / "right.log"):

@@ -46,7 +46,7 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     Every row of the dataset must be in its shard once. Then rows of all lengths are taken from the dataset again,
     tokenized, computed by PyTorch and compared with what the shards hold.
     """
-    job, console = find_job(job_folder), Console(stderr=True)
+    job, console = find_job(job_folder), Console(stderr=True, markup=False)
     with console.status("counting rows …"):
         accounting = account(job)
     # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
@@ -119,7 +119,7 @@ def _progress(steps: Iterable[Recomputed], total: int, console: Console) -> Iter
 def _publish(report: Report) -> None:
     from verify.page import page  # here, because matplotlib takes a second to import
 
-    show(report, Console())
+    show(report, Console(markup=False))
     write(report.job.folder / "verify.json", as_json(report))
     write(report.job.folder / "report.html", page(report))
     Console().print(f"Report: {report.job.folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)

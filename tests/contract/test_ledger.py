@@ -34,16 +34,16 @@ def test_a_record_that_is_no_jobs_is_no_job(record: bytes, ledger: Ledger, clien
 
 
 def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
-    payload, job = bytes(range(256)) * 10, a_job(tmp_path)
+    payload, job = bytes(range(256)) * 10, a_job(tmp_path, rows=40)
     assert ledger.fetch(job.id, 7) is None
     assert ledger.publish(job, 7, payload)
     assert ledger.fetch(job.id, 7) == payload
-    assert ledger.outstanding(job.id)[7].size == 2560
+    assert ledger.outstanding(job)[7].size == 2560
     assert (ledger.fetch(job.id, 8), ledger.fetch("i", 7)) == (None, None)
     ledger.begin_attempt(job.id, 7)
     ledger.save_search(job.id, 7, "{}")
     ledger.settle(job.id, 7)
-    assert (ledger.fetch(job.id, 7), ledger.outstanding(job.id)) == (None, {})
+    assert (ledger.fetch(job.id, 7), ledger.outstanding(job)) == (None, {})
     assert client.keys() == [f"embedmill:{job.id}:job".encode()]
     ledger.settle(job.id, 7)
 
@@ -84,7 +84,7 @@ def test_a_batch_that_no_worker_would_take_is_not_published(
     job = a_job(tmp_path)
     with pytest.raises(UserError, match=r"has 1,000 bytes.*smaller --batch-rows"):
         ledger.publish(job, 1, b"x" * 1000)
-    assert not ledger.outstanding(job.id)
+    assert not ledger.outstanding(job)
 
 
 def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
@@ -109,16 +109,42 @@ def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: Ledger, client
     ledger.settle("j", 1)
 
 
-def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger) -> None:
-    why = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempts=4)
-    assert ledger.dead("j") == {}
-    ledger.bury("j", 3, why)
-    ledger.begin_attempt("j", 3)
-    assert ledger.dead("j") == {3: why}
-    ledger.revive("j")
-    assert ledger.dead("j") == {}
-    assert ledger.begin_attempt("j", 3) == 1
-    ledger.revive("j")
+WHY = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempts=4)
+
+
+def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger, tmp_path: Path) -> None:
+    job = a_job(tmp_path, rows=40)
+    assert ledger.dead(job) == {}
+    ledger.bury(job.id, 3, WHY)
+    ledger.begin_attempt(job.id, 3)
+    assert ledger.dead(job) == {3: WHY}
+    ledger.revive(job)
+    assert ledger.dead(job) == {}
+    assert ledger.begin_attempt(job.id, 3) == 1
+    ledger.revive(job)
+
+
+def test_what_is_noted_of_batches_that_the_job_has_not_is_not_seen(
+    ledger: Ledger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path)
+    for name in (str(job.batches), "999999", "-1", "x", "", "²"):
+        client.hset(f"embedmill:{job.id}:out", name, "{}")
+        client.hset(f"embedmill:{job.id}:dead", name, WHY.model_dump_json())
+    assert (ledger.outstanding(job), ledger.dead(job)) == ({}, {})
+
+
+def test_a_job_in_another_folder_is_tried_anew(ledger: Ledger, tmp_path: Path) -> None:
+    first, second = a_job(tmp_path / "first", rows=40), a_job(tmp_path / "second", rows=40)
+    assert first.id == second.id
+    ledger.announce(first)
+    ledger.begin_attempt(first.id, 1)
+    ledger.bury(first.id, 3, WHY)
+    ledger.announce(first)
+    assert ledger.dead(first) == {3: WHY}
+    ledger.announce(second)
+    assert ledger.dead(second) == {}
+    assert ledger.begin_attempt(second.id, 1) == 1
 
 
 def test_messages_wait_or_are_held(ledger: Ledger, client: redis.Redis) -> None:

@@ -48,6 +48,9 @@ def test_a_file_without_ranges_is_refused(ranges: np.ndarray, tmp_path: Path) ->
 
 
 def test_other_sources_are_refused(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(UserError, match=r"empty\.npy holds no ranges"):
+        ranges_from(str(tmp_path / "empty.npy"), 2)
     with pytest.raises(UserError, match="ranges of 2 elements; expected 3"):
         ranges_from(str(job.folder), 3)
     with pytest.raises(UserError, match="holds no ranges"):

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +142,50 @@ def test_the_engines_prompt_is_the_prefix_unless_another_is_given(
     for options, prefix in (([], "Text: "), (["--prefix", ""], ""), (["--prefix", "Q: "], "Q: ")):
         assert run("--dataset", dataset, "--detach", "--engine", "prompted", *options).exit_code == 0
         assert latest_job().prefix == prefix
+
+
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+"""Puts a command in front of which root may read what others may."""
+
+
+@pytest.mark.skipif(bool(UNPRIVILEGED) and not shutil.which("setpriv"), reason="root may read everything")
+def test_what_nobody_may_read_is_an_error_or_in_nobodys_way(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
+    assert run("--dataset", dataset, "--detach").exit_code == 0
+    closed = settings().output / "lost+found"
+    closed.mkdir()
+    (closed / "rows.csv").write_text("text\na\n")
+    closed.chmod(0)
+
+    def producer(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [*UNPRIVILEGED, sys.executable, "-m", "producer", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    try:
+        assert producer("status").returncode == 0
+        for arguments in (
+            ("status", closed / "job"),
+            ("--dataset", dataset, "--output", closed / "there"),
+            ("--dataset", closed / "rows.csv"),
+            ("--dataset", closed.parent),
+        ):
+            told = producer(*arguments)
+            assert told.returncode == 1, told
+            assert told.stderr.startswith("Error: ")
+            assert "Traceback" not in told.stderr
+    finally:
+        closed.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", [b"mill\xff.csv", b"m" * 300])
+def test_a_name_that_is_none_is_refused(name: bytes, tmp_path: Path, tiny: EngineSpec) -> None:
+    told = command("--dataset", os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    assert told.returncode in (1, 2)
+    assert "Traceback" not in told.stderr
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with open(os.fsencode(folder) + b"/mill\xff.csv", "w") as file:
+        file.write("text\na\n")
+    assert_refused(command("--dataset", folder), "cannot be read", "names in UTF-8")
 
 
 @pytest.mark.parametrize("options", [["--limit", "0"], ["--batch-rows", "0"], ["--batch-rows", "many"]])

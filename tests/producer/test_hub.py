@@ -130,6 +130,18 @@ def test_a_file_without_rows_is_no_obstacle(hub: Hub) -> None:
     assert (dataset.rows, all_texts(dataset), dataset.texts(range(1, 2))) == (2, ["a", "b"], ["b"])
 
 
+@streamed_or_not
+def test_files_of_several_types_have_those_of_the_first(hub: Hub, stream: bool) -> None:
+    files = {}
+    for number, (kind, width) in enumerate([(pa.string(), pa.int32()), (pa.large_string(), pa.int64())]):
+        target = io.BytesIO()
+        pq.write_table(pa.table({"n": pa.array([1, 2], width), "text": pa.array(["a", None], kind)}), target)
+        files[f"train-{number}.parquet"] = target.getvalue()
+    hub.add("datasets", "acme/mixed", files)
+    texts, kept = open_dataset("acme/mixed", columns=("n",), stream=stream).read(range(4))
+    assert (texts, kept["n"].to_pylist(), kept["n"].type) == (["a", None, "a", None], [1, 2, 1, 2], pa.int32())
+
+
 def fetched(hub: Hub) -> list[tuple[str, str, str]]:
     return hub.asked(r"^GET /cdn/")
 

@@ -9,9 +9,11 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import redis
 
+from contract import connection
 from contract.batch import Batch
 from contract.errors import UserError
 from contract.job import Job
@@ -64,7 +66,7 @@ class ByHand:
 
     @property
     def outstanding(self) -> int:
-        return sum(entry.size for entry in self.ledger.outstanding(self.job.id).values())
+        return sum(entry.size for entry in self.ledger.outstanding(self.job).values())
 
     @property
     def messages(self) -> int:
@@ -242,11 +244,21 @@ def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByH
     worker.taken.clear()
     assert followed(start(job), worker).dead == {2: NO_VECTOR}
     assert worker.taken == []
-    worker.ledger.revive(job.id)
+    worker.ledger.revive(job)
     progress = followed(start(job), worker)
     assert worker.taken == [2]
     assert (progress.dead, progress.before, progress.rows) == ({}, 14, 18)
     assert worker.ledger.begin_attempt(job.id, 2) == 1
+
+
+def test_a_batch_that_one_worker_gave_up_and_another_made_is_done(job: Job, worker: ByHand) -> None:
+    for step in start(job):
+        progress = step
+        if (number := worker.take()) is not None:
+            worker.ledger.bury(job.id, number, NO_VECTOR)
+            commit_by_hand(job, batch(job, number))
+            worker.ledger.settle(job.id, number)
+    assert (progress.dead, progress.rows) == ({}, 18)
 
 
 def test_detaching_publishes_and_leaves_and_the_next_run_goes_on(job: Job, worker: ByHand) -> None:
@@ -275,6 +287,34 @@ def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
     freed.start()
     assert followed(start(job), worker).rows == 18
     assert not freed.is_alive()
+
+
+def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_one_that_does_not_answer(
+    job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture
+) -> None:
+    send = publish._sender(job, Ledger(patience=0.1))
+    worker.redis.config_set("maxmemory", 1)
+    threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0)).start()
+    send(3)
+    assert worker.take() == 3
+    assert "is full; waiting for workers to make room (command not allowed" in caplog.text
+
+
+def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_drive(
+    job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(connection._SOCKET, "socket_timeout", 0.5)
+    with redis_server() as url:
+        monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
+        settings.cache_clear()
+        ledger = Ledger(patience=0.5)
+        send = publish._sender(job, ledger)
+        send(1)
+        server = psutil.Process(ledger.call("info", "server")["process_id"])
+        server.suspend()
+        with pytest.raises(UserError, match="took no message"):
+            send(2)
+        server.resume()
 
 
 def test_half_of_a_limited_redis_is_left_free(worker: ByHand) -> None:

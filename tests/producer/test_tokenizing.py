@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,7 +21,7 @@ from contract.ledger import QUEUE
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
-from producer.tokenizing import Work, processes_for, tokenizing, tokenizing_apart
+from producer.tokenizing import Work, _uninterrupted, processes_for, tokenizing, tokenizing_apart
 from tests.contract.samples import a_job
 
 ROWS = 40
@@ -80,6 +81,29 @@ def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
         interrupted()
     assert not multiprocessing.active_children()
     assert not all(made.done() and not made.cancelled() and not made.exception() for made in begun)
+
+
+def test_ctrl_c_comes_when_a_process_is_started_and_not_before() -> None:
+    """Also where another thread takes the signal."""
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    reached = []
+
+    def start() -> None:
+        with _uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            reached.append("started")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        end.set()
+        other.join()
+    assert reached == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def blocks(number: int, process: psutil.Process) -> bool:
