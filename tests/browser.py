@@ -76,4 +76,4 @@ def look(
 
 
 if __name__ == "__main__":
-    print(look(Path(sys.argv[1]), screenshot=Path(sys.argv[2]), height=1760))
+    print(look(Path(sys.argv[1]), screenshot=Path(sys.argv[2]), height=1800))
