@@ -2,19 +2,21 @@
 
 import logging
 import ssl
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import kombu.exceptions
 import redis
 import tenacity
-from celery import Celery
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError
 from redis.retry import Retry
 
 from contract.errors import UserError
 from contract.settings import settings
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
 
@@ -46,8 +48,10 @@ def tls_options() -> dict[str, Any]:
     )
 
 
-def celery_client() -> Celery:
+def celery_client() -> "Celery":
     """Celery on this Redis for those who are no worker: to send, and to ask."""
+    from celery import Celery  # here: who reads shards needs none of it
+
     client = Celery(broker=settings().redis_url, set_as_current=False)
     client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=_SOCKET)
     return client

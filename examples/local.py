@@ -83,7 +83,7 @@ def redis_server(folder: Path | None = None, *options: str, port: int | None = N
         client = redis.Redis(port=port)
         for _ in range(200):
             with contextlib.suppress(redis.ConnectionError):
-                if client.ping():
+                if client.info("server")["process_id"] == server.pid:  # and not another's, which was faster
                     break
             if server.poll() is not None:
                 raise RuntimeError(f"redis-server did not start:\n{(folder / 'redis.log').read_text()}")

@@ -124,6 +124,9 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
     finally:
         for child in multiprocessing.active_children():
             child.terminate()  # a batch that nobody waits for any more would be finished first
+        # This process's end of the pipe that they answer through: while it is open, the rest of a batch that one of
+        # them was ended in the middle of would be waited for, for ever.
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
         pool.shutdown(cancel_futures=True)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def s3_server(folder: Path, port: int | None = None, *, checked: bool = False) -
     with process(command, folder / "s3.log", env=env) as server:
         until = time.monotonic() + 60
         while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=5).close()
                 break
             if server.poll() is not None or time.monotonic() > until:

@@ -97,7 +97,8 @@ def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
     assert (one["processes"], one["rows"], two["processes"], two["rows"]) == (1, 128, 2, 256)
     assert one["per_core"] == 1.0
     assert two["per_core"] == pytest.approx(two["rows_per_s"] / 2 / one["rows_per_s"], rel=0.05)
-    assert all(seconds > 0 for seconds in one["stages"].values())
+    # What padding takes is a difference of two medians.
+    assert all(seconds > 0 for stage, seconds in one["stages"].items() if stage != "padding")
 
 
 def test_a_job_on_paper_is_computed_from_its_units() -> None:

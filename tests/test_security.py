@@ -6,6 +6,7 @@ a TLS endpoint whose certificate is of an authority of the tests' own.
 
 import asyncio
 import contextlib
+import functools
 import json
 import pickle
 import re
@@ -460,6 +461,7 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
         ledger.publish(job, 0, b"whatever")
         send(station, job.id, 0)
         station.said(f"batch 0 of job {job.id} is given up")
+        wait_until(functools.partial(ledger.dead, job))
         assert "UserError" in ledger.dead(job)[0].error
     assert [len(re.findall(words, station.log.read_text())) > 0 for words in ("no job in", "belongs to another job")]
     # No path: the record as a whole is refused. A name that is not the key's: likewise.
