@@ -136,13 +136,13 @@ def _units(
         )
     if not of_kind:
         raise UserError(f"docs/benchmarks/job.json has no job with {kind}", mend="measure: python -m bench.job --help")
-    last = of_kind[-1]
+    one = max(on_gpus or of_kind, key=lambda record: record.rows_per_s)  # whose rows and speed belong together
     cores = [record for record in tokenizing if record["dataset"] == kind]
     return Units(
-        gpu_rows=gpu_rows or max(record.rows_per_s for record in on_gpus),
+        gpu_rows=gpu_rows or one.rows_per_s,
         core_rows=min(record["rows_per_s"] / record["processes"] for record in cores),
-        batch_seconds=_publishing_seconds(int((last.wire_bytes or 0.0) * batch_rows)),
-        wire_bytes=last.wire_bytes or 0.0,
+        batch_seconds=_publishing_seconds(int((one.wire_bytes or 0.0) * batch_rows)),
+        wire_bytes=one.wire_bytes or 0.0,
         shard_bytes=4 * hidden,
         listing=_listing_seconds(),
     )

@@ -23,7 +23,8 @@ UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError
 WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
 """A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
 
-_SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
+SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
+"""redis-py's options, by seconds; Kombu's transport takes the same."""
 
 _log = logging.getLogger("embedmill.redis")
 
@@ -53,7 +54,7 @@ def celery_client() -> "Celery":
     from celery import Celery  # here: who reads shards needs none of it
 
     client = Celery(broker=settings().redis_url, set_as_current=False)
-    client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=_SOCKET)
+    client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=SOCKET)
     return client
 
 
@@ -69,7 +70,7 @@ class Connection:
         self._redis = redis.Redis.from_url(
             settings().redis_url,
             retry=Retry(NoBackoff(), 0),
-            **_SOCKET,
+            **SOCKET,
             **tls_options(),
         )
         self.patiently = tenacity.Retrying(

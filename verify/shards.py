@@ -152,11 +152,8 @@ def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
 def kept(file: pq.ParquetFile, columns: Sequence[str], places: Sequence[int]) -> list[list[Any]]:
     """The values of the dataset's columns in the rows at these places, a list for each row."""
     table = file.read(columns=list(columns)).take(pa.array(places, pa.int64()))
-    values = [
-        [plain(found, place) for found in map(pa.ChunkedArray.combine_chunks, table.columns)]
-        for place in range(len(places))
-    ]
-    return values
+    values = [column.combine_chunks() for column in table.columns]
+    return [[plain(column, place) for column in values] for place in range(len(places))]
 
 
 def plain(values: pa.Array, place: int) -> Any:

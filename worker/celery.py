@@ -20,7 +20,7 @@ from celery.worker.consumer import Consumer, Gossip, Mingle
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
-from contract.connection import tls_options
+from contract.connection import SOCKET, tls_options
 from contract.engine import load_engine
 from contract.errors import UserError
 from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger
@@ -82,8 +82,7 @@ app.conf.update(
         "visibility_timeout": settings().visibility_timeout,
         "unacked_restore_interval": 5,  # how often unacknowledged messages are looked at; the defaults add up to 100 s
         "unacked_restore_throttle": 1,
-        "socket_timeout": 30,
-        "socket_keepalive": True,
+        **SOCKET,
     },
 )
 

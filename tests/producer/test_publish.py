@@ -303,7 +303,7 @@ def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_o
 def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_drive(
     job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(connection._SOCKET, "socket_timeout", 0.5)
+    monkeypatch.setitem(connection.SOCKET, "socket_timeout", 0.5)
     with redis_server() as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
