@@ -4,7 +4,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +161,9 @@ def _provenance(report: Report) -> dict[str, str]:
     if report.sample:
         made = Counter(f"{one.runtime}, {one.precision}" for one in report.sample.shards)
         facts["computed by"] = "; ".join(f"{name} ({count:,} shards)" for name, count in made.most_common())
-    facts["verified by"] = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    # In a checkout that was not installed embedmill has no version.
+    installed = [next(iter(distributions(name=name)), None) for name in _LIBRARIES]
+    facts["verified by"] = ", ".join(f"{found.name} {found.version}" for found in installed if found)
     facts["with"] = f"Python {platform.python_version()}, a sample of {report.asked:,} rows, seed {report.seed}"
     return {name: value for name, value in facts.items() if value}
 

@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 from click.testing import CliRunner
 
+import verify.page
 from contract.engine import EngineSpec
 from contract.job import Job
 from tests.browser import CHROMIUM, look
@@ -92,6 +93,14 @@ def test_wild_lengths_and_footers_are_drawn_or_left_out(job: Job) -> None:
     rewrite(job, 1, lambda table: table, seconds=9e8, finished="9999-12-31T23:59:59Z")
     rewrite(job, 2, lambda table: table, seconds=0)
     assert report_of(job).count("<svg ") == 4
+
+
+def test_a_checkout_that_is_not_installed_gives_a_page_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = verify.page._LIBRARIES
+    monkeypatch.setattr(verify.page, "_LIBRARIES", ("embedmill-as-if-not-installed", *libraries[1:]))
+    page = plain(report_of(job))
+    assert "verified by torch" in page
+    assert "embedmill-as-if" not in page
 
 
 def test_token_vectors_have_a_page(tiny_model: Path, dataset: Path) -> None:
