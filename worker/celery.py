@@ -70,8 +70,9 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_consumer=SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # One child for each GPU; on a CPU one child uses all cores, and several would only share them.
-    worker_concurrency=1 if settings().runtime == "onnxruntime" or lacking() else gpu_count(),
+    # Two children for each GPU: while one reads or writes, the other computes. On a CPU one child uses all cores, and
+    # several would only share them.
+    worker_concurrency=1 if settings().runtime == "onnxruntime" or lacking() else 2 * gpu_count(),
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=5,
     broker_use_ssl=tls_options() or None,
