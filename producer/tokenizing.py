@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from typing import NamedTuple
 
@@ -112,6 +113,9 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
         UserError: a process died.
     """
     pool = ProcessPoolExecutor(processes, _context(), _start, work)
+    watched, end = multiprocessing.Pipe()
+    watch = threading.Thread(target=_watch, args=(pool, watched), daemon=True)
+    watch.start()
     try:
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
         yield Making(functools.partial(_begun, pool), ahead=2 * processes)
@@ -122,12 +126,29 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
             "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
         ) from None
     finally:
-        for child in multiprocessing.active_children():
-            child.terminate()  # a batch that nobody waits for any more would be finished first
-        # This process's end of the pipe that they answer through: while it is open, the rest of a batch that one of
-        # them was ended in the middle of would be waited for, for ever.
-        pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        end.close()
+        watch.join()
+        _end(pool)  # a batch that nobody waits for any more would be finished first
         pool.shutdown(cancel_futures=True)
+
+
+def _watch(pool: ProcessPoolExecutor, until: Connection) -> None:
+    """End all processes when one has died: the executor does so too, but not while it waits for the rest of a batch
+    that one died in the middle of."""
+    while True:
+        there = [process.sentinel for process in list(pool._processes.values())]  # they are started one by one
+        if ready := wait([until, *there], timeout=1):
+            if until not in ready:
+                _end(pool)
+            return
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    for process in list(pool._processes.values()):
+        process.terminate()
+    # This process's end of the pipe that they answer through: while it is open, the rest of a batch that one of them
+    # was ended in the middle of would be waited for, for ever.
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
 
 def _made_here(work: Work, batch: int) -> "Future[bytes]":

@@ -3,17 +3,20 @@
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import redis
 
+import producer.tokenizing
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -66,6 +69,35 @@ def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
 
     with pytest.raises(UserError, match="a tokenizing process died"):
         begin_until_it_raises()
+    assert not multiprocessing.active_children()
+
+
+class SeenPool(ProcessPoolExecutor):
+    last: ProcessPoolExecutor
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        SeenPool.last = self
+
+
+def dies_half_way() -> None:
+    """In a tokenizing process: begins to answer with a megabyte and is killed."""
+    pipe = sys._getframe(1).f_locals["result_queue"]._writer
+    os.write(pipe.fileno(), struct.pack("!i", 1 << 20) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_batch_ends_it_too(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_dies() -> None:
+        with tokenizing_apart(work, 2) as making:
+            for made in [making.begin(number) for number in range(4)]:
+                made.result()
+            assert len(multiprocessing.active_children()) == 2  # the other one holds the pipe open
+            SeenPool.last.submit(dies_half_way).result(timeout=30)
+
+    monkeypatch.setattr(producer.tokenizing, "ProcessPoolExecutor", SeenPool)
+    with pytest.raises(UserError, match="a tokenizing process died"):
+        one_dies()
     assert not multiprocessing.active_children()
 
 
