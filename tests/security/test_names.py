@@ -1,0 +1,111 @@
+"""Names that would lead out of their folders."""
+
+import contextlib
+import functools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import click
+import datasets
+import pytest
+from click.testing import CliRunner
+
+import engine_build.__main__
+import producer.__main__
+import verify.__main__
+from contract.engine import EngineSpec
+from contract.ledger import Ledger
+from contract.settings import settings
+from producer.dataset import open_dataset
+from tests.conftest import JARGON
+from tests.contract.samples import a_job
+from tests.security.station import Station, point_at, send
+from tests.test_end_to_end import wait_until
+
+
+def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
+    station: Station, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Forged records in Redis, with batches whose hashes are right."""
+    client, other = station.client(), a_job(tmp_path / "other", rows=20)
+    other.save()
+    forged = [
+        a_job(tmp_path / "nowhere"),
+        a_job(tmp_path / "other").model_copy(update={"folder": other.folder}),
+        a_job(tmp_path).model_copy(update={"folder": tmp_path / "x" / ".." / ".." / "etc"}),
+    ]
+    point_at(monkeypatch, f"redis://admin:admin@localhost:{station.port}/0")
+    before = sorted(tmp_path.rglob("*"))
+    for job in forged:
+        ledger = Ledger(patience=5)
+        ledger.publish(job, 0, b"whatever")
+        send(station, job.id, 0)
+        station.said(f"batch 0 of job {job.id} is given up")
+        wait_until(functools.partial(ledger.dead, job))
+        assert "UserError" in ledger.dead(job)[0].error
+    assert [len(re.findall(words, station.log.read_text())) > 0 for words in ("no job in", "belongs to another job")]
+    # No path: the record as a whole is refused. A name that is not the key's: likewise.
+    record = json.loads(forged[0].model_dump_json())
+    for name, folder in (("nul", f"{tmp_path}/nul\0/nul"), ("mine", f"{tmp_path}/yours"), ("..", f"{tmp_path}/..")):
+        client.set(f"embedmill:{name}:job", json.dumps(record | {"folder": folder, "split": "train"}))
+    client.set("embedmill:split:job", json.dumps(record | {"folder": f"{tmp_path}/split", "split": "../../x"}))
+    for name in ("nul", "mine", "split"):
+        send(station, name, 0)
+        station.said(f"dropped a message for batch 0 of job {name}, which nobody announced")
+    send(station, "..", 0)
+    station.said("batch 0 of job .. is not in Redis")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "env", "says"),
+    [
+        (verify.__main__.main, ["../../etc"], {}, "no job in ../../etc"),
+        (verify.__main__.main, ["/etc"], {}, "no job in /etc"),
+        (verify.__main__.main, ["a\0b"], {}, "no job in"),
+        (producer.__main__.main, ["status", "../../etc"], {}, "no job in ../../etc"),
+        (producer.__main__.main, ["retry", "../.."], {}, "no job in ../.."),
+        (producer.__main__.main, ["--dataset", str(JARGON)], {"EMBEDMILL_ENGINE": "../x"}, "'../x' is no engine name"),
+        (producer.__main__.main, ["--dataset", str(JARGON), "--engine", "/x"], {}, "'/x' is no engine name"),
+        (producer.__main__.main, ["--dataset", str(JARGON), "--engine", "a\0b"], {}, r"'a\x00b' is no engine name"),
+        (producer.__main__.main, ["--dataset", "../../nothing"], {}, "no dataset ../../nothing"),
+        (producer.__main__.main, ["--dataset", str(JARGON), "--split", "../x"], {}, "no split '../x'"),
+        (engine_build.__main__.main, ["--model", "{model}", "--name", "../x"], {}, "'../x' is no engine name"),
+        (engine_build.__main__.main, ["--model", "{model}", "--name", ".."], {}, "'..' is no engine name"),
+    ],
+)
+def test_a_name_on_the_command_line_cannot_leave_its_folder(
+    command: click.Command,
+    arguments: list[str],
+    env: dict[str, str],
+    says: str,
+    tiny: EngineSpec,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    place = tmp_path / "deep" / "er"
+    place.mkdir(parents=True)
+    with contextlib.chdir(place):
+        told = CliRunner().invoke(command, [one.format(model=tiny_model) for one in arguments])
+    assert told.exit_code == 1
+    assert told.stderr.startswith("Error: ")
+    assert says in told.stderr
+    assert told.stderr.count("\n") == 1
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep", place]
+
+
+def test_a_saved_dataset_cannot_name_a_split_that_leaves_the_folder(tiny: EngineSpec, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]}, split="train[:2]")
+    rows.save_to_disk(tmp_path / "saved" / "train")
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["../x"]}')
+    shutil.copytree(tmp_path / "saved" / "train", tmp_path / "x")
+    told = CliRunner().invoke(producer.__main__.main, ["--dataset", str(tmp_path / "saved")])
+    assert "Error: '../x' is no name of a split" in told.stderr
+    # A part of a split is named as no file is, and is a dataset all the same.
+    assert open_dataset(str(tmp_path / "x")).split == "train"
