@@ -140,8 +140,9 @@ _GPU = click.option("--gpu", type=click.IntRange(min=0), default=0, show_default
     type=ProfileType(),
     multiple=True,
     help="Shapes that the plan takes, such as 32x512, or ranges, such as 1-32x257-512; may be given several times. "
-    "With --packed the rows at most and the tokens of all rows together, such as 512x16384. Each takes about as long "
-    "to build as the last.  [default: up to 16,384 tokens, padded for each doubling of the length]",
+    "With --packed the rows at most and the tokens of all rows together, such as 1056x33792. Each takes about as "
+    "long to build as the last.  [default: packed five sizes, up to 256 tokens for each of the GPU's "
+    "multiprocessors; padded up to 16,384 tokens, for each doubling of the length]",
 )
 @click.option(
     "--packed/--padded",

@@ -16,7 +16,7 @@ import tensorrt as trt
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.plan import ATTENTION_PLUGIN, PlanSpec, Profile
-from engine_build.profiles import Shapes, check_profiles, default_profiles, packed_shapes, padded_shapes
+from engine_build.profiles import Shapes, check_profiles, packed_profiles, packed_shapes, padded_profiles, padded_shapes
 from worker.plan import LOG, open_gpu
 
 Step = Callable[[str, int, int], None]
@@ -39,7 +39,7 @@ def add_plan(
 
     Args:
         spec: the engine.
-        profiles: the shapes it takes; None for ``default_profiles``.
+        profiles: the shapes it takes; None for those of ``engine_build.profiles``.
         packed: whether rows lie end to end; None for where that was measured to be faster, on TensorRT 8.6, unless
             there are profiles, which are a padded plan's then.
         level: the builder's optimization level, 0 to 5. Higher builds take longer.
@@ -63,12 +63,14 @@ def add_plan(
     if packed is None:
         # 8.6's own attention is slow with a mask. That of later versions, all of which know strong typing, is fused.
         packed = not profiles and can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    profiles = tuple(profiles or default_profiles(spec.max_length, packed=packed))
-    check_profiles(profiles, spec.max_length, packed=packed)
     sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
     onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
     with ExitStack() as stack:
-        sm = open_gpu(gpu, stack)
+        sm, device = open_gpu(gpu, stack), cuda.Device(gpu)
+        if not profiles:
+            multiprocessors = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
+            profiles = packed_profiles(multiprocessors) if packed else padded_profiles(spec.max_length)
+        check_profiles(profiles, spec.max_length, packed=packed)
         folder = spec.folder / "plans"
         folder.mkdir(exist_ok=True)
         name = f"trt{trt.__version__}-sm{sm}"
@@ -89,9 +91,9 @@ def add_plan(
             packed=packed,
             tensorrt=trt.__version__,
             sm=sm,
-            gpu=cuda.Device(gpu).name(),
+            gpu=device.name(),
             precision="fp16",
-            profiles=profiles,
+            profiles=tuple(profiles),
             optimization_level=level,
             build_seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),

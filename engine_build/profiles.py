@@ -7,10 +7,10 @@ from contract.errors import UserError
 from contract.plan import PACKED_INPUTS, Profile, packed_rows
 
 _TOKENS = 16_384
-"""Tokens of a profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""
-_LAST_TOKENS = 2_048
-"""Of the smallest packed profile, for what is left at a batch's end. Those between, each of half as many tokens as the
-next, are 1.7 % on an H200: half of the largest reaches 0.90 of its tokens a second, a quarter 0.84, an eighth 0.61."""
+"""Tokens of a padded profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""
+_PACKED_TOKENS = (256, 128, 64, 32, 16)
+"""Of the packed profiles, for each of the GPU's multiprocessors, so that all are at work to a matrix product's end.
+On an H200, which has 132, from 33,792 to 2,112. All but the largest are for what is left at a batch's end."""
 _PACKED_ROWS = 32
 """A packed profile has a row for as many tokens; shorter rows leave some of its tokens to padding."""
 _LENGTHS = (64, 128, 256, 512)
@@ -19,18 +19,19 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Each input's least and largest shape."""
 
 
-def default_profiles(max_length: int, *, packed: bool) -> tuple[Profile, ...]:
-    """Micro-batches of up to 16,384 tokens: packed, or a profile for each doubling of the length."""
-    if packed:
-        sizes = [_TOKENS]
-        while sizes[-1] > _LAST_TOKENS:
-            sizes.append(sizes[-1] // 2)
-        return tuple(Profile(1, size // _PACKED_ROWS, 1, size) for size in sizes)
+def padded_profiles(max_length: int) -> tuple[Profile, ...]:
+    """The default of a padded plan: micro-batches of up to 16,384 tokens, a profile for each doubling of the length."""
     lengths = [length for length in _LENGTHS if length < max_length] + [max_length]
     shortest = [1] + [length + 1 for length in lengths]
     return tuple(
         Profile(1, max(1, _TOKENS // length), least, length) for least, length in zip(shortest, lengths, strict=False)
     )
+
+
+def packed_profiles(multiprocessors: int) -> tuple[Profile, ...]:
+    """The default of a packed plan on a GPU with so many multiprocessors: five sizes."""
+    sizes = [multiprocessors * tokens for tokens in _PACKED_TOKENS]
+    return tuple(Profile(1, max(1, size // _PACKED_ROWS), 1, size) for size in sizes)
 
 
 def check_profiles(profiles: Sequence[Profile], max_length: int, *, packed: bool) -> None:

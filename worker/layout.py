@@ -109,9 +109,10 @@ class Packed:
         lengths = batch.lengths[micro.rows]
         real, rows = int(lengths.sum()), packed_rows(self._profiles[micro.profile], self._max_length)
         spare = rows - len(lengths)
-        # Padding is rows too: what no row owns is never computed, and whatever was in its memory would spread.
+        # Padding is rows too: what no row owns is never computed, and whatever was in its memory would spread. They are
+        # few and long: the attention takes a row's least time for a row of one token too.
         padding = micro.tokens - real
-        each = -(-padding // spare)
+        each = max(-(-padding // spare), int(lengths.max()))
         filler = np.minimum(each, np.maximum(0, padding - each * np.arange(spare)))
         every = np.concatenate([lengths, filler])
         tokens = np.arange(batch.input_ids.shape[1]) < lengths[:, None]

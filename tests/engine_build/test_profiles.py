@@ -3,32 +3,37 @@ import pytest
 
 from contract.errors import UserError
 from contract.plan import Profile
-from engine_build.profiles import check_profiles, default_profiles, packed_shapes, padded_shapes
+from engine_build.profiles import check_profiles, packed_profiles, packed_shapes, padded_profiles, padded_shapes
 from worker.microbatch import cut_by_profiles, cut_packed
 
 
 @pytest.mark.parametrize("max_length", [3, 64, 65, 128, 300, 512, 2048, 40_000])
-def test_the_default_profiles_take_any_batch(max_length: int) -> None:
+def test_the_default_padded_profiles_take_any_batch(max_length: int) -> None:
     lengths = np.random.default_rng(0).integers(1, max_length + 1, 500)
-    padded = default_profiles(max_length, packed=False)
-    check_profiles(padded, max_length, packed=False)
-    assert sum(len(micro.rows) for micro in cut_by_profiles(lengths, padded)) == 500
-    if max_length <= 512:  # longer rows are never packed
-        packed = default_profiles(max_length, packed=True)
-        check_profiles(packed, max_length, packed=True)
-        assert sum(len(micro.rows) for micro in cut_packed(lengths, packed)) == 500
-    assert all(profile.rows * profile.length <= max(16_384, max_length) for profile in padded)
+    profiles = padded_profiles(max_length)
+    check_profiles(profiles, max_length, packed=False)
+    assert sum(len(micro.rows) for micro in cut_by_profiles(lengths, profiles)) == 500
+    assert all(profile.rows * profile.length <= max(16_384, max_length) for profile in profiles)
 
 
-def test_the_default_profiles_of_512_tokens() -> None:
-    assert list(map(str, default_profiles(512, packed=False))) == [
+@pytest.mark.parametrize("max_length", [3, 64, 300, 512])  # longer rows are never packed
+@pytest.mark.parametrize("multiprocessors", [2, 14, 40, 58, 108, 132])
+def test_the_default_packed_profiles_take_any_batch(max_length: int, multiprocessors: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, max_length + 1, 500)
+    profiles = packed_profiles(multiprocessors)
+    check_profiles(profiles, max_length, packed=True)
+    assert sum(len(micro.rows) for micro in cut_packed(lengths, profiles)) == 500
+
+
+def test_the_default_profiles_of_512_tokens_on_an_h200() -> None:
+    assert list(map(str, padded_profiles(512))) == [
         "1-256x1-64",
         "1-128x65-128",
         "1-64x129-256",
         "1-32x257-512",
     ]
-    sizes = "1-512x1-16384", "1-256x1-8192", "1-128x1-4096", "1-64x1-2048"
-    assert tuple(map(str, default_profiles(512, packed=True))) == sizes
+    sizes = "1-1056x1-33792", "1-528x1-16896", "1-264x1-8448", "1-132x1-4224", "1-66x1-2112"
+    assert tuple(map(str, packed_profiles(132))) == sizes
 
 
 @pytest.mark.parametrize(("packed", "mend"), [(False, "--profile 1-32x512"), (True, "--profile 64x2048")])

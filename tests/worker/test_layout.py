@@ -58,6 +58,12 @@ def test_packed_rows_lie_end_to_end() -> None:
     assert inputs["longest"].shape == (5,)
 
 
+def test_padding_behind_packed_rows_is_few_rows() -> None:
+    layout = Packed(engine_spec(max_length=WIDTH), plan_spec(packed=True, profiles=["1-6x1-24"]))
+    inputs = filled(layout, batch_of(5, 3), MicroBatch(np.array([0, 1]), length=5, tokens=24))
+    assert inputs["cu_seqlens"].tolist() == [0, 5, 8, 13, 18, 23, 24, 24, 24]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_every_token_of_a_packed_shape_is_some_rows_and_no_row_is_too_long(seed: int) -> None:
     random = np.random.default_rng(seed)
