@@ -110,7 +110,7 @@ class Packed:
         real, rows = int(lengths.sum()), packed_rows(self._profiles[micro.profile], self._max_length)
         spare = rows - len(lengths)
         # Padding is rows too: what no row owns is never computed, and whatever was in its memory would spread. They are
-        # few and long: the attention takes a row's least time for a row of one token too.
+        # few and long, as the plug-in works row by row.
         padding = micro.tokens - real
         each = max(-(-padding // spare), int(lengths.max()))
         filler = np.minimum(each, np.maximum(0, padding - each * np.arange(spare)))
