@@ -104,13 +104,38 @@ class VectorForm(BaseModel):
             bits = self._bits(stored, reference.shape[1])
             return np.where(bits == (reference > 0), reference, 0)
         if self.dtype == "int8":
-            low, step = self._steps()
-            code = stored.astype(np.float64) + 128
-            # What was outside the ranges is in the outermost steps.
-            least = np.where(code == 0, -np.inf, low + code * step)
-            most = np.where(code == 255, np.inf, low + (code + 1) * step)
-            return np.clip(reference, least, most)
+            return np.clip(reference, *self._intervals(stored))
         return stored.astype(np.float32)
+
+    def norm_range(self, stored: Stored, elements: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Between which Euclidean norms the vectors are that are stored like these.
+
+        ``[n]`` float64 both. Of float32 both are the norm itself, give or take its rounding; of binary the norm is not
+        known at all: 0 and infinity.
+
+        Args:
+            stored: ``[n, width(elements)]``, every value finite.
+            elements: of a vector.
+        """
+        if self.dtype == "binary":
+            return np.zeros(len(stored)), np.full(len(stored), np.inf)
+        if self.dtype == "int8":
+            least, most = self._intervals(stored)
+            nearest = np.where((least <= 0) & (most >= 0), 0, np.minimum(np.abs(least), np.abs(most)))
+            farthest = np.maximum(np.abs(least), np.abs(most))
+            return np.linalg.norm(nearest, axis=1), np.linalg.norm(farthest, axis=1)
+        exact = np.linalg.norm(stored.astype(np.float64), axis=1)
+        # Half a unit in the last place of each element, and of elements too small for that half the smallest step.
+        precision = np.finfo(stored.dtype)
+        rounding = exact * float(precision.eps) / 2 + float(precision.smallest_subnormal) / 2 * elements**0.5
+        return exact - rounding, exact + rounding
+
+    def _intervals(self, stored: Stored) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The lowest and the highest value that each int8 element stands for, ``[n, elements]`` float64."""
+        low, step = self._steps()
+        code = stored.astype(np.float64) + 128
+        # What was outside the ranges is in the outermost steps.
+        return np.where(code == 0, -np.inf, low + code * step), np.where(code == 255, np.inf, low + (code + 1) * step)
 
     def _steps(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         low, high = np.asarray(self.ranges, np.float32)

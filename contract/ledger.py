@@ -165,7 +165,7 @@ class Ledger(Connection):
             job = Job.model_validate_json(found) if found else None
         except ValidationError:
             return None
-        return job if job and job.id == job_id else None
+        return job if job and job.id == job.due_id == job_id else None
 
     def fetch(self, job_id: str, batch: int) -> bytes | None:
         """A batch's bytes, which are the published ones; None if they are not, or no longer, there.

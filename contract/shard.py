@@ -11,7 +11,7 @@
 ``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
 unless there are fewer dimensions or bits.
 
-The file's key-value metadata holds a ``ShardInfo``: what made it, and its sums.
+The file's key-value metadata holds a ``ShardInfo``: what made it, its sums, and a digest of each column.
 """
 
 import errno
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
+from contract.digest import digests_of
 from contract.files import sync, sync_folder
 from contract.form import Stored
 from contract.store import ObjectPath
@@ -69,6 +70,8 @@ class ShardInfo(BaseModel):
     """From the batch's bytes to its vectors."""
     finished: AwareDatetime
     """When that ended, UTC. The file's own time would not do: a copy has another."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    """Of each column, by name, what ``contract.digest`` gives for it; ``table_of`` puts them in."""
 
 
 def table_of(
@@ -104,7 +107,7 @@ def table_of(
         full = np.zeros((len(batch), vectors.shape[1]), vectors.dtype)
         full[~without] = vectors
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without))
-    return pa.table(
+    table = pa.table(
         {
             "row_id": pa.array(batch.row_id),
             "embedding": embedding,
@@ -113,7 +116,9 @@ def table_of(
             "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
             **batch.kept,
         }
-    ).replace_schema_metadata({_KEY: info.model_dump_json().encode()})
+    )
+    complete = info.model_copy(update={"digests": digests_of(table)})
+    return table.replace_schema_metadata({_KEY: complete.model_dump_json().encode()})
 
 
 def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:

@@ -218,6 +218,21 @@ def modified(file: Path | ObjectPath) -> float | None:
     return file.stat().st_mtime_ns / 1e9 if file.is_file() else None
 
 
+def move(file: Path | ObjectPath, target: Path | ObjectPath) -> Path | ObjectPath:
+    """Move a file; an object store is asked to take a copy and then to delete the old one.
+
+    Returns:
+        The target.
+    """
+    if isinstance(file, ObjectPath) or isinstance(target, ObjectPath):
+        target.write_bytes(file.read_bytes())
+        file.unlink()
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(target)
+    return target
+
+
 @functools.cache
 def _file_system(scheme: str, bucket: str) -> fs.FileSystem:
     """Made on first use, so never in a process that forks workers: the AWS SDK's threads would be missing there."""

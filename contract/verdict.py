@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.store import modified
+from contract.store import entries, modified
 
 
 class Check(BaseModel):
@@ -41,6 +41,8 @@ class Verdict(BaseModel):
     """UTC, ISO 8601."""
     compared: int
     """Rows that were computed again."""
+    at_fault: list[str]
+    """The names of all files in ``data/`` that must be made again, or do not belong there."""
     checks: list[Check]
     strata: list[Figures]
     total: Figures
@@ -65,11 +67,32 @@ def load_verdict(job: Job) -> Verdict | None:
         ) from None
 
 
+def at_fault(job: Job) -> list[str]:
+    """The names of the files in ``data/`` that the verifier found at fault and that are still there as it saw them.
+
+    Raises:
+        UserError: ``verify.json`` is not the verifier's, or another job's.
+    """
+    verdict = load_verdict(job)
+    if verdict is None or not verdict.at_fault:
+        return []
+    if not _is_of(verdict, job):
+        raise UserError(
+            f"{job.folder / 'verify.json'} is another job's", mend=f"verify this one: python -m verify {job.folder}"
+        )
+    seen, there = modified(job.folder / "verify.json") or 0, entries(job.data)
+    return [name for name in verdict.at_fault if name in there and there[name].modified <= seen]
+
+
+def _is_of(verdict: Verdict, job: Job) -> bool:
+    return (verdict.fingerprint, verdict.revision, verdict.rows) == (job.fingerprint, job.revision, job.rows)
+
+
 def doubt(job: Job, verdict: Verdict | None) -> str:
     """Why a job cannot count as verified; empty if it can."""
     if verdict is None:
         return "it has not been verified"
-    if (verdict.fingerprint, verdict.revision, verdict.rows) != (job.fingerprint, job.revision, job.rows):
+    if not _is_of(verdict, job):
         return "its verify.json is another job's"
     if not verdict.passed:
         return f"the verifier found fault ({', '.join(check.name for check in verdict.checks if not check.passed)})"

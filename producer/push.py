@@ -13,7 +13,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from tqdm.contrib.concurrent import thread_map
 
 from contract.errors import UserError, reason
-from contract.job import Job, engine_of, job_id
+from contract.job import Job, engine_of
 from contract.store import ObjectPath
 from contract.verdict import doubt, load_verdict
 from producer.card import card_of, pushed_job
@@ -98,7 +98,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
         front_matter = _front_matter(api, repo, str(there.sha)) if "README.md" in files else {}
         shards = {f"data/{job.shard(batch).name}": job.shard(batch) for batch in range(job.batches)}
         stale = sorted(file for file in files if file.startswith("data/") and file not in shards)
-        other = pushed_job(front_matter) not in (None, job_id(job.identity, job.dataset))
+        other = pushed_job(front_matter) not in (None, job.id)
         if (stale or other) and not replace:
             raise UserError(
                 f"{repo} holds {pushed_job(front_matter) or ', '.join(stale[:3])}",

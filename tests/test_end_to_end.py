@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import psutil
 import pyarrow.dataset as pads
 import pytest
 from celery import Celery
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from sentence_transformers import SentenceTransformer
 
 import verify.__main__
@@ -25,6 +26,7 @@ from contract.ledger import QUEUE, TASK, Ledger
 from contract.settings import settings
 from examples.local import celery_worker, redis_server
 from tests.conftest import JARGON, MINILM, build_engine
+from tests.verify.jobs import plant, scaled
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +264,54 @@ def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_lo
     ledger = Ledger(patience=5)
     wait_until(lambda: ledger.queued() + ledger.held() == 0)
     assert job.committed() == {0}
+
+
+def advised(told: Result) -> list[list[str]]:
+    """The commands in what the verifier says: behind a colon, to the line's end."""
+    lines = [line.rpartition(": ")[2] for line in told.output.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("harm", ["one shard", "more shards than are named", "a stray file", "a missing shard"])
+def test_what_the_verifier_advises_mends_the_job_and_destroys_nothing(
+    harm: str, tiny: EngineSpec, worker_log: Path
+) -> None:
+    run("producer", "--dataset", JARGON, "--limit", 150, "--batch-rows", 5)
+    job = latest_job()
+    before = {batch: job.shard(batch).read_bytes() for batch in range(30)}
+    removed: list[str] = []
+    for batch in {"one shard": [3], "more shards than are named": range(2, 27)}.get(harm, []):
+        plant(job, batch, scaled(1, 2.0))
+        removed.append(job.shard(batch).name)
+    if harm == "a stray file":
+        (job.data / "notes.txt").write_text("mine")
+        removed.append("notes.txt")
+    if harm == "a missing shard":
+        job.shard(7).unlink()
+    harmed = {name: (job.data / name).read_bytes() for name in removed}
+
+    told = CliRunner().invoke(verify.__main__.main, ["--sample", "3"])
+    assert told.exit_code == 1, told.output
+    ((python, dash_m, *command),) = advised(told)
+    assert (python, dash_m) == ("python", "-m")
+    run(*command)
+    verified("--sample", "3")
+    assert {name: (job.folder / "aside" / f"{name}.1").read_bytes() for name in removed} == harmed
+    kept = {batch: job.shard(batch).read_bytes() == content for batch, content in before.items()}
+    assert all(kept[batch] for batch in range(30) if job.shard(batch).name not in removed and batch != 7)
+
+
+def test_an_edited_job_is_told_as_that_and_nothing_is_touched(tiny: EngineSpec, worker_log: Path) -> None:
+    run("producer", "--dataset", JARGON, "--limit", 20, "--batch-rows", 10)
+    job = latest_job()
+    file = job.folder / "job.json"
+    genuine, shards = file.read_text(), {batch: job.shard(batch).read_bytes() for batch in (0, 1)}
+    file.write_text(genuine.replace('"batch_rows": 10', '"batch_rows": 20'))
+    for command in (["verify"], ["producer", "retry"], ["producer", "status"]):
+        told = run(*command, expect=1)
+        assert "job.json was edited" in told.stderr
+        assert told.stderr.count("\n") == 1
+        assert "python -m producer retry" not in told.stdout
+    file.write_text(genuine)
+    assert {batch: job.shard(batch).read_bytes() for batch in (0, 1)} == shards
+    verified("--sample", "3")

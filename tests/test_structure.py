@@ -15,6 +15,7 @@ ALLOWED = {
     # A plan is built and timed for the engine that runs it.
     "engine_build": {
         "contract",
+        "producer.batches",  # the export is checked with rows as the producer makes them
         "worker.engine",
         "worker.gpus",
         "worker.layout",
@@ -23,7 +24,8 @@ ALLOWED = {
     },
     "producer": {"contract"},
     "worker": {"contract"},
-    "verify": {"contract", "engine_build.model", "engine_build.source", "producer.dataset"},
+    # The dataset as the producer reads it, to compare with, and which files it is made of; no reader of the producer's.
+    "verify": {"contract", "producer.dataset", "producer.files", "producer.remote"},
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from contract.job import Job
 from contract.store import names
 from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, Missing, Stranger, open_shard, side_by_side, values
+from verify.shards import BadShard, Missing, Stranger, open_shard, row_ids, side_by_side
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Accounting(Tally):
     """Rows in a shard that is not theirs, or in no slice of the dataset at all."""
     disordered: Findings = NONE
     """Shards whose rows are not in the dataset's order."""
-    suspects: Findings = NONE
-    """Every file in a shard's place with any of these faults: what must be made again."""
     readable: tuple[int, ...] = ()
     """The batches whose shards could be read."""
+    at_fault: tuple[int, ...] = ()
+    """The batches with a file in their shard's place that has any of these faults."""
+    strays: tuple[str, ...] = ()
+    """The names of all unexpected files."""
 
     def __bool__(self) -> bool:
         return self.rows == self.expected_rows and not any(self.findings.values())
@@ -50,38 +52,38 @@ class Accounting(Tally):
 def account(job: Job) -> Accounting:
     """Count a job's shards and rows."""
     expected = {job.shard(batch).name for batch in range(job.batches)}
-    there = set(names(job.data))
-    total, readable = Accounting(unexpected_files=Findings.of(sorted(there - expected))), []
+    strays = sorted(set(names(job.data)) - expected)
+    total, readable, at_fault = Accounting(unexpected_files=Findings.of(strays)), [], []
     for batch, one in side_by_side(functools.partial(_of_shard, job), range(job.batches)):
         total += one
         if one.shards:
             readable.append(batch)
-    return replace(total, readable=tuple(readable))
+        if not one and not one.missing_shards:
+            at_fault.append(batch)
+    return replace(total, readable=tuple(readable), at_fault=tuple(at_fault), strays=tuple(strays))
 
 
 def _of_shard(job: Job, batch: int) -> Accounting:
     wanted, name = job.row_range(batch), job.shard(batch).name
     due = Accounting(expected_shards=1, expected_rows=len(wanted))
-    suspect = Accounting(suspects=Findings.of([name]))
     try:
         with open_shard(job, batch) as (file, _):
-            ids = values(file, "row_id")
+            ids = row_ids(file)
     except Missing:
         return due + Accounting(missing_rows=Findings.of(wanted), missing_shards=Findings.of([name]))
     except BadShard as error:
         why = Findings.of([f"{name}: {error}"])
         kind = Accounting(strangers=why) if isinstance(error, Stranger) else Accounting(unreadable=why)
-        return due + suspect + kind + Accounting(missing_rows=Findings.of(wanted))
+        return due + kind + Accounting(missing_rows=Findings.of(wanted))
     read = due + Accounting(shards=1, rows=len(ids))
     every = np.arange(wanted.start, wanted.stop)
     if np.array_equal(ids, every):
         return read
     found, counts = np.unique(ids, return_counts=True)
     belongs = (found >= wanted.start) & (found < wanted.stop)
-    wrong = Accounting(
+    return read + Accounting(
         missing_rows=Findings.of(np.setdiff1d(every, found).tolist()),
         rows_twice=Findings.of(found[belongs & (counts > 1)].tolist()),
         foreign_rows=Findings.of(found[~belongs].tolist()),
         disordered=Findings.of([name] if (ids[1:] < ids[:-1]).any() else []),
     )
-    return read + suspect + wrong

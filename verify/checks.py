@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from contract.compare import TOLERANCES
 from contract.job import Job
 from verify.accounting import Accounting
 from verify.compared import Compared, total
 from verify.findings import Findings
-from verify.sample import Sample
+from verify.sample import Sample, Vectors
+
+if TYPE_CHECKING:
+    from verify.readings import Readings
 
 
 @dataclass(frozen=True)
@@ -47,25 +51,37 @@ def accounting_checks(accounting: Accounting, unreadable: Findings) -> list[Chec
     ]
 
 
-def whole_checks(sample: Sample, unexpected_texts: Findings) -> list[Check]:
-    """Are the columns of all rows consistent?
+def whole_checks(sample: Sample, expected: Vectors, unexpected_texts: Findings) -> list[Check]:
+    """Are the columns of all rows consistent, and what the workers wrote?
 
     Args:
         sample: the sample, which has seen every row.
+        expected: what the vectors must be.
         unexpected_texts: rows without a text in the shards that have one in the dataset.
     """
     seen = sample.seen
     nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}
-    wild = {"NaN or infinity in rows": seen.wild}
     sums = {"truncated against n_tokens, rows": seen.wrong_flags, "footer against rows": seen.wrong_sums}
+    norms = {"zero vectors in rows": seen.zero, "another norm than 1 in rows": seen.wrong_norms}
     vectors = seen.rows - seen.without_text - seen.failed.count
     errors = f"{seen.failed.count:,} rows have one instead of a vector"
     return [
         _check("errors", f"{errors}: {seen.failed}" if seen.failed else errors, {}),
         _check("without a text", f"{seen.without_text:,} rows, their embedding null", nulls),
-        _check("finite", f"every value of {vectors:,} rows' vectors", wild),
+        _check("finite", f"every value of {vectors:,} rows' vectors", {"NaN or infinity in rows": seen.non_finite}),
+        _check("norms", "1 each" if expected.unit_norm else "none is 0", norms),
         _check("sums", f"{seen.truncated:,} of {seen.rows:,} rows truncated, as the shards' footers say", sums),
+        _check("digests", "every column is as its worker wrote it", {"other contents in": seen.changed}),
     ]
+
+
+def source_check(readings: "Readings", job: Job) -> Check:
+    """Is the dataset what the producer read, by another reader?"""
+    figures = f"{readings.rows:,} rows and {len(readings.texts):,} sampled texts, by {readings.reader}"
+    wrong = {"read differently": readings.differing}
+    if readings.rows != job.rows:
+        figures += f"; the job has {job.rows:,} rows"
+    return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
 def sample_checks(compared: Sequence[Compared], job: Job) -> list[Check]:

@@ -12,6 +12,7 @@ from contract.form import Stored, VectorForm
 from contract.job import Job
 from verify.sample import Row
 from verify.shards import BadShard, kept, open_shard, vectors
+from verify.source import same
 
 _PLAIN = VectorForm()
 
@@ -129,7 +130,7 @@ def compare_row(
         length_problem=_wrong_length(row, expected.n_tokens, truncated=expected.n_tokens > max_length and not windowed),
         vector_problem=vector_problem,
         text=_excerpt(expected.text or "", _TEXT),
-        kept_problem="" if repr(list(found.kept)) == repr(list(expected.kept)) else "a kept column has another value",
+        kept_problem=_wrong_kept(found.kept, expected.kept),
     )
 
 
@@ -157,6 +158,11 @@ def _wrong_length(row: Row, n_tokens: int, *, truncated: bool) -> str:
     if row.n_tokens != n_tokens:
         return f"n_tokens {row.n_tokens}, recomputed {n_tokens}"
     return "" if row.truncated == truncated else f"truncated is {row.truncated} at {n_tokens} tokens"
+
+
+def _wrong_kept(found: Sequence[Any], expected: Sequence[Any]) -> str:
+    agree = len(found) == len(expected) and all(map(same, found, expected))
+    return "" if agree else "a kept column has another value"
 
 
 def _excerpt(text: str, length: int) -> str:

@@ -141,7 +141,7 @@ def _provenance(report: Report) -> dict[str, str]:
         "job": job.id,
         "dataset": job.dataset,
         "configuration": job.config or "",
-        "split, column": f"{job.split}, {job.column}",
+        "split, text": f"{job.split}, {job.parts.shown}",
         "revision": job.revision,
         "rows": f"{job.rows:,}" + (f" (limit {job.limit:,})" if job.limit else "") + f", {job.batch_rows:,} to a shard",
         "prefix": repr(job.prefix) if job.prefix else "",

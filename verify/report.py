@@ -43,8 +43,8 @@ class Report:
     sample: Sample | None
     """None where the job's dataset, engine or model could not be used."""
     compared: Sequence[Compared]
-    spoilt: Sequence[str]
-    """Files of shards that must be made again, as far as they are named."""
+    at_fault: Sequence[str]
+    """The names of all files in ``data/`` that must go: shards to be made again, and what is no shard."""
     engine: EngineSpec | None
     """None where the job's engine could not be used."""
 
@@ -84,7 +84,8 @@ def _as_dict(report: Report) -> dict[str, Any]:
     job, seen = report.job, report.sample.seen if report.sample else None
     worst = sorted((row for row in report.compared if row.comparison), key=_badness)[:_WORST]
     accounting = asdict(report.accounting)
-    del accounting["readable"]
+    for name in ("readable", "at_fault", "strays"):
+        del accounting[name]
     return {
         "job": job.id,
         "engine": job.engine,
@@ -101,6 +102,7 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "seed": report.seed,
         "compared": len(report.compared),
         "checks": [asdict(check) for check in report.checks],
+        "at_fault": list(report.at_fault),
         "accounting": accounting,
         "rows": job.rows,
         "truncated": seen.truncated if seen else None,
@@ -193,35 +195,16 @@ def verdict(report: Report) -> str:
 
 def _mend(report: Report) -> str:
     job, steps = report.job, []
-    if report.accounting.unexpected_files:
-        steps.append(f"Move what does not belong out of {job.data}")
-    if report.spoilt:
-        where = f"cd {shlex.quote(str(job.data))} && rm" if isinstance(job.data, Path) else f"in {job.data}"
-        steps.append(f"Remove the shards at fault: {where} {shlex.join(report.spoilt)}")
-    if report.spoilt or report.accounting.missing_shards:
-        steps.append(f"Run the producer again, which makes only the shards that are missing: {producer_command(job)}")
+    retry = shlex.join(["python", "-m", "producer", "retry", str(job.folder)])
+    if count := len(report.at_fault):
+        files = "the file" if count == 1 else f"the {count:,} files"
+        named = ", ".join(report.at_fault[:_NAMED]) + (", …" if count > _NAMED else "")
+        steps.append(f"Set {files} at fault aside and make missing shards again: {retry}")
+        steps.append(f"At fault: {named}" + (" (all of them: verify.json, at_fault)" if count > _NAMED else ""))
+    elif report.accounting.missing_shards:
+        steps.append(f"Make the missing shards: {retry}")
+    if any(check.name == "source" and not check.passed for check in report.checks):
+        steps.append(
+            "Two readers read the dataset differently: look at the rows named above; the vectors may be of another text"
+        )
     return "\n".join(steps)
-
-
-def producer_command(job: Job) -> str:
-    """The command that made a job, and finishes it."""
-    options = {
-        "--dataset": job.dataset,
-        "--config": job.config,
-        "--revision": None if Path(job.dataset).is_absolute() else job.revision,
-        "--split": job.split,
-        "--text-column": job.column,
-        "--limit": job.limit,
-        "--prefix": job.prefix,
-        "--engine": job.engine,
-        "--output": job.folder.parent,
-        "--batch-rows": job.batch_rows,
-        "--dtype": job.form.dtype,
-        "--ranges": job.folder if job.form.ranges else None,
-        "--dimensions": job.form.dimensions,
-        "--keep-columns": ",".join(job.columns) or None,
-        "--long-texts": None if job.overlap is None else "window",
-        "--overlap": job.overlap,
-    }
-    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    return shlex.join(["python", "-m", "producer", *given, *(["--stream"] if job.stream else [])])

@@ -1,9 +1,10 @@
 """Reading one shard of a job, and saying what is wrong with a file that is none."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.compare import TOLERANCES
-from contract.form import Stored
-from contract.job import Job, job_id
+from contract.digest import ColumnDigest
+from contract.form import Stored, VectorForm
+from contract.job import Job
 from contract.shard import ShardInfo, info_of, open_file
 
 _AT_ONCE = 16
 """Shards that are read side by side: an object store takes its time for each."""
 
-_ROWS = 64
-"""Of which the vectors are held at once: at token level they may be a hundred megabytes."""
+_ROWS, _TOKEN_ROWS = 1024, 64
+"""Rows that are held at once. At token level 64 rows' vectors may be a hundred megabytes."""
 
 _COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
 
@@ -87,8 +89,7 @@ def _check_columns(schema: pa.Schema, job: Job) -> None:
 
 
 def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
-    # A job's folder may have been renamed since; what its job.json says still gives the name that the shards carry.
-    if info.job not in (job.id, job_id(job.identity, job.dataset)):
+    if info.job != job.id:
         raise Stranger(f"made for job {info.job}")
     if info.batch != batch:
         raise Stranger(f"made for batch {info.batch}")
@@ -98,55 +99,109 @@ def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
         raise Stranger(f"made in precision {info.precision}, which has no tolerance here ({', '.join(TOLERANCES)})")
 
 
-def values(file: pq.ParquetFile, column: str) -> npt.NDArray[Any]:
-    """One of the plain columns: ``row_id`` int64, ``n_tokens`` int32 or ``truncated`` bool, ``[rows]``.
+def row_ids(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
+    """The rows' ids, int64 ``[rows]``.
 
     Raises:
-        ValueError: it has nulls, or not as many values as the footer says rows.
+        ValueError: some are null, or there are not as many as the footer says rows.
     """
-    found = file.read(columns=[column]).column(column)
+    found = file.read(columns=["row_id"]).column("row_id")
     if found.null_count or len(found) != file.metadata.num_rows:
-        raise ValueError(f"{len(found) - found.null_count} values of {column} for {file.metadata.num_rows} rows")
+        raise ValueError(f"{len(found) - found.null_count} values of row_id for {file.metadata.num_rows} rows")
     return found.to_numpy()
 
 
-def embeddings(file: pq.ParquetFile, width: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Read every vector, and so compare every page with its checksum; no more than a few rows are held.
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """What a shard says of each of its ``n`` rows, every value of it read."""
+
+    row_id: npt.NDArray[np.int64]
+    n_tokens: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+    failed: npt.NDArray[np.bool_]
+    """Rows with an error."""
+    null: npt.NDArray[np.bool_]
+    """Rows without a vector."""
+    non_finite: npt.NDArray[np.bool_]
+    """Rows with a value that is NaN, infinite or null in a vector."""
+    zero: npt.NDArray[np.bool_]
+    """Rows with a vector of which every value is 0. A quantized vector has no zero."""
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    """Between which Euclidean norms each row's vectors are; the lowest and the highest at token level, 1 for a row
+    without a vector. See ``VectorForm.norm_range``."""
+    digests: Mapping[str, str]
+    """Of each column, by its name."""
+
+
+def read_rows(file: pq.ParquetFile, form: VectorForm, elements: int) -> ShardRows:
+    """Read every value of a shard, and so compare every page with its checksum; only some rows are held at once.
 
     Args:
         file: the shard.
-        width: what each must have, in elements.
-
-    Returns:
-        Which rows have none, and which have one with a value that is not finite: bool ``[rows]`` both.
+        form: the form of its vectors.
+        elements: of a vector, before it is quantized.
 
     Raises:
-        ValueError: they are of another width.
+        ValueError: a column has nulls, or not as many values as rows; or the vectors have another width.
     """
-    kind = file.schema_arrow.field("embedding").type
-    there = (kind if pa.types.is_fixed_size_list(kind) else kind.value_type).list_size
-    if there != width:
+    kind, width = file.schema_arrow.field("embedding").type, form.width(elements)
+    per_token = not pa.types.is_fixed_size_list(kind)
+    if (there := (kind.value_type if per_token else kind).list_size) != width:
         raise ValueError(f"vectors of {there} elements, expected {width}")
-    null, wild = np.zeros((2, file.metadata.num_rows), bool)
-    start = 0
-    for part in file.iter_batches(_ROWS, columns=["embedding"]):
-        column = part.column(0)
-        null[start : start + len(column)] = column.is_null().to_numpy(zero_copy_only=False)
-        if not _finite(column):
-            wild[start : start + len(column)] = [not _finite(column.slice(row, 1)) for row in range(len(column))]
-        start += len(column)
-    return null, wild
+    digests = {name: ColumnDigest() for name in file.schema_arrow.names}
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("row_id", "n_tokens", "truncated", "failed")}
+    judged = []
+    for part in file.iter_batches(_TOKEN_ROWS if per_token else _ROWS):
+        for name, digest in digests.items():
+            digest.update(part.column(name))
+        for name in ("row_id", "n_tokens", "truncated"):
+            columns[name].append(_without_null(name, part.column(name)))
+        columns["failed"].append(part.column("error").is_valid().to_numpy(zero_copy_only=False))
+        judged.append(_judged(part.column("embedding"), form, elements))
+    vectors = np.concatenate(judged) if judged else np.empty(0, _JUDGED)
+    if len(vectors) != file.metadata.num_rows:
+        raise ValueError(f"{len(vectors)} rows, the footer says {file.metadata.num_rows}")
+    arrays: dict[str, Any] = {name: vectors[name] for name in _JUDGED.names or ()}
+    arrays |= {name: np.concatenate(parts) if parts else np.empty(0, bool) for name, parts in columns.items()}
+    return ShardRows(
+        **arrays,
+        digests={name: digest.hexdigest() for name, digest in digests.items()},
+    )
 
 
-def _finite(column: pa.Array) -> bool:
+_JUDGED = np.dtype([("null", "?"), ("non_finite", "?"), ("zero", "?"), ("low", "f8"), ("high", "f8")])
+
+
+def _judged(column: pa.Array, form: VectorForm, elements: int) -> npt.NDArray[np.void]:
+    """What ``ShardRows`` says of some rows' vectors, an element of ``_JUDGED`` for each row."""
+    found = np.zeros(len(column), _JUDGED)
+    found["null"] = column.is_null().to_numpy(zero_copy_only=False)
+    found["low"] = found["high"] = 1
+    owners = np.flatnonzero(~found["null"])
+    if not pa.types.is_fixed_size_list(column.type):
+        owners = np.repeat(owners, column.drop_null().value_lengths().to_numpy(zero_copy_only=False))
     while not pa.types.is_primitive(column.type):
-        column = column.flatten()  # which leaves nulls out
-    return bool(np.isfinite(column.to_numpy(zero_copy_only=False)).all())
+        column = column.flatten()  # which leaves out what lies under a null
+    # A null in place of a number becomes NaN.
+    values = column.to_numpy(zero_copy_only=False).reshape(len(owners), form.width(elements))
+    finite = np.isfinite(values).all(axis=1)
+    found["non_finite"][owners[~finite]] = True
+    values, owners = values[finite], owners[finite]
+    if form.dtype in ("float32", "float16"):
+        found["zero"][owners[~values.any(axis=1)]] = True
+    first = np.flatnonzero(np.diff(owners, prepend=-1))
+    if len(first):
+        low, high = form.norm_range(values, elements)
+        found["low"][owners[first]] = np.minimum.reduceat(low, first)
+        found["high"][owners[first]] = np.maximum.reduceat(high, first)
+    return found
 
 
-def errors(file: pq.ParquetFile) -> npt.NDArray[np.bool_]:
-    """Which rows say why they have no vector, bool ``[rows]``."""
-    return file.read(columns=["error"]).column("error").is_valid().to_numpy()
+def _without_null(name: str, values: pa.Array) -> npt.NDArray[Any]:
+    if values.null_count:
+        raise ValueError(f"{len(values) - values.null_count} values of {name} for {len(values)} rows")
+    return values.to_numpy(zero_copy_only=False)
 
 
 def kept(file: pq.ParquetFile, columns: Sequence[str], places: Sequence[int]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.job import Job, job_id
+from contract.job import Job
 from contract.plan import PlanSpec
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import ObjectPath
@@ -28,9 +28,11 @@ ENGINE_FIELDS: dict[str, object] = {
     "pooling": "mean",
     "normalize": True,
     "hidden": 32,
+    "encoder_width": 32,
     "layers": 2,
     "linear_weights": 16384,
     "max_length": 512,
+    "model_length": 512,
     "pad_id": 0,
     "prefix": "",
     "created": "2026-11-01T00:00:00.000000+00:00",
@@ -81,11 +83,10 @@ def a_batch() -> Batch:
 def a_job(output: Path | ObjectPath, **changes: object) -> Job:
     """A job in ``output``, its folder named as the producer names it."""
     fields: dict[str, object] = {
-        "folder": output,
         "dataset": "/data/reviews.csv",
         "config": None,
         "split": "train",
-        "column": "text",
+        "text": "{text}",
         "revision": "r1",
         "limit": None,
         "prefix": "",
@@ -94,8 +95,7 @@ def a_job(output: Path | ObjectPath, **changes: object) -> Job:
         "rows": 10,
         "batch_rows": 4,
     }
-    job = Job.model_validate(fields | changes)
-    return job.model_copy(update={"folder": output / job_id(job.identity, job.dataset)})
+    return Job.create(output, **(fields | changes))
 
 
 def info_for(batch: Batch, **changes: object) -> ShardInfo:

@@ -23,7 +23,7 @@ def test_moving_things_gives_the_same_job(changes: dict[str, object], tmp_path: 
     [
         {"config": "en"},
         {"split": "test"},
-        {"column": "body"},
+        {"text": "{body}"},
         {"revision": "r2"},
         {"limit": 10},
         {"prefix": "passage: "},
@@ -109,6 +109,25 @@ def test_a_moved_job_knows_where_it_is(tmp_path: Path) -> None:
     job.folder.rename(moved)
     assert load_job(moved).data == moved / "data"
     assert load_job(moved).identity == job.identity
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("batch_rows", 5), ("rows", 9), ("prefix", "x"), ("revision", "r2"), ("columns", ["a"])]
+)
+def test_an_edited_job_is_told_as_that(field: str, value: object, tmp_path: Path) -> None:
+    job = a_job(tmp_path / "output")
+    job.save()
+    fields = json.loads((job.folder / "job.json").read_text()) | {field: value}
+    (job.folder / "job.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=rf"was edited: it describes job .* and says that it is {job.id}; .*undo"):
+        load_job(job.folder)
+
+
+def test_a_renamed_folder_holds_the_same_job(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "output")
+    job.save()
+    job.folder.rename(tmp_path / "mine")
+    assert load_job(tmp_path / "mine").id == job.id
 
 
 def test_saving_a_job_again_keeps_what_is_there(tmp_path: Path) -> None:

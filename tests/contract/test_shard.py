@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.batch import Batch
+from contract.digest import digests_of
 from contract.job import Job
 from contract.shard import commit, info_of, read_info, table_of
 from tests.contract.samples import a_batch, a_job, info_for
@@ -92,7 +93,7 @@ def test_a_shard_is_byte_stream_split_and_zstd(layout: str, job: Job, request: p
 def test_a_shard_says_what_made_it(job: Job, pooled: pa.Table) -> None:
     commit(pooled, job.shard(0), job.staging)
     info = read_info(job.shard(0))
-    assert info == info_for(a_batch())
+    assert info == info_for(a_batch(), digests=digests_of(pooled))
     assert (info.rows, info.tokens, info.truncated, info.without_text) == (3, 7, 1, 1)
 
 

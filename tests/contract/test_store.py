@@ -13,6 +13,7 @@ import pytest
 import tenacity
 
 from contract import store
+from contract.digest import digests_of
 from contract.errors import UserError
 from contract.job import find_job, latest_job, load_job
 from contract.settings import settings
@@ -129,8 +130,11 @@ def test_a_shard_in_a_bucket_is_the_one_that_was_committed_first(place: ObjectPa
     assert not commit_by_hand(job, replace(a_batch(), number=0))
     with open_file(job.shard(0)) as file:
         assert file.read().equals(table)
-    assert read_info(job.shard(0)) == info_for(a_batch())
+    assert read_info(job.shard(0)) == info_for(a_batch(), digests=digests_of(table))
     assert names(job.data) == [job.shard(0).name]
+    whole = job.shard(0).read_bytes()
+    assert job.set_aside(job.shard(0).name).read_bytes() == whole
+    assert names(job.data) == []
     with pytest.raises(FileNotFoundError):
         read_info(job.shard(1))
     job.shard(1).write_bytes(b"PAR1 and no more")

@@ -6,7 +6,7 @@ import pytest
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.verdict import doubt, load_verdict
+from contract.verdict import at_fault, doubt, load_verdict
 from tests.contract.samples import a_job
 
 FIGURES = {
@@ -39,6 +39,7 @@ def write(job: Job, **changes: object) -> None:
         "passed": True,
         "when": "2026-11-23T10:00:00+00:00",
         "compared": 2,
+        "at_fault": [],
         "checks": [{"name": "rows", "passed": True, "detail": "10 in, 10 out"}],
         "strata": [{"tokens": "1-32", "vectors": 2, **FIGURES}],
         "total": {"vectors": 2, **FIGURES},
@@ -80,3 +81,26 @@ def test_a_file_that_is_no_verdict_is_refused_with_the_mend(text: str, job: Job)
     (job.folder / "verify.json").write_text(text)
     with pytest.raises(UserError, match=r"verify.json is no verdict .*; verify the job again: python -m verify "):
         load_verdict(job)
+
+
+def test_only_files_that_are_as_the_verifier_saw_them_are_at_fault(job: Job) -> None:
+    assert at_fault(job) == []
+    names = [job.shard(batch).name for batch in range(3)]
+    write(job, passed=False, at_fault=[*names, "stray.txt", "gone.txt"])
+    (job.data / "stray.txt").touch()
+    later = (job.folder / "verify.json").stat().st_mtime + 5
+    for place in (job.shard(1), job.data / "stray.txt"):
+        os.utime(place, (later, later))  # made since
+    assert at_fault(job) == [names[0], names[2]]
+    write(job, passed=False, at_fault=names, fingerprint="another")
+    with pytest.raises(UserError, match=f"another job's; verify this one: python -m verify {job.folder}"):
+        at_fault(job)
+
+
+def test_a_file_that_is_set_aside_is_kept(job: Job) -> None:
+    for number in (1, 2):
+        job.shard(0).write_text(f"content {number}")
+        moved = job.set_aside(job.shard(0).name)
+        assert moved == job.folder / "aside" / f"{job.shard(0).name}.{number}"
+        assert moved.read_text() == f"content {number}"
+        assert job.committed() == {1, 2}

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.digest import digests_of
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import settings
@@ -66,7 +67,12 @@ def finished_job(
 
 
 def rewrite(job: Job, batch: int, change: Callable[[pa.Table], pa.Table], /, **info: object) -> None:
-    """Change a shard's table behind the job's back, and what its footer says."""
+    """Change a shard as if its worker had written it so: its digests are those of what it holds now."""
+    plant(job, batch, change, digests=digests_of(change(pq.read_table(job.shard(batch)))), **info)
+
+
+def plant(job: Job, batch: int, change: Callable[[pa.Table], pa.Table], /, **info: object) -> None:
+    """Change a shard's table behind the job's back, and of its footer only ``info``."""
     table = change(pq.read_table(job.shard(batch)))
     metadata = dict(table.schema.metadata)
     metadata[b"embedmill"] = json.dumps(json.loads(metadata[b"embedmill"]) | info).encode()

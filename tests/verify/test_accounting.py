@@ -30,7 +30,7 @@ def test_a_missing_shard(job: Job) -> None:
     assert not accounting
     assert accounting.missing_shards == Findings(1, ("train-00001-of-00003.parquet",))
     assert accounting.missing_rows == Findings(16, tuple(range(16, 32)))
-    assert not accounting.suspects
+    assert not accounting.at_fault
     assert accounting.readable == (0, 2)
 
 
@@ -50,7 +50,7 @@ def test_a_missing_row(job: Job) -> None:
     assert not accounting
     assert accounting.missing_rows == Findings(1, (20,))
     assert (accounting.rows, accounting.rows_twice, accounting.foreign_rows) == (47, Findings(), Findings())
-    assert accounting.suspects.first == ("train-00001-of-00003.parquet",)
+    assert accounting.at_fault == (1,)
 
 
 def test_a_row_twice(job: Job) -> None:

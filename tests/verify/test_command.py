@@ -74,8 +74,7 @@ def test_a_harmed_job_fails_in_a_process_of_its_own(job: Job) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     assert "\nrow 20: cosine " in done.stdout
     assert "train-00002-of-00003.parquet" in done.stdout
-    assert "Run the producer again" in done.stdout
-    assert f"--dataset {job.dataset}" in done.stdout
+    assert f"python -m producer retry {job.folder}" in done.stdout
     assert failed(job) == {"shards", "rows", "fp32 vectors"}
 
 
@@ -106,7 +105,7 @@ def swapped(table: pa.Table) -> pa.Table:
         (with_element(4, 7, float("nan")), {"finite", "fp32 vectors"}, [4]),
         (with_element(4, 7, None), {"finite", "fp32 vectors"}, [4]),  # type: ignore[arg-type]
         (scaled(4, 1.01), {"fp32 vectors"}, [4]),
-        (scaled(4, 0.0), {"fp32 vectors"}, [4]),
+        (scaled(4, 0.0), {"norms", "fp32 vectors"}, [4]),
         (swapped, {"fp32 vectors"}, [3, 5]),
     ],
 )
@@ -119,7 +118,8 @@ def test_a_wrong_vector_is_caught(
     assert failed(job) == checks
     assert failing_rows(job) == rows
     assert all(f"\nrow {row}: " in result.stdout for row in rows)
-    assert "rm train-00000-of-00003.parquet" in result.stdout
+    assert verdict(job)["at_fault"] == ["train-00000-of-00003.parquet"]
+    assert "At fault: train-00000-of-00003.parquet\n" in result.stdout
 
 
 def test_one_vector_in_many_is_caught_even_if_the_whole_sample_keeps_to_the_tolerance(job: Job) -> None:
@@ -167,7 +167,8 @@ def test_a_truncated_file_is_caught_and_the_rest_compared(job: Job) -> None:
     assert result.exit_code == 1
     assert failed(job) == {"shards", "rows"}
     assert verdict(job)["compared"] == 30
-    assert "rm train-00001-of-00003.parquet" in result.stdout
+    assert verdict(job)["at_fault"] == ["train-00001-of-00003.parquet"]
+    assert "At fault: train-00001-of-00003.parquet\n" in result.stdout
 
 
 def test_a_shard_whose_vectors_are_damaged_is_caught_and_the_rest_compared(job: Job) -> None:
@@ -182,7 +183,8 @@ def test_a_shard_whose_vectors_are_damaged_is_caught_and_the_rest_compared(job: 
     assert result.exit_code == 1
     assert failed(job) == {"shards"}
     assert verdict(job)["compared"] == 30
-    assert "rm train-00001-of-00003.parquet" in result.stdout
+    assert verdict(job)["at_fault"] == ["train-00001-of-00003.parquet"]
+    assert "At fault: train-00001-of-00003.parquet\n" in result.stdout
 
 
 def test_nothing_but_missing_shards(job: Job) -> None:
@@ -190,7 +192,7 @@ def test_nothing_but_missing_shards(job: Job) -> None:
         job.shard(batch).unlink()
     result = verify()
     assert result.exit_code == 1
-    assert "Run the producer again" in result.stdout
+    assert f"Make the missing shards: python -m producer retry {job.folder}" in result.stdout
     assert verdict(job)["compared"] == 0
 
 
@@ -310,7 +312,7 @@ def test_rows_that_are_missing_are_reported_even_without_a_dataset(job: Job, dat
     dataset.rename(dataset.with_name("elsewhere"))
     result = verify()
     assert "no dataset" in one_line(result)
-    assert "Run the producer again" in result.stdout
+    assert f"Make the missing shards: python -m producer retry {job.folder}" in result.stdout
     assert failed(job) == {"shards", "rows", "reference"}
 
 

@@ -64,7 +64,7 @@ def test_a_harmed_jobs_page_says_what_is_wrong_and_how_to_mend_it(job: Job) -> N
     text = plain(page)
     assert "<title>Not verified: " in page
     assert "Not verified (shards, rows, finite, fp32 vectors)" in text
-    assert "rm train-00000-of-00003.parquet train-00001-of-00003.parquet" in text
+    assert "At fault: train-00000-of-00003.parquet, train-00001-of-00003.parquet" in text
     assert "missing: 1 (train-00002-of-00003.parquet)" in text
     assert "✗ NaN or infinity in 1 of 1 vectors" in text
     assert "1 rows are not drawn" in text

@@ -1,20 +1,22 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from contract.engine import EngineSpec
 from contract.job import Job
-from tests.verify.jobs import TEXTS, rewrite, with_value
+from contract.shard import COLUMNS
+from tests.verify.jobs import TEXTS, plant, rewrite, scaled, with_column, with_element, with_value
 from verify.compared import read_found
 from verify.findings import Findings
-from verify.sample import Sample, draw, edges, quotas
+from verify.sample import Sample, Vectors, draw, edges, quotas
 
 
 def drawn(job: Job, rows: int, seed: int = 0, batches: tuple[int, ...] = (0, 1, 2)) -> Sample:
-    return draw(job, batches, max_length=512, width=32, rows=rows, seed=seed)
+    return draw(job, batches, Vectors(32, 512, unit_norm=False), rows=rows, seed=seed)
 
 
 def test_edges_end_at_the_longest_row_that_is_not_truncated() -> None:
@@ -116,9 +118,9 @@ def test_a_row_with_a_text_that_has_no_vector(job: Job) -> None:
 
 def test_a_value_that_is_not_finite_is_seen_without_sampling_the_row(job: Job) -> None:
     rewrite(job, 2, with_value("embedding", 9, [0.5] * 31 + [float("inf")]))
-    seen = drawn(job, 1).seen
-    assert seen.wild == Findings(1, (41,))
-    assert seen.suspects.first == ("train-00002-of-00003.parquet",)
+    sample = drawn(job, 1)
+    assert sample.seen.non_finite == Findings(1, (41,))
+    assert sample.at_fault == (2,)
 
 
 def test_vectors_that_cannot_be_read_are_seen_without_sampling_their_rows(job: Job) -> None:
@@ -129,9 +131,9 @@ def test_vectors_that_cannot_be_read_are_seen_without_sampling_their_rows(job: J
     damaged = bytearray(job.shard(1).read_bytes())
     damaged[chunk.data_page_offset + chunk.total_compressed_size - 5] ^= 1
     job.shard(1).write_bytes(damaged)
-    seen = drawn(job, 1, batches=(0, 1)).seen
-    assert "CRC checksum verification failed" in str(seen.unreadable)
-    assert seen.suspects.first == ("train-00001-of-00003.parquet",)
+    sample = drawn(job, 1, batches=(0, 1))
+    assert "CRC checksum verification failed" in str(sample.seen.unreadable)
+    assert sample.at_fault == (1,)
 
 
 def test_vectors_of_another_width_are_seen_without_sampling_their_rows(job: Job, tiny: EngineSpec) -> None:
@@ -148,10 +150,55 @@ def test_vectors_of_another_width_are_seen_without_sampling_their_rows(job: Job,
 def test_a_wrong_flag_and_wrong_sums_are_seen_without_sampling_the_row(job: Job) -> None:
     rewrite(job, 0, with_value("truncated", 3, True))
     rewrite(job, 1, lambda table: table, tokens=1)
-    seen = drawn(job, 1).seen
+    sample = drawn(job, 1)
+    seen = sample.seen
     assert seen.wrong_flags == Findings(1, (3,))
     assert seen.wrong_sums == Findings(1, ("train-00001-of-00003.parquet",))
-    assert seen.suspects.count == 2
+    assert sample.at_fault == (0, 1)
+
+
+def test_a_change_of_any_column_is_seen_without_sampling_the_row(job: Job) -> None:
+    tokens = pq.read_table(job.shard(0))["n_tokens"].to_pylist()
+    for column, change in {
+        "embedding": with_element(3, 5, 0.25),
+        "n_tokens": with_value("n_tokens", 3, tokens[3] + 1),
+        "truncated": with_value("truncated", 3, True),
+        "error": with_value("error", 3, "why"),
+        "row_id": with_value("row_id", 3, 99),
+    }.items():
+        whole = job.shard(0).read_bytes()
+        plant(job, 0, change)
+        sample = drawn(job, 1)
+        assert sample.seen.changed == Findings(1, (f"train-00000-of-00003.parquet: {column}",))
+        assert sample.at_fault == (0,)
+        job.shard(0).write_bytes(whole)
+    plant(job, 0, lambda table: table.append_column("more", table["row_id"]))
+    plant(job, 1, lambda table: table, digests={})
+    assert drawn(job, 1).seen.changed == Findings(
+        2, ("train-00000-of-00003.parquet: more", f"train-00001-of-00003.parquet: {', '.join(COLUMNS)}")
+    )
+
+
+def test_norms_are_looked_at_in_every_row(job: Job) -> None:
+    def normalized(table: pa.Table) -> pa.Table:
+        vectors = [
+            vector and (np.array(vector) / np.linalg.norm(vector)).tolist() for vector in table["embedding"].to_pylist()
+        ]
+        return with_column(table, "embedding", pa.array(vectors, table.schema.field("embedding").type))
+
+    def norms() -> Sample:
+        return draw(job, range(3), Vectors(32, 512, unit_norm=True), rows=1, seed=0)
+
+    for batch in range(3):
+        rewrite(job, batch, normalized)
+    assert not norms().seen.at_fault
+    rewrite(job, 1, scaled(3, 1.001))
+    rewrite(job, 2, scaled(3, 0.0))
+    seen = norms().seen
+    assert (seen.wrong_norms, seen.zero) == (Findings(1, (19,)), Findings(1, (35,)))
+    rewrite(job, 1, scaled(3, 1 / 1.001), precision="fp16")
+    assert not norms().seen.wrong_norms
+    assert drawn(job, 1).seen.zero == Findings(1, (35,))  # whether the engine normalizes or not
 
 
 def test_a_shard_that_cannot_be_read_any_further_is_named(job: Job) -> None:

@@ -1,0 +1,72 @@
+"""The dataset read twice, by the producer's reader and by a second one that shares no code with it.
+
+What both agree on is what the vectors are compared with. Where they differ one of them is wrong, and so may the vectors
+be: the job is not verified, and both values are shown.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from contract.job import Job
+from producer.dataset import TextDataset
+from verify.findings import Findings
+from verify.shards import plain
+from verify.source import read_source, same
+
+_SHOWN = 60
+"""Characters of a value that are shown."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Rows of a dataset as the second reader has them, and where the producer's reader has them otherwise."""
+
+    reader: str
+    """The second reader, such as ``Python's csv``."""
+    rows: int
+    """How many rows the second reader counts, of those that the job's limit leaves."""
+    texts: Mapping[int, str | None]
+    """Row id → text without the prefix; None where there is none."""
+    kept: Mapping[int, Sequence[Any]]
+    """Row id → the values of the columns that are carried into the shards."""
+    differing: Findings
+    """Rows that the two readers read differently, with both values."""
+
+
+def read_twice(job: Job, texts: TextDataset, wanted: Collection[int]) -> Readings:
+    """Read some rows by both readers; the second one also counts all rows.
+
+    Args:
+        job: the job.
+        texts: its dataset as the producer reads it.
+        wanted: row ids.
+
+    Raises:
+        UserError: the second reader cannot read the dataset.
+    """
+    source = read_source(job, wanted)
+    differing: list[str] = []
+    for row in sorted(wanted):
+        first, kept = texts.read(range(row, row + 1))
+        theirs = [first[0], *(plain(values, 0) for values in kept.values())]
+        second = source.taken.get(row)
+        if second is None:
+            differing.append(f"row {row}: {source.reader} has no such row")
+            continue
+        for name, left, right in zip(("text", *kept), theirs, (second.text, *second.kept), strict=True):
+            if not same(left, right):
+                differing.append(f"row {row}, {name}: {_shown(left)}, by {source.reader} {_shown(right)}")
+    return Readings(
+        reader=source.reader,
+        rows=min(job.limit or source.rows, source.rows),
+        texts={row: taken.text for row, taken in source.taken.items()},
+        kept={row: taken.kept for row, taken in source.taken.items()},
+        differing=Findings.of(differing),
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value on one line; of a long text the beginning and its length."""
+    text = ascii(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"

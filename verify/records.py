@@ -1,0 +1,220 @@
+"""Files read as records, one reader for each kind, each from another library than the producer's.
+
+A reader goes through a file once, holds one record or one block of records at a time, and counts every row. Only the
+rows that are wanted are made into Python values.
+"""
+
+import bz2
+import csv
+import gzip
+import itertools
+import json
+import lzma
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar, cast
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contract.errors import UserError, reason
+from contract.job import CsvDialect
+from verify.shards import plain
+
+Record = Mapping[str, Any]
+"""A row's values by column, as Python has them; of nested columns dicts and lists."""
+
+_Raw = TypeVar("_Raw")
+
+
+class Taken(NamedTuple):
+    """What a reader found in a file."""
+
+    rows: int
+    """How many there are."""
+    records: dict[int, Record]
+    """Those that were wanted, by their number in the file."""
+
+
+def from_csv(file: Path, wanted: Collection[int], columns: Sequence[str], dialect: CsvDialect) -> Taken:
+    """By Python's ``csv``. An empty cell is null. Where there is one column, an empty line is a row.
+
+    Raises:
+        UserError: the file is not UTF-8, or a row has more or fewer fields than the first.
+    """
+    csv.field_size_limit(sys.maxsize)
+    with _text(file, newline="") as opened:
+        rows = csv.reader(opened, delimiter=dialect.separator, strict=True)
+        first = next(rows, [])
+        names = first if dialect.header else [f"column_{number}" for number in range(1, len(first) + 1)]
+        width = max(1, len(names))
+        started: Iterable[list[str]] = rows if dialect.header else itertools.chain([first], rows)
+
+        def records() -> Iterator[list[str]]:
+            for row in started:
+                if len(row) == width:
+                    yield row
+                elif not row and width == 1:
+                    yield [""]
+                elif row:
+                    raise UserError(f"{file}, line {rows.line_num} has {len(row)} fields", f"expected {width}")
+
+        return _take(records(), wanted, lambda row: {name: cell or None for name, cell in zip(names, row, strict=True)})
+
+
+def from_json(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
+    """By Python's ``json``: an object a line, or one array of objects, which is read whole into memory.
+
+    Half of a surrogate pair becomes U+FFFD.
+
+    Raises:
+        UserError: the file is not UTF-8, or a row is no object.
+    """
+    with _text(file, newline="\n") as opened:
+        start = opened.read(1 << 16).lstrip()[:1]
+        opened.seek(0)
+        if start == "[":
+            return _take(json.load(opened), wanted, lambda value: _object(file, value))
+        lines = (line for line in opened if line.strip())
+        return _take(lines, wanted, lambda line: _object(file, json.loads(line)))
+
+
+def from_text(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
+    """By Python's text files: a line is a row, also an empty one.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    with _text(file) as opened:
+        return _take(opened, wanted, lambda line: {"text": line.removesuffix("\n")})
+
+
+def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
+    """By DuckDB; columns of types that it has no like of, such as durations, by pyarrow.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    schema = pq.read_schema(file)
+    theirs = [name for name in columns if name in schema.names and _known(schema.field(name).type)]
+    with duckdb.connect() as connection:
+        (rows,) = connection.execute("SELECT num_rows FROM parquet_file_metadata(?)", [str(file)]).fetchall()[0]
+        names = ", ".join(['file_row_number AS "\ufdd0"', *('"' + name.replace('"', '""') + '"' for name in theirs)])
+        query = f"SELECT {names} FROM read_parquet(?, file_row_number=true) WHERE file_row_number IN (SELECT unnest(?))"
+        found = connection.sql(query, params=[str(file), sorted(wanted)]).to_arrow_table().combine_chunks()
+    numbers = found.column(0).to_pylist()
+    columns_found = {name: column.combine_chunks() for name, column in zip(theirs, found.columns[1:], strict=True)}
+    records: dict[int, Record] = {
+        number: {name: plain(values, place) for name, values in columns_found.items()}
+        for place, number in enumerate(numbers)
+    }
+    ours = [name for name in columns if name in schema.names and name not in theirs]
+    if ours:
+        batches = pq.ParquetFile(file).iter_batches(columns=ours)
+        for number, record in _from_batches(batches, wanted).records.items():
+            records[number] = {**records[number], **record}
+    return Taken(int(rows), records)
+
+
+def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
+    """By pyarrow, straight from the file, which is a stream as ``save_to_disk`` writes it, or an Arrow file."""
+    with pa.memory_map(str(file)) as source:
+        magic = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if magic:
+            opened = pa.ipc.open_file(source)
+            batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(source))
+        return _from_batches(
+            (batch.select([c for c in columns if c in batch.schema.names]) for batch in batches), wanted
+        )
+
+
+def _from_batches(batches: Iterable[pa.RecordBatch], wanted: Collection[int]) -> Taken:
+    start, in_order = 0, sorted(wanted)
+    records: dict[int, Record] = {}
+    for batch in batches:
+        for number in in_order:
+            if start <= number < start + len(batch):
+                place = number - start
+                records[number] = {name: plain(batch.column(name), place) for name in batch.schema.names}
+        start += len(batch)
+    return Taken(start, records)
+
+
+def _take(raw: Iterable[_Raw], wanted: Collection[int], record: Callable[[_Raw], Record]) -> Taken:
+    chosen, records, number = set(wanted), {}, -1
+    for number, value in enumerate(raw):
+        if number in chosen:
+            records[number] = record(value)
+    return Taken(number + 1, records)
+
+
+def _object(file: Path, value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise UserError(f"{file} has a row that is {type(value).__name__}", "expected an object in each row")
+    return {name: _whole(inner) for name, inner in value.items()}
+
+
+def _whole(value: Any) -> Any:
+    """The value with U+FFFD in place of each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _whole(inner) for name, inner in value.items()}
+    return value
+
+
+_DUCKDB = (
+    *("is_boolean", "is_integer", "is_float32", "is_float64", "is_date32", "is_decimal128", "is_string"),
+    *("is_large_string", "is_string_view", "is_binary", "is_large_binary", "is_binary_view"),
+)
+
+
+def _known(kind: pa.DataType) -> bool:
+    """Whether DuckDB gives the values of a Parquet column of this type as pyarrow does."""
+    if pa.types.is_dictionary(kind):
+        return _known(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _known(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_known(field.type) for field in kind)
+    return any(getattr(pa.types, test)(kind) for test in _DUCKDB)
+
+
+@contextmanager
+def _text(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
+    """A file's text, decompressed by its suffix."""
+    try:
+        with _opened(file, newline) as opened:
+            yield opened
+    except (UnicodeError, csv.Error, ValueError, EOFError, OSError, lzma.LZMAError) as error:
+        raise UserError(
+            f"{file} cannot be read by the verifier's reader ({reason(error)})", "expected what the producer read"
+        ) from None
+
+
+def _opened(file: Path, newline: str | None) -> IO[str]:
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "newline": newline}
+    match file.suffix.lower():
+        case ".gz":
+            return cast(IO[str], gzip.open(file, "rt", **options))
+        case ".bz2":
+            return cast(IO[str], bz2.open(file, "rt", **options))
+        case ".xz":
+            return cast(IO[str], lzma.open(file, "rt", **options))
+        case ".zst":
+            return _zstandard(file, options)
+    return cast(IO[str], file.open("r", **options))
+
+
+def _zstandard(file: Path, options: dict[str, Any]) -> IO[str]:
+    import zstandard
+
+    return cast(IO[str], zstandard.open(file, "rt", **options))

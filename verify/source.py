@@ -1,0 +1,241 @@
+"""A job's dataset, read by the second readers: how many rows there are, and what the wanted ones hold."""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow.parquet as pq
+from huggingface_hub import HfFileSystem, hf_hub_download
+
+from contract.errors import UserError, reason
+from contract.job import CsvDialect, Job
+from producer.files import files_of, kind_of
+from producer.remote import SCHEMES, downloaded
+from verify.records import Record, Taken, from_arrow, from_csv, from_json, from_parquet, from_text
+from verify.shards import plain
+
+
+class SourceRow(NamedTuple):
+    """What the dataset has of a row."""
+
+    text: str | None
+    """Without the prefix; None where the row has none."""
+    kept: list[Any]
+    """The values of the columns that are carried into the shards."""
+
+
+class Source(NamedTuple):
+    """What the second reader found."""
+
+    rows: int
+    """Of the whole split, whatever the job's limit is."""
+    taken: dict[int, SourceRow]
+    """The wanted rows, by row id."""
+    reader: str
+    """For people, such as ``Python's csv``."""
+
+
+_READERS: dict[str, tuple[str, Callable[[Path, Collection[int], Sequence[str]], Taken]]] = {
+    "json": ("Python's json", from_json),
+    "text": ("Python's text files", from_text),
+    "parquet": ("DuckDB", from_parquet),
+    "arrow": ("pyarrow", from_arrow),
+}
+
+
+def read_source(job: Job, wanted: Collection[int]) -> Source:
+    """Read some rows of a job's dataset, and count all.
+
+    Args:
+        job: the job.
+        wanted: row ids.
+
+    Raises:
+        UserError: the dataset is gone or cannot be read.
+    """
+    template = parts_of(job.text)
+    columns = [*dict.fromkeys(column for _, column in template if column is not None), *job.columns]
+    if job.stream:
+        rows, records, reader = _streamed(job, wanted, columns)
+    else:
+        kind, files = _files(job)
+        rows, records, reader = _read(job.csv, kind, files, wanted, columns)
+    taken = {
+        row: SourceRow(_text(template, record), [record.get(name) for name in job.columns])
+        for row, record in records.items()
+    }
+    return Source(rows, taken, reader)
+
+
+def _read(
+    dialect: CsvDialect | None, kind: str, files: Sequence[Path], wanted: Collection[int], columns: Sequence[str]
+) -> tuple[int, dict[int, Record], str]:
+    start, left = 0, sorted(wanted)
+    records: dict[int, Record] = {}
+    reader, read = _READERS.get(kind, ("Python's csv", None))
+    for file in files:
+        inside = [row - start for row in left if row >= start]
+        taken = (
+            read(file, inside, _roots(columns)) if read else from_csv(file, inside, columns, _dialect(dialect, file))
+        )
+        records |= {start + number: record for number, record in taken.records.items()}
+        start += taken.rows
+    return start, records, reader
+
+
+def _dialect(dialect: CsvDialect | None, file: Path) -> CsvDialect:
+    """The job's; of a Hub dataset, which ``datasets`` reads, what that library takes for granted."""
+    return dialect or CsvDialect(separator="\t" if ".tsv" in file.suffixes else ",", header=True)
+
+
+def _roots(columns: Sequence[str]) -> list[str]:
+    """The columns, and for dotted paths also what they begin with: which of them a file has, its reader knows."""
+    return list(dict.fromkeys(root for name in columns for root in (name, name.split(".")[0])))
+
+
+def _files(job: Job) -> tuple[str, list[Path]]:
+    """The kind and the files of the job's split, on this disk."""
+    if job.dataset.startswith(SCHEMES):
+        found = files_of(job.dataset, downloaded(job.dataset), job.config)
+        return found.kind, found.splits.get(job.split, [])
+    path = Path(job.dataset)
+    if not path.is_absolute():
+        return _downloaded_from_hub(job)
+    if (path / "dataset_dict.json").is_file():
+        path /= job.split
+    if (path / "state.json").is_file():
+        return "arrow", _saved(path)
+    found = files_of(job.dataset, path, job.config)
+    return found.kind, found.splits.get(job.split, [])
+
+
+def _saved(folder: Path) -> list[Path]:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state.get("_indices_files"):
+            raise ValueError("it has files of indices")
+        return [folder / part["filename"] for part in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} cannot be read ({reason(error)})", "expected what save_to_disk wrote") from None
+
+
+def _hub_files(job: Job) -> list[str]:
+    """The addresses of the split's files on the Hub, pinned to the job's commit."""
+    builder = datasets.load_dataset_builder(job.dataset, job.config, revision=job.revision)
+    return [str(file) for file in (builder.config.data_files or {}).get(job.split, [])]
+
+
+def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
+    try:
+        hub = HfFileSystem()
+        paths = [hub.resolve_path(file).path_in_repo for file in _hub_files(job)]  # type: ignore[union-attr]
+        files = [Path(hf_hub_download(job.dataset, path, repo_type="dataset", revision=job.revision)) for path in paths]
+    except Exception as error:  # of the network, of HTTP
+        raise UserError(
+            f"{job.dataset} cannot be fetched ({reason(error)})", mend="run the same command again"
+        ) from None
+    kinds = {kind_of(file.name)[0] for file in files}
+    if len(kinds) != 1 or None in kinds:
+        raise UserError(
+            f"{job.dataset} is made of files that the verifier has no reader for", f"found {kinds or 'none'}"
+        )
+    return str(kinds.pop()), files
+
+
+def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tuple[int, dict[int, Record], str]:
+    """The wanted rows' groups alone are fetched, by pyarrow, which the producer uses as well: by other code of it."""
+    hub, start = HfFileSystem(), 0
+    records: dict[int, Record] = {}
+    for address in _hub_files(job):
+        with hub.open(address, "rb") as opened, pq.ParquetFile(opened) as file:
+            inside = [name for name in _roots(columns) if name in file.schema_arrow.names]
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                if places := [row - start for row in wanted if start <= row < start + count]:
+                    table = file.read_row_group(group, columns=inside).combine_chunks()
+                    values = {name: table.column(name).combine_chunks() for name in table.column_names}
+                    records |= {start + at: {name: plain(one, at) for name, one in values.items()} for at in places}
+                start += count
+    return start, records, "pyarrow, row group by row group"
+
+
+def parts_of(template: str) -> list[tuple[str, str | None]]:
+    r"""A job's ``text`` cut into pairs: a literal, and the column that follows it; None after the last literal.
+
+    ``"{a}: {b.c}\n"`` gives ``("", "a"), (": ", "b.c"), ("\n", None)``. The spelling is that of ``contract.template``.
+    """
+    found: list[tuple[str, str | None]] = []
+    literal, letters = "", iter(template)
+    for letter in letters:
+        if letter == "\\":
+            literal += {"n": "\n", "t": "\t"}.get(following := next(letters), following)
+        elif letter == "}":
+            literal += next(letters)
+        elif letter == "{":
+            name = _name(letters)
+            if name is None:
+                literal += "{"
+            else:
+                found.append((literal, name))
+                literal = ""
+        else:
+            literal += letter
+    return [*found, (literal, None)]
+
+
+def _name(letters: Iterator[str]) -> str | None:
+    """The column's name up to its closing brace; None where the brace is doubled and so means itself."""
+    name = ""
+    for letter in letters:
+        if letter == "{" and not name:
+            return None
+        if letter == "}":
+            return name
+        name += next(letters) if letter == "\\" else letter
+    raise ValueError("a brace is not closed")
+
+
+def _text(template: Sequence[tuple[str, str | None]], record: Record) -> str | None:
+    values = [None if column is None else _value(record, column) for _, column in template]
+    if all(value is None for value in values):
+        return None
+    return "".join(
+        literal + ("" if value is None else value) for (literal, _), value in zip(template, values, strict=True)
+    )
+
+
+def _value(record: Record, column: str) -> Any:
+    """A column's value, or that of a dotted path into it; None where anything on the way is null or not there."""
+    if column in record:
+        return record[column]
+    found: Any = record
+    for part in column.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two Python values are one value: NaN is itself, and a pair of lists, maps or numbers goes by its content.
+
+    A boolean is no number, a text no bytes. Times with a zone go by the instant.
+    """
+    if isinstance(first, float) and isinstance(second, float):
+        return first == second or (first != first and second != second)
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, dict) or isinstance(second, dict):  # a map, which one of two readers gives as pairs
+        pairs = [list(value.items()) if isinstance(value, dict) else value for value in (first, second)]
+        return all(isinstance(value, list) for value in pairs) and same(*pairs)
+    if isinstance(first, int | float | Decimal) and isinstance(second, int | float | Decimal):
+        return first == second
+    if isinstance(first, datetime) and isinstance(second, datetime):
+        return (first.tzinfo is None) == (second.tzinfo is None) and first == second
+    return type(first) is type(second) and bool(first == second)
