@@ -75,7 +75,7 @@ def from_json(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Ta
     """
     with _text(file, newline="\n") as opened:
         start = opened.read(1 << 16).lstrip()[:1]
-        opened.seek(0)
+    with _text(file, newline="\n") as opened:
         if start == "[":
             return _take(json.load(opened), wanted, lambda value: _object(file, value))
         lines = (line for line in opened if line.strip())
