@@ -82,7 +82,7 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         dataset=texts.dataset,
         config=None,
         split=texts.split,
-        column=texts.column,
+        text=texts.text,
         revision=texts.revision,
         limit=None,
         prefix=spec.prefix,

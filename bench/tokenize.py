@@ -155,7 +155,7 @@ def _job(dataset: TextDataset, rows: int, batch_rows: int) -> Job:
         dataset=dataset.dataset,
         config=None,
         split=dataset.split,
-        column=dataset.column,
+        text=dataset.text,
         revision=dataset.revision,
         limit=rows,
         prefix="",

@@ -4,28 +4,42 @@ output/<job id>/
     job.json        this module's Job
     data/           <split>-00000-of-00025.parquet, one per batch, nothing else
     staging/        shards that are being written; none in an object store, where an object is there once it is complete
+    aside/          files that the verifier found at fault, once ``python -m producer retry`` made room for good ones
     verify.json     the verifier's verdict, and report.html for people
     report.html     the same with pictures
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from contract import template
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.form import VectorForm
 from contract.settings import settings
-from contract.store import Location, ObjectPath, entries, location, modified, names
+from contract.store import Location, ObjectPath, entries, location, modified, move, names
 
 SPLIT = r"^\w[\w.-]*$"
 """A split's name: it begins the names of files."""
+
+
+class CsvDialect(BaseModel):
+    """How csv files are written, besides what is the same in all: ``"`` quotes, and ``""`` is a quote inside quotes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    separator: str = Field(min_length=1, max_length=1)
+    """Between two fields."""
+    header: bool
+    """Whether the first row names the columns; otherwise they are ``column_1``, ``column_2``, …"""
 
 
 class Job(BaseModel):
@@ -33,6 +47,8 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    id: str
+    """``due_id``, unless somebody edited ``job.json``."""
     folder: Location
     """Absolute path or object store's URI of the job's folder, as the producer and the workers see it."""
     dataset: str
@@ -41,8 +57,10 @@ class Job(BaseModel):
     """The dataset's configuration; None for its only one."""
     split: str = Field(pattern=SPLIT)
     """Begins the shards' names."""
-    column: str
-    """The column that is embedded."""
+    text: str
+    """A row's text, made of its columns: a template of ``contract.template``. One column as it is: ``{body}``."""
+    csv: CsvDialect | None = None
+    """How the csv or tsv files are written; None for a dataset of another kind."""
     revision: str
     """What the dataset holds: the Hub commit, or a hash over a local dataset's files."""
     stream: bool = False
@@ -65,14 +83,40 @@ class Job(BaseModel):
     """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
     of their vectors; None: it is truncated."""
 
+    @field_validator("text")
+    @classmethod
+    def _is_template(cls, text: str) -> str:
+        template.parse(text)
+        return text
+
+    @property
+    def parts(self) -> template.Template:
+        """``text``, parsed."""
+        return template.parse(self.text)
+
+    @classmethod
+    def create(cls, output: Path | ObjectPath, **fields: object) -> "Job":
+        """A job whose folder below ``output`` has the job's id for a name.
+
+        Args:
+            output: the folder of the jobs' folders.
+            fields: all others but ``id`` and ``folder``.
+        """
+        draft = cls.model_validate({"id": "", "folder": output} | fields)
+        return draft.model_copy(update={"id": draft.due_id, "folder": output / draft.due_id})
+
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"folder", "dataset", "engine", "stream"})
+        return self.model_dump(mode="json", exclude={"id", "folder", "dataset", "engine", "stream"})
 
     @property
-    def id(self) -> str:
-        return self.folder.name
+    def due_id(self) -> str:
+        """The id that these fields have: the dataset's and the split's name for people, and a hash of ``identity``."""
+        stem = Path(self.dataset).name.split(".")[0]
+        readable = re.sub(r"[^a-z0-9]+", "-", f"{stem}-{self.split}".lower()).strip("-")
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return f"{readable}-{digest[:10]}"
 
     @property
     def batches(self) -> int:
@@ -116,6 +160,16 @@ class Job(BaseModel):
         found = {int(digits): name for digits, name in fit if digits.isdecimal() and digits == f"{int(digits):05d}"}
         return {batch: name for batch, name in found.items() if batch < self.batches}
 
+    def set_aside(self, name: str) -> Path | ObjectPath:
+        """Move a file out of ``data``, where no reader takes it for a shard and nothing overwrites it.
+
+        Returns:
+            Where it is now.
+        """
+        there = set(names(self.folder / "aside"))
+        number = next(number for number in itertools.count(1) if f"{name}.{number}" not in there)
+        return move(self.data / name, self.folder / "aside" / f"{name}.{number}")
+
     def save(self) -> None:
         """Make the job's folder.
 
@@ -154,19 +208,11 @@ class Job(BaseModel):
                 )
 
 
-def job_id(identity: dict[str, object], dataset: str) -> str:
-    """The job's name: the dataset's and the split's for people, and a hash of ``Job.identity``."""
-    stem = Path(dataset).name.split(".")[0]
-    readable = re.sub(r"[^a-z0-9]+", "-", f"{stem}-{identity['split']}".lower()).strip("-")
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return f"{readable}-{digest[:10]}"
-
-
 def load_job(folder: Path | ObjectPath) -> Job:
     """The job in this folder; ``Job.folder`` says where it was found, should it have been moved.
 
     Raises:
-        UserError: the folder holds no job, or its object store does not answer.
+        UserError: the folder holds no job, or one whose ``job.json`` was edited; or its object store does not answer.
     """
     file = folder / "job.json"
     try:
@@ -176,6 +222,12 @@ def load_job(folder: Path | ObjectPath) -> Job:
         raise UserError(f"{file} is no job ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})") from None
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
         raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
+    if job.due_id != job.id:
+        raise UserError(
+            f"{file} was edited: it describes job {job.due_id} and says that it is {job.id}",
+            "a job's id is a hash over its job.json, and its shards carry that id",
+            "undo the edit; for other settings run python -m producer with them, which makes another job",
+        )
     return job.model_copy(update={"folder": folder.absolute()})
 
 

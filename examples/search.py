@@ -26,7 +26,7 @@ from contract.settings import settings
 from contract.shard import open_file
 from contract.store import ObjectPath
 from producer.batches import open_tokenizer, tokenize
-from producer.dataset import open_dataset
+from producer.dataset import dataset_of
 from worker.engine import open_engine
 
 _EPILOG = """\b
@@ -96,11 +96,7 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
     shards = [job.shard(batch) for batch in sorted(job.committed())]
     if not shards:
         raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
-    texts = open_dataset(job.dataset, config=job.config, split=job.split, column=job.column)
-    if texts.revision != job.revision:
-        raise UserError(
-            f"{job.dataset} has changed since it was embedded", mend="embed it again with python -m producer"
-        )
+    texts = dataset_of(job)
     vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
     cosines, rows = nearest(shards, job.form.shaped(vectors, normalize=spec.normalize), count, job.form)
     return [

@@ -19,11 +19,23 @@ from contract.job import Job, engine_of, find_job
 from contract.ledger import Ledger
 from contract.settings import settings
 from contract.store import ObjectPath
+from contract.verdict import at_fault
 from producer.batches import open_tokenizer
 from producer.calibrate import Ranges, ranges_from, ranges_of
 from producer.console import follow, status_table, summary
 from producer.dataset import TextDataset, dataset_of, open_dataset
-from producer.options import OVERLAP, Folder, columns_of, dimensions_of, in_form, in_utf8, job_of, overlap_of
+from producer.options import (
+    OVERLAP,
+    Folder,
+    columns_of,
+    dimensions_of,
+    in_form,
+    in_utf8,
+    job_of,
+    overlap_of,
+    prefix_of,
+    separator_of,
+)
 from producer.publish import drive
 from producer.push import push as push_job, ready
 from producer.status import status_of
@@ -33,6 +45,7 @@ _EPILOG = """\b
 Examples:
   python -m producer --dataset imdb
   python -m producer --dataset reviews.csv --text-column body
+  python -m producer --dataset 'data/*.csv.gz' --text '{title}\\n{body}' --separator ';'
   python -m producer --dataset ./saved --split test --limit 10000 --prefix "passage: "
   python -m producer --dataset HuggingFaceFW/fineweb --config sample-10BT --stream
   python -m producer --dataset imdb --output s3://bucket/embeddings
@@ -55,7 +68,10 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
 
 @click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option(
-    "--dataset", callback=in_utf8, help="Hub id; csv, json, jsonl, parquet or text file or folder; saved folder."
+    "--dataset",
+    callback=in_utf8,
+    help="Hub id; csv, tsv, json, jsonl, parquet, arrow or text file, folder or pattern, also compressed; http(s):// "
+    "or s3:// address; saved folder.",
 )
 @click.option("--config", help="The dataset's configuration, where it has several.")
 @click.option("--revision", help="The dataset's branch, tag or commit on the Hub.  [default: the latest]")
@@ -66,7 +82,21 @@ _POOLED_ROWS, _TOKEN_ROWS = 1024, 64
     "the disk.",
 )
 @click.option("--split", help="[default: train, or the only one]")
-@click.option("--text-column", help="[default: text, or the only column of strings]")
+@click.option(
+    "--text-column",
+    callback=in_utf8,
+    help="A column, or a.b in a nested one.  [default: text, or the only one of strings]",
+)
+@click.option(
+    "--text",
+    callback=in_utf8,
+    metavar="TEMPLATE",
+    help=r"Several columns in place of one, such as '{title}\n{body}'; {{ is a brace.",
+)
+@click.option("--separator", help="Between a csv file's fields: one character, or tab.  [default: the one that fits]")
+@click.option(
+    "--no-header", is_flag=True, help="The first row of a csv file is a row: columns are column_1, column_2, …"
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many rows from the start.")
 @click.option(
     "--prefix", callback=in_utf8, help="Text put before every row, such as 'passage: '.  [default: the engine's]"
@@ -119,6 +149,9 @@ def main(
     stream: bool,
     split: str | None,
     text_column: str | None,
+    text: str | None,
+    separator: str | None,
+    no_header: bool,
     limit: int | None,
     prefix: str | None,
     engine: str | None,
@@ -138,6 +171,7 @@ def main(
         format="%(message)s",
         handlers=[RichHandler(console=_STDERR, show_time=False, show_level=False, show_path=False)],
     )
+    logging.getLogger("embedmill.producer").setLevel(logging.INFO)
     if context.invoked_subcommand:
         return
     if dataset is None:
@@ -151,9 +185,12 @@ def main(
         config=config,
         split=split,
         column=text_column,
+        text=text,
         columns=columns_of(keep_columns),
         revision=revision,
         stream=stream,
+        separator=separator_of(separator),
+        header=not no_header,
     )
     job = job_of(
         texts,
@@ -161,7 +198,7 @@ def main(
         (output or settings().output).absolute(),
         stream=stream,
         limit=limit,
-        prefix=spec.prefix if prefix is None else prefix,
+        prefix=prefix_of(spec, prefix),
         batch_rows=batch_rows or (_TOKEN_ROWS if spec.pooling == "tokens" else _POOLED_ROWS),
         form=VectorForm(dimensions=dimensions_of(spec, dimensions)),
         overlap=overlap_of(spec, long_texts, overlap),
@@ -202,7 +239,7 @@ def _begin(job: Job, ledger: Ledger) -> None:
     ledger.announce(job)  # before the folder is made: without a Redis nothing is left behind
     job.save()
     _STDERR.print(
-        f"{job.rows:,} rows of {job.dataset} ({job.split}, {job.column}) in {job.batches:,} batches, "
+        f"{job.rows:,} rows of {job.dataset} ({job.split}, {job.parts.shown}) in {job.batches:,} batches, "
         f"engine {job.engine}: job {job.id}",
         highlight=False,
         soft_wrap=True,
@@ -230,13 +267,20 @@ def status(job: str | None, watch: bool) -> None:
 @main.command()
 @click.argument("job", required=False)
 def retry(job: str | None) -> None:
-    """Try the batches of JOB again that were given up: its folder or its id; without it, the latest job."""
+    """Make again what is wrong with JOB: its folder or its id; without it, the latest job.
+
+    Batches that were given up are tried again. Shards that python -m verify found at fault, and files that do not
+    belong in data/, are moved to the job's folder aside/; nothing is deleted. Then every missing shard is made.
+    """
     found = find_job(job)
     spec, texts = engine_of(found), dataset_of(found)
+    names = at_fault(found)
     ledger = Ledger(patience=settings().redis_patience)
     ledger.announce(found)
     found.save()  # a copy of its folder may lack the empty ones
     ledger.revive(found)
+    for name in names:
+        _STDERR.print(f"Set aside: {found.set_aside(name)}", highlight=False, soft_wrap=True)
     if _run(found, texts, spec, ledger, detach=False):
         _say_next()
 
@@ -280,7 +324,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
         there = f"{len(progress.done)} of {job.batches} shards are there"
         out.print(f"Published; {there}: {job.folder}", highlight=False, soft_wrap=True)
         return False
-    out.print(summary(progress, time.monotonic() - began))
+    out.print(summary(progress, spec, time.monotonic() - began))
     if progress.dead:
         first = min(progress.dead)
         numbers = ", ".join(map(str, sorted(progress.dead)[:10])) + (" …" if len(progress.dead) > 10 else "")

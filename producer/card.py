@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 
 from contract.engine import EngineSpec
-from contract.job import Job, job_id
+from contract.job import Job
 from contract.verdict import Figures, Verdict
 from producer.publish import Progress
 
@@ -42,7 +42,7 @@ def card_of(
     parts = [
         f"---\n{DatasetCardData(**{**kept, **_front_matter(job, spec)}).to_yaml()}\n---",
         f"# {_named(job.dataset)}, embedded by {_named(spec.model)}",
-        f"A vector for each row of the column `{job.column}` of {source}{config}, split `{job.split}`{at}: "
+        f"A vector for each row of {_of_columns(job)} of {source}{config}, split `{job.split}`{at}: "
         f"{job.rows:,} rows{limit}, in the dataset's order. Made by embedmill.",
         f'```python\nimport datasets\n\ndatasets.load_dataset("{repo}", split="{job.split}")\n```',
         "## Model",
@@ -70,6 +70,12 @@ def pushed_job(front_matter: Mapping[str, Any]) -> str | None:
     return str(found.get("job")) if isinstance(found, dict) else None
 
 
+def _of_columns(job: Job) -> str:
+    if job.parts.plain is not None:
+        return f"the column `{job.parts.plain}`"
+    return f"the template `{job.parts.shown}`"
+
+
 def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
     local = Path(job.dataset).is_absolute()
     return {
@@ -78,7 +84,7 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
         "size_categories": [_size(job.rows)],
         "tags": ["embeddings", "embedmill"],
         "embedmill": {
-            "job": job_id(job.identity, job.dataset),
+            "job": job.id,
             "model": _named(spec.model),
             "pooling": spec.pooling,
             "normalize": spec.normalize,
@@ -106,7 +112,7 @@ def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> l
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
-        ("longest row", f"{spec.max_length:,} tokens; what is longer {_longer(job)}"),
+        ("longest row", f"{spec.truncation}; what is longer {_longer(job)}"),
         ("text before each row", f"`{job.prefix!r}`" if job.prefix else "none"),
         ("computed by", ", ".join(sorted(embedded.made_by))),
         ("engine", f"`{job.fingerprint}`"),

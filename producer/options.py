@@ -8,7 +8,7 @@ import click
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.form import VectorForm
-from contract.job import Job, job_id
+from contract.job import Job
 from contract.shard import COLUMNS
 from contract.store import ObjectPath
 from producer.batches import open_tokenizer
@@ -39,6 +39,18 @@ def in_utf8(context: click.Context, parameter: click.Parameter, value: str | Non
     return value
 
 
+def separator_of(value: str | None) -> str | None:
+    """The character that ``--separator`` names.
+
+    Raises:
+        UserError: it is none that can separate fields.
+    """
+    separator = {"tab": "\t", "\\t": "\t"}.get(value or "", value)
+    if separator is not None and (len(separator) != 1 or not separator.isascii() or separator in '"\r\n'):
+        raise UserError(f"--separator {value!r} cannot separate fields", "expected one ASCII character, or tab")
+    return separator
+
+
 def columns_of(names: str | None) -> tuple[str, ...]:
     """The columns that ``--keep-columns`` names.
 
@@ -49,6 +61,22 @@ def columns_of(names: str | None) -> tuple[str, ...]:
     if taken := [name for name in columns if name in COLUMNS]:
         raise UserError(f"a shard has a column {taken[0]} of its own", mend="leave it out of --keep-columns")
     return columns
+
+
+def prefix_of(spec: EngineSpec, prefix: str | None) -> str:
+    """The text before every row: ``--prefix``, or else the engine's own.
+
+    Raises:
+        UserError: the engine's model leaves prompts out of its pooling.
+    """
+    if prefix and not spec.include_prompt:
+        raise UserError(
+            f"--prefix {prefix!r}",
+            f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false), and an engine "
+            "pools over all of a row's tokens",
+            "leave out --prefix, or choose another --engine",
+        )
+    return spec.prefix if prefix is None else prefix
 
 
 def dimensions_of(spec: EngineSpec, dimensions: int | None) -> int | None:
@@ -97,11 +125,11 @@ def job_of(
         chosen: the further fields of a ``Job``.
     """
     fields = dict(
-        folder=output,
         dataset=texts.dataset,
         config=texts.config,
         split=texts.split,
-        column=texts.column,
+        text=texts.text,
+        csv=texts.csv,
         revision=texts.revision,
         limit=limit,
         engine=spec.name,
@@ -109,13 +137,9 @@ def job_of(
         rows=min(limit or texts.rows, texts.rows),
         columns=texts.columns,
     )
-    return _named(Job.model_validate(fields | chosen), output)
+    return Job.create(output, **(fields | chosen))
 
 
 def in_form(job: Job, form: VectorForm) -> Job:
     """The same job with its vectors in another form."""
-    return _named(job.model_copy(update={"form": form}), job.folder.parent)
-
-
-def _named(job: Job, output: Path | ObjectPath) -> Job:
-    return job.model_copy(update={"folder": output / job_id(job.identity, job.dataset)})
+    return Job.create(job.folder.parent, **(job.model_dump(exclude={"id", "folder"}) | {"form": form}))

@@ -74,7 +74,8 @@ def test_without_an_engine_the_command_that_builds_one_is_named(
 def test_without_a_redis_it_is_waited_for_and_then_named(dataset: Path, tiny: EngineSpec) -> None:
     done = command("--dataset", dataset)
     assert_refused(done, "no answer from Redis at redis://127.0.0.1:1/0", "EMBEDMILL_REDIS_URL")
-    assert "does not answer" in done.stderr.splitlines()[0]
+    assert "separator ','" in done.stderr.splitlines()[0]
+    assert "does not answer" in done.stderr.splitlines()[1]
 
 
 def test_the_output_of_a_job_is_no_place_for_another(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
@@ -108,7 +109,7 @@ def test_detached_it_publishes_the_whole_job_and_leaves(redis_url: str, dataset:
     job = latest_job()
     assert "0 of 3 shards are there" in done.stdout
     assert str(job.folder) in done.stdout
-    assert (job.rows, job.batches, job.limit, job.prefix, job.column) == (9, 3, 9, "of ", "text")
+    assert (job.rows, job.batches, job.limit, job.prefix, job.text) == (9, 3, 9, "of ", "{text}")
     assert (job.dataset, job.engine, job.fingerprint) == (str(dataset), "tiny", tiny.fingerprint)
     assert redis.Redis.from_url(redis_url).llen(QUEUE) == 3
     assert Ledger(patience=1).job(job.id) == job
@@ -174,7 +175,7 @@ def test_what_nobody_may_read_is_an_error_or_in_nobodys_way(redis_url: str, data
         ):
             told = producer(*arguments)
             assert told.returncode == 1, told
-            assert told.stderr.startswith("Error: ")
+            assert told.stderr.splitlines()[told.stderr.startswith("mills.csv: ")].startswith("Error: ")
             assert "Traceback" not in told.stderr
     finally:
         closed.chmod(0o700)

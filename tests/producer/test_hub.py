@@ -68,7 +68,7 @@ streamed_or_not = pytest.mark.parametrize("stream", [False, True], ids=["downloa
 def test_a_name_of_old_leads_to_the_dataset(imdb: str, stream: bool) -> None:
     dataset = open_dataset("imdb", stream=stream)
     assert (dataset.dataset, dataset.revision) == ("stanfordnlp/imdb", imdb)
-    assert (dataset.split, dataset.column, dataset.rows) == ("train", "text", len(TRAIN))
+    assert (dataset.split, dataset.text, dataset.rows) == ("train", "{text}", len(TRAIN))
     assert all_texts(dataset) == TRAIN
 
 

@@ -1,0 +1,111 @@
+"""The bytes of a file as text readers want them: uncompressed, without a byte order mark, with a progress bar."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from contract.errors import UserError, reason
+from producer.files import kind_of
+
+_BUFFER = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+class _Counted(io.RawIOBase):
+    """A file whose reads move a progress bar."""
+
+    def __init__(self, file: io.FileIO, bar: Any) -> None:
+        self._file, self._bar = file, bar
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._bar.update(count)
+        return count
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
+    """A file's bytes, decompressed as its suffix says, after a byte order mark if there is one.
+
+    Raises:
+        UserError: also from the ``with`` block: it is not compressed as its suffix says, or is in UTF-16.
+    """
+    compression = kind_of(path.name)[1]
+    try:
+        with (
+            path.open("rb", buffering=0) as raw,
+            datasets.utils.tqdm(
+                total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=quiet or None
+            ) as bar,
+        ):
+            stream = io.BufferedReader(
+                _decompressed(io.BufferedReader(_Counted(raw, bar), _BUFFER), compression), _BUFFER
+            )
+            start = stream.peek(3)[:3]
+            if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{path} is in UTF-16", "expected UTF-8", f"iconv -f UTF-16 -t UTF-8 {path} > mended")
+            if start == _BOM:
+                stream.read(3)
+            yield stream
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise _not_compressed(path, compression, error) from None
+    except OSError as error:
+        if compression and error.errno is None:
+            raise _not_compressed(path, compression, error) from None
+        raise
+
+
+def _decompressed(file: io.BufferedReader, compression: str) -> Any:
+    match compression:
+        case ".gz":
+            return gzip.GzipFile(fileobj=file)
+        case ".bz2":
+            return bz2.BZ2File(file)
+        case ".xz":
+            return lzma.LZMAFile(file)
+        case ".zst":
+            return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    return file
+
+
+def _not_compressed(path: Path, compression: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path} cannot be read ({reason(error)})",
+        f"expected the whole of a file that is compressed as {compression} says",
+        "give it the suffix that it has, or bring it again",
+    )
+
+
+def check_utf8(path: Path) -> None:
+    """Find the first line that is no UTF-8.
+
+    Raises:
+        UserError: there is one.
+    """
+    with opened(path, quiet=True) as source:
+        for number, line in enumerate(source, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise no_utf8(path, number, error) from None
+
+
+def no_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
+    """Line ``line`` of a file is no UTF-8."""
+    return UserError(
+        f"{path}, line {line}: {error.object[error.start : error.start + 4]!r} is no UTF-8",
+        "expected UTF-8",
+        f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > mended-{path.name}",
+    )
