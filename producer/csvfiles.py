@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ _VALUE = re.compile(r"\s*([-+]?(\d[\d_,.]*|\.\d+)(e[-+]?\d+)?%?|true|false|nan)?
 
 
 class _Broken(ValueError):
-    """A quote where none may be."""
+    """Quotes or line ends where none may be."""
 
 
 class CsvReader(NamedTuple):
@@ -122,6 +122,10 @@ class CsvReader(NamedTuple):
                     line = reader.line_num + 1
             except csv.Error as wrong:
                 found = f"a quote is not closed, or followed by more than {separator!r} ({wrong})"
+        if not found and isinstance(error, _Broken):
+            return UserError(
+                f"{file}: {error}", "expected one kind of line ends; others only in quotes", "mend the file"
+            )
         if not found:
             return UserError(f"{file} cannot be read ({reason(error)})", f"expected {_fields(count)} a row")
         return UserError(
@@ -143,13 +147,15 @@ class _Quotes(io.RawIOBase):
         """The byte before, and one that is not judged yet."""
         self._inside = self._closed = False
         """Whether what is judged ends inside quotes, and whether it ends with a closing quote."""
+        self._line_end = ""
+        """What ends the rows, once it is known."""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         chunk = self._source.read(size)
-        data = self._held + (chunk or b"\n")
+        data = self._held + (chunk or bytes(self._ends[:1]))
         self._judge(np.frombuffer(data, np.uint8))
         self._held = data[-2:]
         if not chunk and self._inside:
@@ -157,27 +163,48 @@ class _Quotes(io.RawIOBase):
         return chunk
 
     def _judge(self, data: Any) -> None:
-        quotes = np.flatnonzero(data[1:-1] == 34) + 1
-        if not len(quotes):
-            self._closed = self._closed and len(data) < 3
-            return
+        quotes, inside = np.flatnonzero(data[1:-1] == 34) + 1, self._inside
+        turns = self._turns(data, quotes) if len(quotes) else quotes
+        self._closed = self._closed and len(data) < 3 if not len(quotes) else self._closed
+        if self._line_end != "\n" or (data[:-1] == 13).any():
+            self._judge_lines(data, lambda places: (np.searchsorted(turns, places) + inside) % 2 == 0)
+
+    def _judge_lines(self, data: Any, unquoted: Callable[[Any], Any]) -> None:
+        """See that all rows end alike: a line end inside a text without quotes is most often of another kind."""
+        feeds, returns = (np.flatnonzero(data[1:-1] == code) + 1 for code in (10, 13))
+        feeds, returns = feeds[unquoted(feeds)], returns[unquoted(returns)]
+        ends = {
+            "\n": (data[feeds - 1] != 13).any(),
+            "\r\n": (data[returns + 1] == 10).any(),
+            "\r": (data[returns + 1] != 10).any(),
+        }
+        for end in (end for end, there in ends.items() if there):
+            if self._line_end not in ("", end):
+                raise _Broken(f"rows end with {self._line_end!r}, and one with {end!r}")
+            self._line_end = end
+
+    def _turns(self, data: Any, quotes: Any) -> Any:
+        """The quotes that begin and end quoted fields, as far as they are where they belong."""
         before, after = data[quotes - 1], data[quotes + 1]
         begins, ends = np.isin(before, self._ends), np.isin(after, self._ends) | (after == 34)
         opening = (np.arange(len(quotes)) + self._inside) % 2 == 0
         stray = quotes[0] == 1 and before[0] == 34 and not self._closed and not self._inside
         if not stray and (begins | (before == 34) | ~opening).all() and (ends | opening).all():
-            closed = quotes[-1] if not opening[-1] else -1
-            self._inside = bool(opening[-1])
-        else:
-            closed = 0 if self._closed else -1
-            for place, begin, end in zip(quotes.tolist(), begins.tolist(), ends.tolist(), strict=True):
-                if self._inside:
-                    if not end:
-                        raise _Broken("a closing quote is followed by text")
-                    self._inside, closed = False, place
-                elif begin or closed == place - 1:
-                    self._inside = True
+            self._inside, self._closed = bool(opening[-1]), not opening[-1] and quotes[-1] == len(data) - 2
+            return quotes
+        turns, closed = [], 0 if self._closed else -1
+        for place, begin, end in zip(quotes.tolist(), begins.tolist(), ends.tolist(), strict=True):
+            if self._inside:
+                if not end:
+                    raise _Broken("a closing quote is followed by text")
+                self._inside, closed = False, place
+            elif begin or closed == place - 1:
+                self._inside = True
+            else:
+                continue  # in the middle of an unquoted field
+            turns.append(place)
         self._closed = closed == len(data) - 2
+        return np.array(turns, np.intp)
 
 
 def dialect_of(files: Sequence[Path], name: str, separator: str | None, header: bool) -> CsvDialect:
