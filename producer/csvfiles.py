@@ -22,8 +22,8 @@ SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE = 1 << 20
 _SAMPLED_ROWS = 1000
 _CELLS = 10_000
-_BLOCKS = (1 << 23, (1 << 31) - 1)
-"""Bytes that are parsed at once. A row must fit, so the second is for a file with an enormous one."""
+_BLOCKS = (1 << 20, 1 << 25, (1 << 31) - 1)
+"""Bytes that are parsed at once. A row must fit, so the others are for files with enormous ones."""
 
 _VALUE = re.compile(r"\s*([-+]?(\d[\d_,.]*|\.\d+)(e[-+]?\d+)?%?|true|false|nan)?\s*", re.IGNORECASE)
 """A cell that is no text: a number, a boolean, nothing."""
@@ -156,17 +156,17 @@ class _Quotes(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         chunk = self._source.read(size)
         data = self._held + (chunk or bytes(self._ends[:1]))
-        self._judge(np.frombuffer(data, np.uint8))
+        self._judge(np.frombuffer(data, np.uint8), b"\r" in data)
         self._held = data[-2:]
         if not chunk and self._inside:
             raise _Broken("a quote is not closed")
         return chunk
 
-    def _judge(self, data: Any) -> None:
+    def _judge(self, data: Any, returns: bool) -> None:
         quotes, inside = np.flatnonzero(data[1:-1] == 34) + 1, self._inside
         turns = self._turns(data, quotes) if len(quotes) else quotes
         self._closed = self._closed and len(data) < 3 if not len(quotes) else self._closed
-        if self._line_end != "\n" or (data[:-1] == 13).any():
+        if self._line_end != "\n" or returns:
             self._judge_lines(data, lambda places: (np.searchsorted(turns, places) + inside) % 2 == 0)
 
     def _judge_lines(self, data: Any, unquoted: Callable[[Any], Any]) -> None:
