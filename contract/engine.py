@@ -28,9 +28,23 @@ Pooling = Literal["mean", "cls", "tokens"]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The graph's inputs, each int32 ``[rows, length]``."""
 
+Choice = Literal["pooling", "normalize"]
+"""What a user can choose against the model's own."""
+
 OUTPUT = "embedding"
 """The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``; of the
 packed graph then ``[tokens, hidden]``."""
+
+DECISIVE = (
+    "weights_sha256",
+    "tokenizer_sha256",
+    "pooling",
+    "normalize",
+    "truncate_dim",
+    "unit_norm",
+    "max_length",
+)
+"""The attributes of an ``EngineSpec`` that decide an embedding's value."""
 
 
 class EngineSpec(BaseModel):
@@ -47,7 +61,7 @@ class EngineSpec(BaseModel):
     architecture: str
     """The model type as transformers names it, such as ``bert``."""
     weights_sha256: str
-    """Hash over the weights, see ``engine_build.model.weights_sha256``."""
+    """Hash over the weights and modules of the model as it was opened, see ``contract.weights.model_sha256``."""
     tokenizer_sha256: str
     """SHA-256 of ``tokenizer/tokenizer.json``."""
     onnx_sha256: str
@@ -58,18 +72,33 @@ class EngineSpec(BaseModel):
     """SHA-256 of ``model.packed.onnx``; None where there is none."""
     pooling: Pooling
     normalize: bool
-    """Whether vectors are scaled to Euclidean norm 1 inside the graph."""
+    """Whether vectors are scaled to Euclidean norm 1 where they are computed, and again where a job cuts them."""
+    chosen: tuple[Choice, ...] = ()
+    """Of ``pooling`` and ``normalize`` what the user chose against the model's own. Of the model's modules the others
+    are its own."""
+    truncate_dim: int | None = None
+    """Only so many of a vector's first elements are kept, as the model asks; they are not scaled again, unless the user
+    chose ``normalize``. None: all."""
     hidden: int
-    """Width of a vector."""
+    """Width of a vector as it comes out: after all of the model's modules and ``truncate_dim``."""
+    encoder_width: int
+    """Width of a token's hidden state."""
     layers: int
     linear_weights: int
     """Elements of all layers' weight matrices: each costs a multiplication and an addition a token."""
     max_length: int
     """Most tokens of a row, special tokens included; longer rows are truncated."""
+    model_length: int
+    """The tokens after which sentence-transformers truncates this model's texts, special tokens included; the engine's
+    ``max_length`` may differ."""
     pad_id: int
     """Token id that fills a row up to ``max_length``."""
     prefix: str
-    """Text put before every row unless the producer is given another (a sentence-transformers prompt)."""
+    """Text put before every row unless the producer is given another: the model's default prompt."""
+    prompts: dict[str, str] = {}
+    """The model's prompts that are not empty: name → text."""
+    include_prompt: bool = True
+    """Whether a prompt's tokens are pooled with the text's. If not, rows cannot have a prefix."""
     created: str
     """UTC, ISO 8601."""
     plans: tuple[PlanSpec, ...] = ()
@@ -78,8 +107,26 @@ class EngineSpec(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides an embedding's value: two engines with one fingerprint agree."""
-        decisive = [self.weights_sha256, self.tokenizer_sha256, self.pooling, self.normalize, self.max_length]
+        decisive = [getattr(self, name) for name in DECISIVE]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+
+    @property
+    def per_token(self) -> bool:
+        """Whether a row has a vector for each of its tokens instead of one."""
+        return self.pooling == "tokens"
+
+    @property
+    def unit_norm(self) -> bool:
+        """Whether every row's vector has Euclidean norm 1 as the engine gives it. What ``truncate_dim`` leaves of a
+        vector of norm 1 has not, nor is it said of vectors of tokens."""
+        cut_last = self.truncate_dim is not None and "normalize" not in self.chosen
+        return self.normalize and not cut_last and not self.per_token
+
+    @property
+    def truncation(self) -> str:
+        """The longest row in words; also sentence-transformers' own where that differs."""
+        theirs = f" (sentence-transformers cuts this model's texts at {self.model_length:,})"
+        return f"{self.max_length:,} tokens" + (theirs if self.model_length != self.max_length else "")
 
     @property
     def folder(self) -> Path:
@@ -87,8 +134,8 @@ class EngineSpec(BaseModel):
 
     def flops(self, length: int) -> int:
         """Floating-point operations for one row of ``length`` tokens: the weight matrices, and Q Kᵀ and its product
-        with V, each ``length × length × hidden`` multiplications and additions a layer."""
-        return 2 * self.linear_weights * length + 4 * self.layers * self.hidden * length**2
+        with V, each ``length × length × width`` multiplications and additions a layer."""
+        return 2 * self.linear_weights * length + 4 * self.layers * self.encoder_width * length**2
 
     def check_file(self, file: str, sha256: str) -> Path:
         """The path of one of the engine's files, once its hash has been compared with the recorded one.

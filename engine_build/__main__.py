@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
@@ -51,22 +52,42 @@ class ShapeType(ProfileType):
         return Shape(profile.rows, profile.length)
 
 
+class LengthType(click.ParamType["int | Literal['model']"]):
+    """A number of tokens, or ``model``."""
+
+    name = "TOKENS|model"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["model"]:
+        if value == "model":
+            return "model"
+        try:
+            return int(str(value))
+        except ValueError:
+            self.fail(f"{value!r}: expected a number of tokens, or model", param, ctx)
+
+
 @click.group(epilog=_EPILOG, invoke_without_command=True)
-@click.option("--model", help="Hub id, or a local folder that holds config.json and weights.")
+@click.option("--model", help="Hub id, or a local folder that sentence-transformers or transformers wrote.")
 @click.option("--name", help="The engine's name.  [default: the model's]")
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls", "tokens"]),
     help="One vector a row (mean, cls), or the last hidden state of each of its tokens (tokens).  "
-    "[default: the model folder's own, else mean]",
+    "[default: the model's own, which for a plain transformers folder is mean]",
 )
 @click.option(
     "--normalize/--no-normalize",
     default=None,
-    help="Scale vectors to norm 1.  [default: the model folder's own, else no]",
+    help="Scale vectors to norm 1.  [default: the model's own]",
 )
-@click.option("--max-length", type=int, help="Tokens after which a row is truncated.  [default: 512]")
+@click.option(
+    "--max-length",
+    type=LengthType(),
+    help="Tokens after which a row is truncated; model: where sentence-transformers truncates.  [default: 512]",
+)
 @click.option(
     "--plan/--no-plan",
     "plan_too",
@@ -81,13 +102,13 @@ def main(
     revision: str | None,
     pooling: Pooling | None,
     normalize: bool | None,
-    max_length: int | None,
+    max_length: int | Literal["model"] | None,
     plan_too: bool | None,
 ) -> None:
     """Turn a BERT-family encoder into an engine: PyTorch to ONNX, pooling and normalization in the graph.
 
-    A sentence-transformers folder's own pooling, normalization and default prompt are kept, so its vectors stay the
-    ones its users know. Right after the export the engine is compared with PyTorch.
+    The model is opened by sentence-transformers: its own pooling, further modules, prompts and truncate_dim are kept,
+    so its vectors stay the ones its users know. Right after the export the engine is compared with encode().
     """
     if context.invoked_subcommand:
         return
@@ -112,13 +133,13 @@ def main(
     if comparisons:
         table = Table("engine", spec.name, title="Engine built", title_justify="left")
         table.add_row("folder", str(spec.folder))
-        table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.hidden} wide)")
-        table.add_row("vectors", f"pooling {spec.pooling}, {'norm 1' if spec.normalize else 'not normalized'}")
-        table.add_row("truncation", f"{spec.max_length} tokens")
+        table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.encoder_width} wide)")
+        table.add_row("vectors", _vectors(spec))
+        table.add_row("truncation", spec.truncation)
         table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
         table.add_row("fingerprint", spec.fingerprint)
         for precision, comparison in comparisons.items():
-            table.add_row(f"ONNX {precision.upper()} vs PyTorch", str(comparison))
+            table.add_row(f"ONNX {precision.upper()} vs encode()", str(comparison))
         table.add_row("seconds", f"{time.monotonic() - began:.1f}")
         _STDOUT.print(table)
     else:
@@ -291,6 +312,11 @@ def _plan_table(spec: EngineSpec, built: PlanSpec) -> Table:
     table.add_row("size", f"{(spec.folder / built.file).stat().st_size / 1e6:,.0f} MB")
     table.add_row("seconds", f"{built.build_seconds:.1f}")
     return table
+
+
+def _vectors(spec: EngineSpec) -> str:
+    cut = f", the first {spec.truncate_dim} elements" if spec.truncate_dim else ""
+    return f"{spec.hidden} wide, pooling {spec.pooling}, {'norm 1' if spec.normalize else 'not normalized'}{cut}"
 
 
 def _no_plan(mend: str) -> UserError:

@@ -12,7 +12,8 @@ from torch import Tensor
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from engine_build.bench import Shape, Timed, inputs, real
-from engine_build.model import hidden_states, load_model, pooled, weights_sha256
+from engine_build.model import hidden_states, parts_of, pooled, weights_sha256
+from engine_build.opened import open_folder
 from engine_build.source import fetch
 
 _MATRIX = 8192
@@ -37,10 +38,16 @@ class TorchBench:
                 "time TensorRT alone: --system tensorrt",
             )
         self._spec, self._device = spec, torch.device("cuda", gpu)
-        self._model = load_model(fetch(spec.model, spec.revision).folder, "sdpa")
-        if weights_sha256(self._model) != spec.weights_sha256:
+        model = open_folder(fetch(spec.model, spec.revision).folder)
+        if weights_sha256(model) != spec.weights_sha256:
             raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        parts = parts_of(
+            model,
+            spec.pooling if "pooling" in spec.chosen else None,
+            spec.normalize if "normalize" in spec.chosen else None,
+        )
+        self._model, self._head = parts.encoder, parts.head.to(self._device)
         self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
         self.gpu = torch.cuda.get_device_name(self._device)
         self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
@@ -71,7 +78,8 @@ class TorchBench:
     def _compute(self, *batch: Tensor) -> Tensor:
         ids, mask, types = batch
         hidden = hidden_states(self._model, ids, mask, types)
-        return pooled(hidden.float(), mask, self._spec.pooling, normalize=self._spec.normalize)
+        vectors: Tensor = self._head(pooled(hidden.float(), mask, self._spec.pooling))
+        return vectors
 
     def matrix_tflops(self) -> float:
         """10¹² operations a second of an FP16 product of random 8,192 × 8,192 matrices: the chip's practical best."""

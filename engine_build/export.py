@@ -5,17 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.compare import TOLERANCES, Comparison, compare
 from contract.engine import INPUTS, OUTPUT, Pooling
 from contract.errors import UserError
-from engine_build.model import hidden_states, pooled
+from engine_build.model import Head, hidden_states, pooled
 
 OPSET = 17
 """The newest opset that TensorRT 8.6 parses, and the first with LayerNormalization as one node."""
@@ -42,38 +39,39 @@ transformers.AttentionInterface.register(_ATTENTION, _attention)
 
 
 class _Graph(nn.Module):
-    """What is exported: int32 token ids in, vectors out, pooling and normalization inside."""
+    """What is exported: int32 token ids in, vectors out, pooling and all that follows it inside."""
 
-    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, normalize: bool) -> None:
+    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
-        self.model, self.pooling, self.normalize = model, pooling, normalize
+        self.model, self.pooling, self.head = model, pooling, head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        # Whatever the model computes in, pooling and normalization are in FP32: there sums over all tokens are taken.
+        # Whatever the model computes in, pooling and what follows it are in FP32: there sums over all tokens are taken.
         mask = attention_mask.to(torch.float32)
         if self.model.config.model_type == "distilbert":  # has no segments, but every engine has the same inputs
             mask = mask + token_type_ids * 0.0
         additive = ((1.0 - mask)[:, None, None, :] * _MASKED).to(self.model.dtype)
         hidden = hidden_states(self.model, input_ids, additive, token_type_ids)
-        return pooled(hidden.to(torch.float32), mask, self.pooling, normalize=self.normalize)
+        vectors: Tensor = self.head(pooled(hidden.to(torch.float32), mask, self.pooling))
+        return vectors
 
 
-def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, *, normalize: bool, path: Path) -> None:
+def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head: Head, path: Path) -> None:
     """Export an encoder: inputs ``INPUTS``, int32 ``[rows, length]``, both axes free; output ``OUTPUT``, float32.
 
     The graph's types are the model's. Of a model in FP16 it has weights and activations in FP16, and LayerNormalization
     as one node, whose statistics TensorRT takes in FP32. TensorRT 11 has no other way to be told the precision.
 
     Args:
-        model: from ``engine_build.model.load_model``, in FP32 or, by ``half()``, in FP16.
+        model: the encoder, in FP32 or, by ``half()``, in FP16.
         pooling: see ``engine_build.model.pooled``.
-        normalize: likewise.
+        head: what follows it, in FP32.
         path: the ONNX file to write.
 
     Raises:
-        UserError: the weights do not fit into one ONNX file.
+        UserError: the weights do not fit into one ONNX file, or a module cannot be exported.
     """
-    size = sum(parameter.nbytes for parameter in model.parameters())
+    size = sum(parameter.nbytes for part in (model, head) for parameter in part.parameters())
     if size > 2**31 - 2**24:
         raise UserError(f"the model's weights take {size / 2**30:.1f} GiB", "one ONNX file holds at most 2 GiB")
     before = model.config._attn_implementation
@@ -84,8 +82,15 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, *, no
     axes = {name: {0: "rows", 1: "length"} for name in INPUTS}
     output = {OUTPUT: {0: "rows", 1: "length"} if pooling == "tokens" else {0: "rows"}}
     try:
-        graph = _Graph(model, pooling, normalize).eval()
+        graph = _Graph(model, pooling, head).eval()
         exported(graph, (ids, mask, torch.zeros_like(ids)), INPUTS, axes | output, path)
+    except torch.onnx.errors.OnnxExporterError as error:
+        modules = ", ".join(map(str, head.steps))
+        raise UserError(
+            f"the model cannot be exported to ONNX ({str(error).strip().splitlines()[0]})",
+            f"expected that each of its modules after the pooling can be: {modules or 'none'}",
+            "choose another model",
+        ) from None
     finally:
         model.set_attn_implementation(before)
     onnx.checker.check_model(str(path))
@@ -119,68 +124,3 @@ def exported(
             opset_version=OPSET,
             dynamo=False,
         )
-
-
-_SENTENCES = (
-    "",
-    "Mill.",
-    "The miller's stone turns slowly, and the flour falls through the sieve.",
-    "Ünïcödé, 日本語, emoji 🙂 and numbers 3.14159 belong to real text as well.",
-    "A text dataset is cut into batches; each batch waits in a queue until a worker takes it. " * 6,
-    "Every row is accounted for exactly once, even when machines fail. " * 60,
-)
-
-
-def check_export(
-    paths: Mapping[str, Path],
-    model: transformers.PreTrainedModel,
-    tokenizer: transformers.PreTrainedTokenizerBase,
-    pooling: Pooling,
-    *,
-    normalize: bool,
-    max_length: int,
-) -> dict[str, Comparison]:
-    """Compare ONNX files in ONNX Runtime with PyTorch, on texts of several lengths, padded together and each alone.
-
-    PyTorch runs with transformers' own attention and mask, so the exported ones are checked too.
-
-    Args:
-        paths: precision → file.
-        model: in FP32.
-        tokenizer: the model's.
-        pooling: the files'.
-        normalize: likewise.
-        max_length: in tokens.
-
-    Raises:
-        UserError: the FP32 file differs by more than its tolerance.
-    """
-    sessions = {
-        precision: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for precision, path in paths.items()
-    }
-    found: dict[str, list[np.ndarray]] = {precision: [] for precision in paths}
-    reference = []
-    together = [list(_SENTENCES)]
-    for texts in together + [[text] for text in _SENTENCES]:
-        tokens = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
-        types = tokens.get("token_type_ids", torch.zeros_like(ids))
-        with torch.inference_mode():
-            expected = pooled(hidden_states(model, ids, mask, types), mask, pooling, normalize=normalize).numpy()
-        real = mask.numpy().astype(bool) if pooling == "tokens" else slice(None)
-        reference.append(expected[real])
-        feed = {name: tensor.numpy().astype(np.int32) for name, tensor in zip(INPUTS, (ids, mask, types), strict=True)}
-        for precision, session in sessions.items():
-            found[precision].append(session.run([OUTPUT], feed)[0][real])
-    comparisons = {
-        precision: compare(np.concatenate(vectors), np.concatenate(reference)) for precision, vectors in found.items()
-    }
-    comparison = comparisons["fp32"]
-    if not comparison.within(TOLERANCES["fp32"]):
-        raise UserError(
-            f"ONNX Runtime differs from PyTorch: {comparison}",
-            f"expected at least {TOLERANCES['fp32'].min_cosine} and at most {TOLERANCES['fp32'].max_relative_mse}",
-            "the export is wrong for this model: please report it",
-        )
-    return comparisons

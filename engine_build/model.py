@@ -1,117 +1,120 @@
-"""The PyTorch encoder in FP32: what is exported, and what every engine is measured against."""
+"""What of a model is exported: its encoder, one pooling, and what comes after that."""
 
-import hashlib
-from pathlib import Path
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
-from tokenizers.normalizers import Lowercase, Sequence as NormalizerSequence
-from torch import Tensor
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dropout, Normalize, Pooling as PoolingModule
+from torch import Tensor, nn
 
-from contract.engine import Pooling
-from contract.errors import UserError
-
-ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""transformers' model types that can be exported: absolute position embeddings, one full bidirectional attention."""
-
-_WHY_NOT = {
-    "albert": "its layers share weights, which no test here covers",
-    "deberta": "its attention depends on relative positions inside the softmax",
-    "deberta-v2": "its attention depends on relative positions inside the softmax",
-    "modernbert": "its attention alternates between local windows and rotary positions",
-    "mpnet": "its attention has a relative position bias",
-    "nomic_bert": "its attention has rotary positions",
-    "xlnet": "it is no bidirectional encoder with absolute positions",
-}
-
-_DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "activation", "layer_norm_eps", "pad_token_id")
-"""What a configuration says that changes the vectors and does not show in the weights' shapes."""
+from contract.engine import Choice, Pooling
+from contract.weights import model_sha256
 
 
-def load_model(folder: Path, attention: str = "eager") -> transformers.PreTrainedModel:
-    """The encoder in FP32, in evaluation mode, without the pooler that some checkpoints carry.
+class Head(nn.Module):
+    """From pooled vectors to those that come out: float32 ``[…, width]`` to ``[…, hidden]``.
 
     Args:
-        folder: a folder with ``config.json`` and weights.
-        attention: name of the attention function, as transformers registers them.
-
-    Raises:
-        UserError: the folder's architecture is refused, or its weights do not fill the model.
+        modules: sentence-transformers' own that follow the pooling.
+        truncate_dim: elements that are kept after them; None for all.
+        normalize: scale what is left to Euclidean norm 1.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(f"{folder} is no model ({_said(error)})", "expected a transformers model") from None
-    if config.model_type not in ARCHITECTURES:
-        reason = _WHY_NOT.get(config.model_type, "only encoders whose export is tested are taken")
-        raise UserError(
-            f"{folder} is a {config.model_type} model: {reason}", f"embedmill takes {', '.join(ARCHITECTURES)}"
-        )
-    if getattr(config, "is_decoder", False) or getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise UserError(
-            f"{folder} is a {config.model_type} decoder or has relative positions",
-            "embedmill takes bidirectional encoders with absolute positions",
-        )
-    try:
-        model, loading = transformers.AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # has them listed below
-        )
-    except Exception as error:
-        raise UserError(
-            f"{folder} cannot be loaded ({_said(error)})", "expected weights that fit config.json"
-        ) from None
-    unfit = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    missing = sorted(name for name in unfit if not name.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"{folder} has no fitting weights for {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
-            "expected every weight of the encoder: missing ones would be random",
-        )
-    model.pooler = None
-    return model.eval()
+
+    def __init__(self, modules: Sequence[nn.Module], truncate_dim: int | None, normalize: bool) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(modules)
+        self.truncate_dim, self.normalize = truncate_dim, normalize
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        for module in self.steps:
+            if isinstance(module, Normalize):
+                vectors = normalized(vectors)
+            else:
+                vectors = module({"sentence_embedding": vectors})["sentence_embedding"]
+        if self.truncate_dim is not None:
+            vectors = vectors[..., : self.truncate_dim]
+        return normalized(vectors) if self.normalize else vectors
 
 
-def load_tokenizer(folder: Path, *, lowercase: bool = False) -> transformers.PreTrainedTokenizerBase:
-    """The model's tokenizer, without truncation or padding of its own.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A model in the parts that are exported, and what the user chose of them."""
+
+    encoder: transformers.PreTrainedModel
+    pooling: Pooling
+    head: Head
+    normalize: bool
+    chosen: tuple[Choice, ...]
+    include_prompt: bool
+    reference: SentenceTransformer
+    """Whose ``encode()``, with ``encode_options``, gives the vectors that the engine must give."""
+
+    @property
+    def truncate_dim(self) -> int | None:
+        return self.head.truncate_dim
+
+    @property
+    def encode_options(self) -> dict[str, Any]:
+        """Of ``encode()``."""
+        if self.pooling == "tokens":
+            return {"output_value": "token_embeddings"}
+        return {"normalize_embeddings": self.head.normalize}
+
+    @property
+    def hidden(self) -> int:
+        """Width of a vector as it comes out."""
+        with torch.inference_mode():
+            width: int = self.head(torch.ones(1, self.encoder.config.hidden_size)).shape[-1]
+        return width
+
+
+def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: bool | None) -> Parts:
+    """Take a model apart.
 
     Args:
-        folder: the model's folder.
-        lowercase: lower-case the text first, as sentence-transformers does where the folder says ``do_lower_case``.
-
-    Raises:
-        UserError: there is no fast tokenizer.
+        model: from ``engine_build.opened.open_folder``.
+        pooling: the user's choice; None for the model's own. With ``tokens`` nothing of what the model does after its
+            encoder is left.
+        normalize: the user's choice; None for the model's own.
     """
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise UserError(f"{folder} has no tokenizer ({_said(error)})", "expected a tokenizer.json") from None
-    # Where there is no file at all, transformers makes a tokenizer that knows no word.
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((folder / file).is_file() for file in files):
-        raise UserError(f"{folder} has no tokenizer", f"expected one of {', '.join(sorted(files))}")
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(
-            f"the tokenizer in {folder} is {'slow' if not tokenizer.is_fast else 'without a padding token'}",
-            "expected a fast tokenizer (tokenizer.json) with a padding token",
-        )
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    if lowercase:
-        backend.normalizer = NormalizerSequence([step for step in (Lowercase(), backend.normalizer) if step])
-    return tokenizer
-
-
-def _said(error: Exception) -> str:
-    """The first line of what a library says of a file that it cannot read. Each has exceptions of its own."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    modules: list[Any] = list(model)
+    transformer, own_pooling, *after = modules
+    steps = [module for module in after if not isinstance(module, Dropout)]  # which does nothing in evaluation
+    own = bool(steps) and isinstance(steps[-1], Normalize)
+    chosen: list[Choice] = []
+    if pooling not in (None, own_pooling.pooling_mode):
+        chosen.append("pooling")
+    pooling = pooling or own_pooling.pooling_mode
+    per_token = pooling == "tokens"
+    if per_token:
+        steps, own = [], False
+    wanted = own if normalize is None else normalize
+    width = None if per_token else model.truncate_dim
+    # What truncate_dim leaves of a vector has not norm 1 any more: who asks for that by name gets it.
+    if wanted != own or (normalize and width is not None):
+        chosen.append("normalize")
+    again = "normalize" in chosen and wanted
+    while not wanted and steps and isinstance(steps[-1], Normalize):
+        steps.pop()
+    kept: list[Any] = [transformer]
+    if per_token:
+        kept += [Normalize(module_input_name="token_embeddings")] if wanted else []
+    else:
+        same = pooling == own_pooling.pooling_mode
+        kept += [own_pooling if same else PoolingModule(own_pooling.embedding_dimension, pooling), *steps]
+    return Parts(
+        encoder=transformer.auto_model,
+        pooling=pooling,
+        head=Head([copy.deepcopy(step) for step in steps], width, again).eval(),
+        normalize=wanted,
+        chosen=tuple(chosen),
+        include_prompt=per_token or own_pooling.include_prompt,
+        reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
+    )
 
 
 def longest(model: transformers.PreTrainedModel) -> int:
@@ -126,16 +129,13 @@ def linear_weights(model: transformers.PreTrainedModel) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
 
 
-def weights_sha256(model: transformers.PreTrainedModel) -> str:
-    """A hash over what the encoder computes with, whatever kind of file it came from.
-
-    That is every weight's name, shape and FP32 bytes, and what the configuration adds to the weights.
-    """
-    digest = hashlib.sha256(repr([getattr(model.config, name, None) for name in _DECISIVE]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def weights_sha256(model: SentenceTransformer) -> str:
+    """``contract.weights.model_sha256`` of a model as it was opened."""
+    every: list[Any] = list(model)
+    transformer, *modules = every
+    described = [(type(module).__name__, module.get_config_dict()) for module in modules]
+    settings = transformer.auto_model.config.to_dict()
+    return model_sha256(settings, described, {name: values.numpy() for name, values in model.state_dict().items()})
 
 
 def hidden_states(
@@ -144,7 +144,7 @@ def hidden_states(
     """The last hidden state, ``[rows, length, hidden]``.
 
     Args:
-        model: from ``load_model``.
+        model: an encoder.
         input_ids: ``[rows, length]``, int32 or int64.
         attention_mask: ``[rows, length]``, or an additive one, ``[rows, 1, 1, length]``.
         token_type_ids: ``[rows, length]``; left out where the architecture has none.
@@ -153,23 +153,20 @@ def hidden_states(
     return model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
 
 
-def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling, *, normalize: bool) -> Tensor:
+def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     """Vectors from hidden states: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``.
 
-    The formulas of sentence-transformers' Pooling and Normalize modules.
+    The formulas of sentence-transformers' Pooling module.
 
     Args:
         hidden: ``[rows, length, hidden]``.
         attention_mask: ``[rows, length]``; no row of it may be empty.
         pooling: ``mean`` over the real tokens, ``cls`` for the first one, ``tokens`` for all.
-        normalize: scale each vector to Euclidean norm 1.
     """
     if pooling == "mean":
         weight = attention_mask.to(hidden.dtype)[:, :, None]
-        vectors = (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    else:
-        vectors = hidden[:, 0] if pooling == "cls" else hidden
-    return normalized(vectors) if normalize else vectors
+        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
+    return hidden[:, 0] if pooling == "cls" else hidden
 
 
 def normalized(vectors: Tensor) -> Tensor:

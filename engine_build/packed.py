@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contract.engine import OUTPUT, Pooling
 from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS
 from engine_build.export import exported
-from engine_build.model import longest, normalized
+from engine_build.model import Head, longest
 
 _ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 _WIDTH = 64
@@ -97,17 +97,17 @@ class PackedGraph(nn.Module):
     Args:
         model: an encoder for which ``packable`` holds.
         pooling: see ``engine_build.model.pooled``.
-        normalize: likewise.
+        head: what follows it, in FP32.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, *, normalize: bool) -> None:
+    def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
         self.rows: list[Tensor] = []
         for module in list(model.modules()):
             inner = getattr(module, "self", None)
             if isinstance(inner, nn.Module) and hasattr(inner, "query"):
                 module.self = _SelfAttention(inner, self)
-        self.model, self.pooling, self.normalize = model, pooling, normalize
+        self.model, self.pooling, self.head = model, pooling, head
         self._first_position = model.config.max_position_embeddings - longest(model)
 
     def forward(
@@ -142,18 +142,17 @@ class PackedGraph(nn.Module):
             vectors = hidden[torch.minimum(cu_seqlens[:-1], last)]
         else:
             vectors = hidden
-        return normalized(vectors) if self.normalize else vectors
+        found: Tensor = self.head(vectors)
+        return found
 
 
-def packed_onnx_from_torch(
-    model: transformers.PreTrainedModel, pooling: Pooling, *, normalize: bool, path: Path
-) -> None:
+def packed_onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head: Head, path: Path) -> None:
     """Export an encoder: inputs ``PACKED_INPUTS``, output ``OUTPUT``.
 
     Args:
         model: in FP16, one for which ``packable`` holds. It cannot be used afterwards.
         pooling: see ``engine_build.model.pooled``.
-        normalize: likewise.
+        head: what follows it, in FP32.
         path: the ONNX file to write.
     """
     # Two rows and a row of padding, so that nothing in the graph is fixed to a special case.
@@ -165,7 +164,7 @@ def packed_onnx_from_torch(
     axes = {name: {0: "tokens"} for name in PACKED_INPUTS[:4]}
     axes |= {"cu_seqlens": {0: "rows_and_1"}, "longest": {0: "longest"}}
     output = {OUTPUT: {0: "tokens" if pooling == "tokens" else "rows"}}
-    graph = PackedGraph(model, pooling, normalize=normalize).eval()
+    graph = PackedGraph(model, pooling, head).eval()
     exported(graph, example, PACKED_INPUTS, axes | output, path)
     made = onnx.load(path)
     for node in made.graph.node:

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from contract.engine import EngineSpec
 from producer.publish import Progress
 from producer.status import Status
 
@@ -52,13 +53,14 @@ def follow(steps: Iterable[Progress], console: Console) -> Progress:
     return progress
 
 
-def summary(progress: Progress, seconds: float) -> Table:
+def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     """What a run did."""
     rows, job = progress.rows - progress.before, progress.job
     table = Table("job", job.id, title="Embedded", title_justify="left")
     earlier = f" ({progress.before:,} were there)" if progress.before else ""
     table.add_row("rows", f"{progress.rows:,} of {job.rows:,}{earlier}")
-    table.add_row("truncated", f"{progress.truncated:,}")
+    cut = f", at {spec.truncation}" if job.overlap is None else ""
+    table.add_row("truncated", f"{progress.truncated:,}{cut}")
     table.add_row("without a text", f"{progress.without_text:,}")
     if progress.recomputed:
         table.add_row("recomputed in FP32", f"{progress.recomputed:,}")

@@ -72,8 +72,8 @@ def prefix_of(spec: EngineSpec, prefix: str | None) -> str:
     if prefix and not spec.include_prompt:
         raise UserError(
             f"--prefix {prefix!r}",
-            f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false), and an engine "
-            "pools over all of a row's tokens",
+            f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false), "
+            "and embedmill pools over all of a row's tokens",
             "leave out --prefix, or choose another --engine",
         )
     return spec.prefix if prefix is None else prefix

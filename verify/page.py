@@ -156,7 +156,7 @@ def _provenance(report: Report) -> dict[str, str]:
             "model": spec.model,
             "model's revision": spec.revision or "",
             "vectors": f"{spec.architecture}, pooling {spec.pooling}, {'' if spec.normalize else 'not '}normalized, "
-            f"{spec.hidden:,} wide, at most {spec.max_length:,} tokens",
+            f"{spec.hidden:,} wide, at most {spec.truncation}",
         }
     if report.sample:
         made = Counter(f"{one.runtime}, {one.precision}" for one in report.sample.shards)

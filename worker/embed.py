@@ -89,7 +89,7 @@ class Embedder:
         engine = self.engine(job.engine, job.fingerprint)
         with stages.timed("compute"):
             errors = _search(engine, batch, ledger) if ledger else {}
-            rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.normalize)
+            rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)
             found = into_form(rows, found, job.form, engine.spec)
         info = _info(job, number, rows, engine, found, time.monotonic() - began)
         with stages.timed("write"):

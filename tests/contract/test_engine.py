@@ -110,6 +110,7 @@ def test_a_file_is_only_used_as_it_was_recorded() -> None:
         {"pooling": "cls"},
         {"normalize": False},
         {"max_length": 256},
+        {"truncate_dim": 16},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -125,6 +126,8 @@ def test_what_decides_a_vector_changes_the_fingerprint(change: dict[str, object]
         {"revision": None},
         {"onnx_sha256": "exported by another version"},
         {"prefix": "query: "},
+        {"prompts": {"query": "query: "}},
+        {"model_length": 256},
         {"created": "2027-01-01T00:00:00.000000+00:00"},
     ],
     ids=lambda change: next(iter(change)),
@@ -133,8 +136,26 @@ def test_what_decides_no_vector_keeps_the_fingerprint(change: dict[str, object])
     assert _fingerprint(**change) == _fingerprint()
 
 
+def test_vectors_that_are_normalized_after_they_are_cut_are_others() -> None:
+    assert _fingerprint(truncate_dim=16) != _fingerprint(truncate_dim=16, chosen=("normalize",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "unit"),
+    [
+        ({"normalize": False}, False),
+        ({}, True),
+        ({"truncate_dim": 16}, False),
+        ({"truncate_dim": 16, "chosen": ("normalize",)}, True),
+        ({"pooling": "tokens"}, False),
+    ],
+)
+def test_only_what_is_normalized_last_has_norm_1(changes: dict[str, object], unit: bool) -> None:
+    assert EngineSpec.model_validate(ENGINE_FIELDS | changes).unit_norm is unit
+
+
 def test_the_fingerprint_is_the_same_on_every_machine() -> None:
-    assert _fingerprint() == "9a2e1556764217ef"
+    assert _fingerprint() == "6471e579ace9cc81"
 
 
 def _fingerprint(**changes: object) -> str:

@@ -15,7 +15,9 @@ from onnx import numpy_helper
 from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
-from engine_build.model import ARCHITECTURES, load_model, longest
+from engine_build.model import Head, longest
+from engine_build.opened import ARCHITECTURES
+from tests.engine_build.encoders import encoder_of
 
 LAYERS, HIDDEN, VOCABULARY = 2, 32, 1000
 
@@ -48,7 +50,7 @@ def graph(
 ) -> onnx.ModelProto:
     """The mean-pooled, normalized graph of the architecture that the test names."""
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
-    onnx_from_torch(load_model(models[request.param]), "mean", normalize=True, path=path)
+    onnx_from_torch(encoder_of(models[request.param]), "mean", Head([], None, True), path=path)
     return onnx.load(path)
 
 
@@ -84,8 +86,8 @@ def test_the_graph_computes_what_transformers_computes(
     architecture: str, pooling: Pooling, normalize: bool, models: dict[str, Path], tmp_path: Path
 ) -> None:
     folder, path = models[architecture], tmp_path / "model.onnx"
-    model = load_model(folder)
-    onnx_from_torch(model, pooling, normalize=normalize, path=path)
+    model = encoder_of(folder)
+    onnx_from_torch(model, pooling, Head([], None, normalize), path=path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     most = longest(model)
     for lengths, width in [
@@ -107,7 +109,7 @@ def test_the_graph_computes_what_transformers_computes(
 
 def test_padding_makes_no_difference_to_a_row(models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx_from_torch(load_model(models["bert"]), "mean", normalize=True, path=path)
+    onnx_from_torch(encoder_of(models["bert"]), "mean", Head([], None, True), path=path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def embed(ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -122,11 +124,11 @@ def test_padding_makes_no_difference_to_a_row(models: dict[str, Path], tmp_path:
 
 
 def test_exporting_leaves_the_model_as_it_was(models: dict[str, Path], tmp_path: Path) -> None:
-    model = load_model(models["bert"])
+    model = encoder_of(models["bert"])
     attention = model.config._attn_implementation
     ids = torch.tensor([[2, 9, 3]])
     before = model(input_ids=ids).last_hidden_state
-    onnx_from_torch(model, "cls", normalize=False, path=tmp_path / "model.onnx")
+    onnx_from_torch(model, "cls", Head([], None, False), path=tmp_path / "model.onnx")
     assert model.config._attn_implementation == attention
     assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 

@@ -12,9 +12,10 @@ from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
 from contract.engine import Pooling
 from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, Profile
-from engine_build.model import load_model
+from engine_build.model import Head
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
 from tests.contract.samples import engine_spec, plan_spec
+from tests.engine_build.encoders import encoder_of
 from worker.engine import Gathered
 from worker.layout import Packed
 
@@ -58,12 +59,12 @@ def plain(model: Path, batch: Batch) -> list[np.ndarray]:
 def test_vectors_are_plain_transformers(
     architecture: str, pooling: Pooling, normalize: bool, wide: dict[str, Path]
 ) -> None:
-    model = load_model(wide[architecture])
+    model = encoder_of(wide[architecture])
     pad_id = model.config.pad_token_id
     spec = engine_spec(pooling=pooling, normalize=normalize, hidden=128, max_length=LENGTH, pad_id=pad_id)
     lengths = np.random.default_rng(1).integers(0, LENGTH + 1, 60).tolist()
     batch, layout = batch_of(lengths, pad_id), Packed(spec, plan_spec(packed=True, profiles=PROFILES))
-    graph = PackedGraph(model, pooling, normalize=normalize)
+    graph = PackedGraph(model, pooling, Head([], None, normalize))
     gathered = Gathered(spec, batch.lengths)
     elements, most = layout.sizes()
     for micro in layout.cut(batch.lengths):
@@ -90,7 +91,9 @@ def test_vectors_are_plain_transformers(
 def test_the_file_has_the_plug_in_in_every_layer_and_fp16_weights(
     wide: dict[str, Path], tmp_path: Path, pooling: Pooling
 ) -> None:
-    packed_onnx_from_torch(load_model(wide["bert"]).half(), pooling, normalize=True, path=tmp_path / "packed.onnx")
+    packed_onnx_from_torch(
+        encoder_of(wide["bert"]).half(), pooling, Head([], None, True), path=tmp_path / "packed.onnx"
+    )
     graph = onnx.load(tmp_path / "packed.onnx").graph
     assert [value.name for value in graph.input] == list(PACKED_INPUTS)
     assert all(value.type.tensor_type.elem_type == onnx.TensorProto.INT32 for value in graph.input)
@@ -112,8 +115,8 @@ def test_the_file_has_the_plug_in_in_every_layer_and_fp16_weights(
 
 
 def test_only_what_the_plug_in_takes_is_packable(wide: dict[str, Path], tmp_path: Path) -> None:
-    model = load_model(wide["bert"])
+    model = encoder_of(wide["bert"])
     assert packable(model, 512)
     assert not packable(model, 513)
-    assert not packable(load_model(save_tiny_model(tmp_path / "narrow")), 512)
-    assert not packable(load_model(save_tiny_model(tmp_path / "distil", "distilbert", dim=128, n_heads=2)), 512)
+    assert not packable(encoder_of(save_tiny_model(tmp_path / "narrow")), 512)
+    assert not packable(encoder_of(save_tiny_model(tmp_path / "distil", "distilbert", dim=128, n_heads=2)), 512)

@@ -1,6 +1,7 @@
 """A sentence-transformers user gets the vectors they know: folders that sentence-transformers itself wrote."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pytest
+import torch
+import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Dropout,
+    LayerNorm,
+    Normalize,
+    Pooling,
+    Transformer,
+    WordWeights,
+)
 
 from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from engine_build.build import build
-from engine_build.source import Defaults, defaults_of
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
 
@@ -119,7 +129,7 @@ def test_a_folder_with_the_older_switches_is_honoured(switches: dict[str, bool],
     folder = saved(tmp_path, Pooling(32, "mean"))
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **switches}))
     assert SentenceTransformer(str(folder), device="cpu")[1].pooling_mode == pooling
-    assert defaults_of(folder).pooling == pooling
+    assert built(folder).pooling == pooling
 
 
 def test_modules_named_as_older_versions_named_them_are_honoured(tmp_path: Path) -> None:
@@ -128,12 +138,14 @@ def test_modules_named_as_older_versions_named_them_are_honoured(tmp_path: Path)
         folder / "modules.json",
         lambda modules: [m | {"type": f"sentence_transformers.models.{m['type'].rsplit('.', 1)[-1]}"} for m in modules],
     )
-    found = defaults_of(folder)
-    assert (found.pooling, found.normalize) == ("cls", True)
+    spec = built(folder)
+    assert (spec.pooling, spec.normalize) == ("cls", True)
 
 
-def test_a_plain_transformers_folder_asks_for_nothing(tmp_path: Path) -> None:
-    assert defaults_of(save_tiny_model(tmp_path / "plain")) == Defaults()
+def test_a_plain_transformers_folder_asks_for_means_alone(tmp_path: Path) -> None:
+    spec = built(save_tiny_model(tmp_path / "plain"), max_length=None)
+    assert (spec.pooling, spec.normalize, spec.chosen, spec.prefix, spec.prompts) == ("mean", False, (), "", {})
+    assert (spec.truncate_dim, spec.include_prompt, spec.model_length) == (None, True, 512)
 
 
 def test_the_default_prompt_is_the_engines_prefix(tmp_path: Path) -> None:
@@ -188,7 +200,7 @@ def test_another_length_of_the_folders_is_said_in_one_line(layout: str, tmp_path
     assert built(folder, said, max_length=None).max_length == 512
     (line,) = said
     assert "100 tokens" in line
-    assert "--max-length 100" in line
+    assert "--max-length model" in line
 
 
 def test_the_folders_own_length_is_chosen_without_a_word(tmp_path: Path) -> None:
@@ -203,51 +215,182 @@ def test_the_folders_own_length_is_chosen_without_a_word(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("modules", "named"),
     [
-        ([Pooling(32, "mean"), Dense(32, 8)], "Dense"),
-        ([Pooling(32, "mean"), LayerNorm(32)], "LayerNorm"),
-        ([Pooling(32, "max")], "max"),
+        ([WordWeights(["a"], {"a": 2.0}), Pooling(32, "mean")], "WordWeights"),
+        ([Pooling(32, "mean"), Dense(32, 8, module_input_name="token_embeddings")], "Dense module of token_embeddings"),
+        ([Pooling(32, "mean"), Normalize(module_output_name="other")], "Normalize module of other"),
+        ([Pooling(32, "max")], "pools by max"),
         ([Pooling(32, "lasttoken")], "lasttoken"),
         ([Pooling(32, ("cls", "mean"))], "cls and mean"),
     ],
-    ids=["Dense", "LayerNorm", "max", "lasttoken", "two poolings"],
+    ids=["WordWeights", "Dense", "Normalize", "max", "lasttoken", "two poolings"],
 )
 def test_what_an_engine_cannot_honour_is_refused_by_name(modules: list[Any], named: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, *modules)
     with pytest.raises(UserError, match=named) as caught:
-        defaults_of(folder)
+        built(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_older_switches_that_an_engine_cannot_honour_are_refused_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"))
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32, "pooling_mode_weightedmean_tokens": True})
+    )
     with pytest.raises(UserError, match="weightedmean"):
-        defaults_of(folder)
+        built(folder)
 
 
 def test_a_module_with_code_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"))
     edit(folder / "modules.json", lambda modules: [modules[0] | {"type": "custom_st.Transformer"}, *modules[1:]])
     with pytest.raises(UserError, match=r"custom_st\.Transformer"):
-        defaults_of(folder)
+        built(folder)
 
 
 def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
     outside = Pooling(32, "mean", include_prompt=False)
     folder = saved(tmp_path / "with", outside, prompts={"doc": "Text: "}, default="doc")
     with pytest.raises(UserError, match="include_prompt"):
-        defaults_of(folder)
-    assert defaults_of(saved(tmp_path / "without", outside)).prefix == ""
+        built(folder)
+    spec = built(saved(tmp_path / "without", outside, prompts={"doc": "Text: "}))
+    assert (spec.prefix, spec.include_prompt, spec.prompts) == ("", False, {"doc": "Text: "})
 
 
 def test_token_vectors_that_are_normalized_before_pooling_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, Normalize(module_input_name="token_embeddings"), Pooling(32, "mean"))
     with pytest.raises(UserError, match="Normalize"):
-        defaults_of(folder)
+        built(folder)
 
 
 def test_a_garbled_file_is_refused_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"))
     (folder / "1_Pooling" / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"1_Pooling/config\.json cannot be read"):
-        defaults_of(folder)
+        built(folder)
+
+
+def equal(folder: Path, **options: Any) -> EngineSpec:
+    """An engine whose vectors are encode()'s, which is asked here, and not by embedmill."""
+    spec = built(folder)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, show_progress_bar=False, **options)
+    found = engine_vectors(spec, TEXTS)
+    assert found.shape == expected.shape
+    assert cosines(found, expected).min() >= 0.99999
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    return spec
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [Dense(32, 12)],
+        [Dense(32, 12, bias=False, activation_function=torch.nn.GELU()), Normalize()],
+        [LayerNorm(32), Dropout(0.5), Normalize()],
+        [Normalize(), Dense(32, 64, activation_function=torch.nn.Identity())],
+        [Dense(32, 32, use_residual=True), LayerNorm(32)],
+    ],
+    ids=["Tanh", "GELU, normalized", "LayerNorm, Dropout", "normalized before", "residual"],
+)
+def test_modules_after_the_pooling_are_in_the_engine(after: list[Any], tmp_path: Path) -> None:
+    spec = equal(saved(tmp_path, Pooling(32, "mean"), *after))
+    assert spec.normalize == isinstance(after[-1], Normalize) == spec.unit_norm
+
+
+def test_a_folder_that_modules_json_names_and_is_not_there_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "cls"))
+    shutil.rmtree(folder / "1_Pooling")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        built(folder)
+
+
+def test_truncate_dim_is_honoured_without_normalizing_again(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"), Normalize())
+    edit(folder / "config_sentence_transformers.json", lambda config: config | {"truncate_dim": 10})
+    spec = equal(folder)
+    assert (spec.hidden, spec.encoder_width, spec.truncate_dim) == (10, 32, 10)
+    assert (spec.normalize, spec.unit_norm, spec.chosen) == (True, False, ())
+    asked = build_engine(folder, "asked", normalize=True, max_length=LENGTH)
+    assert (asked.unit_norm, asked.chosen) == (True, ("normalize",))
+    np.testing.assert_allclose(np.linalg.norm(engine_vectors(asked, TEXTS), axis=1), 1, atol=1e-6)
+    assert asked.fingerprint != spec.fingerprint
+
+
+def test_the_encoder_of_a_folder_of_its_own_is_taken_and_not_other_weights_in_the_root(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"))
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for file in [*folder.glob("tokenizer*"), folder / "sentence_bert_config.json"]:
+        shutil.move(file, inner)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, inner)
+    edit(folder / "modules.json", lambda modules: [modules[0] | {"path": "0_Transformer"}, *modules[1:]])
+    save_tiny_model(tmp_path / "other", initializer_range=0.5)
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    equal(folder)
+    (folder / "config.json").unlink()
+    assert built(folder).fingerprint == built(folder).fingerprint
+
+
+def test_more_tokens_than_the_embedding_has_rows_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["a token more"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="ids up to 1000, and the model's embedding 1000 rows"):
+        built(folder)
+
+
+def test_code_that_a_model_brings_along_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"))
+    edit(folder / "config.json", lambda config: config | {"auto_map": {"AutoModel": "modeling_mine.Mine"}})
+    (folder / "modeling_mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(UserError, match=r"code of its own \(auto_map in config\.json\)"):
+        built(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_length_of_the_model_is_taken_by_that_word_and_recorded(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"), max_seq_length=100)
+    assert build_engine(folder, "by-default").truncation == (
+        "512 tokens (sentence-transformers cuts this model's texts at 100)"
+    )
+    spec = build_engine(folder, "by-word", max_length="model")
+    assert (spec.max_length, spec.model_length, spec.truncation) == (100, 100, "100 tokens")
+
+
+def test_an_activation_that_would_be_replaced_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"), Dense(32, 8))
+    edit(folder / "2_Dense" / "config.json", lambda config: config | {"activation_function": "mine.Swish"})
+    with pytest.raises(UserError, match=r"mine\.Swish.*not trusted") as caught:
+        built(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", ["truncation_side", "padding_side"])
+def test_a_tokenizer_that_works_from_the_left_is_refused(side: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "mean"))
+    edit(folder / "tokenizer_config.json", lambda config: config | {side: "left"})
+    with pytest.raises(UserError, match=f"{side} is left"):
+        built(folder)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_tokens_are_token_embeddings(normalize: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "cls"), Dense(32, 8), Normalize())
+    spec = build_engine(folder, f"tokens-{normalize}", "tokens", normalize=normalize, max_length=LENGTH)
+    assert (spec.per_token, spec.hidden, spec.normalize, spec.unit_norm) == (True, 32, normalize, False)
+    model = SentenceTransformer(str(folder), device="cpu")
+    for text in TEXTS:
+        (expected,) = model.encode([text], output_value="token_embeddings", show_progress_bar=False)
+        expected = torch.nn.functional.normalize(expected, dim=-1) if normalize else expected
+        np.testing.assert_allclose(engine_vectors(spec, [text])[0], expected.numpy(), atol=1e-5)
+
+
+def test_a_choice_leaves_the_models_other_modules(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Pooling(32, "cls"), Dense(32, 8), Normalize())
+    spec = build_engine(folder, "otherwise", "mean", normalize=False, max_length=LENGTH)
+    assert set(spec.chosen) == {"pooling", "normalize"}
+    model: Any = SentenceTransformer(str(folder), device="cpu")
+    changed = SentenceTransformer(modules=[model[0], Pooling(32, "mean"), model[2]], device="cpu")
+    expected = changed.encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(engine_vectors(spec, TEXTS), expected, atol=1e-5)

@@ -1,7 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from contract.engine import EngineSpec
 from contract.job import latest_job
@@ -71,3 +74,16 @@ def test_each_option_gives_another_job(tiny: EngineSpec, table: Path, redis_url:
         assert run("--dataset", table, "--detach", *same).exit_code == 0
         found.add(latest_job().id)
     assert len(found) == 8
+
+
+def test_a_prefix_that_the_model_would_leave_out_of_its_pooling_is_refused(
+    tiny_model: Path, workplace: Path, table: Path
+) -> None:
+    modules: list[Any] = [Transformer(str(tiny_model)), Pooling(32, "mean", include_prompt=False)]
+    SentenceTransformer(modules=modules, prompts={"doc": "Text: "}, device="cpu").save(str(workplace / "model"))
+    build_engine(workplace / "model", "without-prompts")
+    options = ("--dataset", table, "--engine", "without-prompts", "--text-column", "text", "--detach")
+    refused = run(*options, "--prefix", "Text: ")
+    assert refused.exit_code == 1
+    assert "include_prompt is false" in refused.output
+    assert "--prefix" not in run(*options, "--prefix", "").output

@@ -1,46 +1,97 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.form import VectorForm
 from contract.job import Job, engine_of
 from contract.settings import settings
-from engine_build.model import hidden_states, pooled
 from producer.dataset import dataset_of
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
-from verify.reference import Reference, open_reference
-from verify.sample import draw
+from verify.compared import read_found
+from verify.reference import Reference, open_model
+from verify.sample import Row, Vectors, draw
 
 
 def opened(job: Job) -> Reference:
-    return open_reference(job, engine_of(job), dataset_of(job))
+    return open_model(job, engine_of(job))
 
 
-def test_rows_computed_together_are_what_each_is_alone(job: Job) -> None:
-    reference = opened(job)
-    rows = draw(job, range(3), max_length=512, width=32, rows=100, seed=0).rows
-    found = {one.row.row_id: one for one in reference.recompute(rows)}
+def sampled(job: Job) -> list[Row]:
+    """Every row that has a text."""
+    spec = engine_of(job)
+    expected = Vectors(job.form.dimensions or spec.hidden, spec.max_length, spec.unit_norm)
+    return list(draw(job, range(job.batches), expected, rows=100, seed=0).rows)
+
+
+def texts_of(job: Job) -> dict[int, str | None]:
+    return dict(enumerate(TEXTS[: job.rows]))
+
+
+def assert_as_stored(job: Job) -> None:
+    """The shards' vectors are the reference's: the engine and sentence-transformers agree."""
+    rows = sampled(job)
+    found, _ = read_found(job, rows)
+    recomputed = list(opened(job).recompute(rows, texts_of(job)))
+    assert len(recomputed) == len(rows) > 10
+    for one in recomputed:
+        assert one.n_tokens == one.row.n_tokens
+        np.testing.assert_allclose(found[one.row].vectors, one.vectors, atol=2e-5)
+
+
+def test_rows_computed_together_are_what_each_is_alone(job: Job, tiny_model: Path) -> None:
+    found = {one.row.row_id: one for one in opened(job).recompute(sampled(job), texts_of(job))}
     assert len(found) == 46
+    model = SentenceTransformer(str(tiny_model), device="cpu")
     for row_id in (0, 3, 41, 42, 44):
-        tokens = reference.tokenizer([TEXTS[row_id]], truncation=True, max_length=512, return_tensors="pt")
-        mask = tokens["attention_mask"]
-        types = tokens["input_ids"] * 0
-        alone = pooled(hidden_states(reference.model, tokens["input_ids"], mask, types), mask, "mean", normalize=False)
-        np.testing.assert_allclose(found[row_id].vectors, alone.detach().numpy(), atol=1e-5)
+        alone = model.encode([str(TEXTS[row_id])], show_progress_bar=False)
+        np.testing.assert_allclose(found[row_id].vectors, alone, atol=1e-5)
     assert found[44].n_tokens == found[44].row.n_tokens > 512
 
 
 def test_the_prefix_is_part_of_the_text(tiny: EngineSpec, dataset: Path) -> None:
-    job = finished_job(tiny, dataset, prefix="passage: ", limit=5)
-    rows = draw(job, range(1), max_length=512, width=32, rows=100, seed=0).rows
-    found = list(opened(job).recompute(rows))
-    assert len(found) == 5
+    job = finished_job(tiny, dataset, prefix="passage: ", limit=12)
+    found = list(opened(job).recompute(sampled(job), texts_of(job)))
     assert all(str(one.text).startswith("passage: ") for one in found)
-    assert all(one.n_tokens == one.row.n_tokens for one in found)
+    assert_as_stored(job)
+
+
+@pytest.mark.parametrize(
+    ("truncate_dim", "chosen"),
+    [
+        (None, {}),
+        (7, {}),
+        (7, {"normalize": True}),
+        (7, {"pooling": "mean"}),
+        (None, {"pooling": "mean", "normalize": False}),
+    ],
+    ids=str,
+)
+def test_a_models_own_modules_and_what_the_user_chose_against_them(
+    truncate_dim: int | None, chosen: dict[str, Any], workplace: Path, dataset: Path
+) -> None:
+    transformer = Transformer(str(save_tiny_model(workplace / "encoder")))
+    modules = [transformer, Pooling(32, "cls"), Dense(32, 12), Normalize()]
+    model = SentenceTransformer(modules=modules, prompts={"doc": "Text: "}, default_prompt_name="doc", device="cpu")
+    model.truncate_dim = truncate_dim
+    model.save(str(workplace / "model"))
+    spec = build_engine(workplace / "model", f"own-{workplace.name}", max_length=48, **chosen)
+    for form in (VectorForm(), VectorForm(dimensions=5)):
+        assert_as_stored(finished_job(spec, dataset, limit=46, form=form, prefix="Text: "))
+        assert_as_stored(finished_job(spec, dataset, limit=46, form=form, overlap=10))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_tokens(normalize: bool, tiny_model: Path, dataset: Path, workplace: Path) -> None:
+    spec = build_engine(tiny_model, f"tokens-{normalize}", "tokens", normalize=normalize, max_length=48)
+    assert_as_stored(finished_job(spec, dataset, limit=46))
 
 
 def test_an_engine_that_is_gone(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
