@@ -192,15 +192,3 @@ def test_vectors_of_another_type_are_no_shard_of_the_job(tiny: EngineSpec, datas
     job.shard(1).write_bytes(plain.shard(1).read_bytes())
     assert verify(job.folder).exit_code == 1
     assert "vectors of halffloat" in json.dumps(verdict(job))
-
-
-def test_the_command_that_makes_shards_again_has_every_option(tiny: EngineSpec, wide: Path) -> None:
-    form = VectorForm(dtype="int8", dimensions=8, ranges=((0.0,) * 8, (1.0,) * 8))
-    job = finished_job(tiny, wide, form=form, overlap=4, columns=("label", "tags"))
-    job.shard(1).unlink()
-    command = " ".join(verify(job.folder).output.split())
-    for option in (
-        *("--dtype int8", "--dimensions 8", "--keep-columns label,tags", "--long-texts window", "--overlap 4"),
-        f"--ranges {job.folder}",
-    ):
-        assert option in command
