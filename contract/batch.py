@@ -8,7 +8,8 @@ nothing on the wire::
              attention_mask  fixed_size_list<int32>[length]   1 for a token, 0 for padding
              token_type_ids  fixed_size_list<int32>[length]
              n_tokens        int32                            the text's, before truncation; 0 without a text
-             keep:<name>     any                              a column of the dataset that goes into the shard as it is
+             keep:<name>     any                              a column of the dataset that goes into the shard as it is;
+                                                              its metadata may hold a ``feature``, as JSON
     metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint)
 
 A row without a text (null in the dataset) has ``n_tokens`` 0 and an empty mask. It is not computed: its embedding is
@@ -18,6 +19,7 @@ Where long texts are cut into windows, a text has as many consecutive rows as wi
 ``n_tokens``. Columns that are kept are in the first of them and null in the others.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +30,7 @@ import pyarrow as pa
 Int32 = npt.NDArray[np.int32]
 
 _KEEP = "keep:"
+_FEATURE = b"feature"
 
 _MATRICES = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -63,6 +66,9 @@ class Batch:
     """``[n]``, special tokens counted, before truncation; of the whole text, also in each of its windows"""
     kept: Mapping[str, pa.Array] = field(default_factory=dict)
     """Columns of the dataset that go into the shard, each of ``n`` values."""
+    features: Mapping[str, str] = field(default_factory=dict)
+    """Of those of them that are more than their Arrow type, such as images and labels: the feature of the ``datasets``
+    library, as JSON."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -94,7 +100,8 @@ class Batch:
             columns.append(pa.FixedSizeListArray.from_arrays(values, type=schema.field(name).type))
         columns += [pa.array(self.n_tokens), *self.kept.values()]
         for name, values in self.kept.items():
-            schema = schema.append(pa.field(_KEEP + name, values.type))
+            feature = {_FEATURE: self.features[name].encode()} if name in self.features else None
+            schema = schema.append(pa.field(_KEEP + name, values.type, metadata=feature))
         metadata = {
             "embedmill.job": self.job,
             "embedmill.batch": str(self.number),
@@ -133,6 +140,11 @@ class Batch:
                 row_id=columns["row_id"].to_numpy(),
                 n_tokens=columns["n_tokens"].to_numpy(),
                 kept={name.removeprefix(_KEEP): columns[name] for name in more},
+                features={
+                    name.removeprefix(_KEEP): json.dumps(json.loads(feature))
+                    for name in more
+                    if (feature := (record.schema.field(name).metadata or {}).get(_FEATURE))
+                },
                 **{name: columns[name].values.to_numpy().reshape(len(record), length) for name in _MATRICES},
             )
         # An OSError is what a damaged LZ4 frame gives.

@@ -15,6 +15,7 @@ The file's key-value metadata holds a ``ShardInfo``: what made it, its sums, and
 """
 
 import errno
+import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -118,7 +119,11 @@ def table_of(
         }
     )
     complete = info.model_copy(update={"digests": digests_of(table)})
-    return table.replace_schema_metadata({_KEY: complete.model_dump_json().encode()})
+    metadata = {_KEY: complete.model_dump_json().encode()}
+    if batch.features:  # as the datasets library writes them, which then reads images as images and labels as labels
+        features = {name: json.loads(feature) for name, feature in batch.features.items()}
+        metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
+    return table.replace_schema_metadata(metadata)
 
 
 def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:

@@ -136,8 +136,9 @@ def batch_of(
     texts: Sequence[str | None],
     rows: RowTokenizer,
     kept: Mapping[str, pa.Array] | None = None,
+    features: Mapping[str, str] | None = None,
 ) -> Batch:
-    """One batch of a job from the texts, and the columns to keep, of ``job.row_range(number)``.
+    """One batch of a job from the texts, and the columns to keep with their features, of ``job.row_range(number)``.
 
     Raises:
         ValueError: there are not as many texts as rows.
@@ -160,4 +161,5 @@ def batch_of(
         token_type_ids=np.zeros_like(input_ids),
         n_tokens=n_tokens,
         kept={name: values.take(places) for name, values in (kept or {}).items()},
+        features=features or {},
     )

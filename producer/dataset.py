@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class TextDataset:
     """Columns that are carried into the shards."""
     csv: CsvDialect | None = None
     """How csv files are written; None for all others."""
+    features: Mapping[str, str] = field(default_factory=dict)
+    """Of those of ``columns`` that are more than their Arrow type, such as images and labels: the feature of the
+    ``datasets`` library, as JSON."""
 
     @property
     def rows(self) -> int:
@@ -209,7 +213,8 @@ def _opened(
         raise UserError(f"{found.dataset} is empty or cannot be read: it has no rows in split {split!r}", _SOMETHING)
     if isinstance(reader, JsonReader) and reader.halves:
         _log.warning("%s: %s halves of surrogate pairs became U+FFFD", found.dataset, f"{reader.halves:,}")
-    return TextDataset(found.dataset, config, split, text, found.revision, table, columns, dialect)
+    features = _features(datasets.Features.from_arrow_schema(schema), columns) if found.kind in _TYPED else {}
+    return TextDataset(found.dataset, config, split, text, found.revision, table, columns, dialect, features)
 
 
 def _opened_by_datasets(
@@ -233,8 +238,23 @@ def _opened_by_datasets(
     _check_columns(schema, asked, columns, dataset, typed=True)
     roots = dict.fromkeys(name if name in schema.names else name.split(".")[0] for name in (*asked, *columns))
     needed = table.select_columns(list(roots)).with_format("arrow")
-    return TextDataset(dataset, config, split, text, revision, needed, columns)
+    return TextDataset(
+        dataset, config, split, text, revision, needed, columns, features=_features(table.features, columns)
+    )
 
+
+def _features(features: datasets.Features, columns: Sequence[str]) -> dict[str, str]:
+    """The features that their Arrow type does not say."""
+    plain = datasets.Features.from_arrow_schema(features.arrow_schema.remove_metadata())
+    return {
+        name: json.dumps(datasets.Features({name: features[name]}).to_dict()[name])
+        for name in columns
+        if features[name] != plain[name]
+    }
+
+
+_TYPED = ("parquet", "arrow")
+"""Kinds of files whose schema may name features of ``datasets``."""
 
 _SOMETHING = "there must be something to embed"
 

@@ -52,7 +52,7 @@ class Work(NamedTuple):
         rows = self.job.row_range(batch)
         try:
             texts, kept = self.texts.read(rows)
-            return batch_of(self.job, batch, texts, self.tokenizer, kept).to_bytes()
+            return batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features).to_bytes()
         except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
             raise UserError(
                 f"rows {rows.start} to {rows.stop - 1} of {self.job.dataset} cannot be tokenized ({error})",
