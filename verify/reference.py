@@ -4,6 +4,7 @@ Nothing of what travelled over Redis is used, nor the engine's files, nor the co
 the engine was made from.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
     Raises:
         UserError: the model is gone or was changed.
     """
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # what it warns of was weighed at the build
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # 10 bits, which is no FP32
