@@ -25,8 +25,7 @@ import pytest
 
 from contract.errors import UserError
 from producer.dataset import TextDataset, open_dataset
-from producer.options import job_of
-from tests.contract.samples import engine_spec
+from tests.contract.samples import a_job
 from verify.source import read_source
 
 TABLES, SEEDS = int(os.environ.get("EMBEDMILL_FUZZ", "2000")), 8
@@ -219,7 +218,8 @@ def outcome(draw: random.Random, table: Table, path: Path) -> str:
 
 def second(opened: TextDataset, texts: list[str | None], folder: Path) -> str | None:
     """What is wrong by the verifier's reader, if anything."""
-    job = job_of(opened, engine_spec(), folder, limit=None, prefix="", batch_rows=8)
+    fields = ("dataset", "config", "split", "text", "revision", "columns", "csv", "rows")
+    job = a_job(folder, **{name: getattr(opened, name) for name in fields})
     found = read_source(job, range(opened.rows))
     theirs = [found.taken[row].text for row in range(found.rows) if row in found.taken]
     if (found.rows, theirs) != (len(texts), texts):
