@@ -213,7 +213,7 @@ def _opened(
         raise UserError(f"{found.dataset} is empty or cannot be read: it has no rows in split {split!r}", _SOMETHING)
     if isinstance(reader, JsonReader) and reader.halves:
         _log.warning("%s: %s halves of surrogate pairs became U+FFFD", found.dataset, f"{reader.halves:,}")
-    features = _features(datasets.Features.from_arrow_schema(schema), columns) if found.kind in _TYPED else {}
+    features = _features(schema, columns) if found.kind in _TYPED else {}
     return TextDataset(found.dataset, config, split, text, found.revision, table, columns, dialect, features)
 
 
@@ -238,19 +238,19 @@ def _opened_by_datasets(
     _check_columns(schema, asked, columns, dataset, typed=True)
     roots = dict.fromkeys(name if name in schema.names else name.split(".")[0] for name in (*asked, *columns))
     needed = table.select_columns(list(roots)).with_format("arrow")
-    return TextDataset(
-        dataset, config, split, text, revision, needed, columns, features=_features(table.features, columns)
-    )
+    return TextDataset(dataset, config, split, text, revision, needed, columns, features=_features(schema, columns))
 
 
-def _features(features: datasets.Features, columns: Sequence[str]) -> dict[str, str]:
-    """The features that their Arrow type does not say."""
-    plain = datasets.Features.from_arrow_schema(features.arrow_schema.remove_metadata())
-    return {
-        name: json.dumps(datasets.Features({name: features[name]}).to_dict()[name])
-        for name in columns
-        if features[name] != plain[name]
-    }
+def _features(schema: pa.Schema, columns: Sequence[str]) -> dict[str, str]:
+    """The features of these columns that their Arrow type does not say, from the metadata that ``datasets`` writes."""
+    found = {}
+    for name in columns:
+        one = pa.schema([schema.field(name)], metadata=schema.metadata)
+        with contextlib.suppress(ValueError):  # a type that the library does not have
+            feature = datasets.Features.from_arrow_schema(one)[name]
+            if feature != datasets.Features.from_arrow_schema(one.remove_metadata())[name]:
+                found[name] = json.dumps(datasets.Features({name: feature}).to_dict()[name])
+    return found
 
 
 _TYPED = ("parquet", "arrow")

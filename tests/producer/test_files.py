@@ -18,7 +18,9 @@ import pytest
 
 from contract.errors import UserError
 from contract.job import CsvDialect
-from producer.dataset import open_dataset
+from producer.dataset import dataset_of, open_dataset
+from tests.buckets import BUCKET, client, credentials, s3_server
+from tests.contract.samples import a_job
 from tests.producer.test_dataset import all_texts, read, write
 
 
@@ -218,3 +220,35 @@ def test_a_template_makes_one_text_of_several_columns(tmp_path: Path) -> None:
     refused(path, "exclude each other", text="{title}", column="body")
     refused(path, "no text-column 'titel'", text="{titel}")
     refused(path, "is no template", text="{title")
+
+
+def test_an_object_and_what_lies_below_a_prefix_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(tmp_path) as url:
+        for name, value in credentials(url).items():
+            monkeypatch.setenv(name, value)
+        for name in ("a.csv", "deep/b.csv"):
+            client(url).put_object(Bucket=BUCKET, Key=f"data/{name}", Body=f"text\n{name}\n".encode())
+        opened = open_dataset(f"s3://{BUCKET}/data")
+        assert (opened.dataset, all_texts(opened)) == (f"s3://{BUCKET}/data", ["a.csv", "deep/b.csv"])
+        assert all_texts(open_dataset(f"s3://{BUCKET}/data/a.csv")) == ["a.csv"]
+        client(url).delete_object(Bucket=BUCKET, Key="data/a.csv")
+        assert all_texts(open_dataset(f"s3://{BUCKET}/data")) == ["deep/b.csv"]
+        with pytest.raises(UserError, match=r"cannot be fetched .*no object"):
+            open_dataset(f"s3://{BUCKET}/none")
+
+
+def test_a_job_opens_its_dataset_as_it_was_begun_with(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", "1,a;b;c\n2,d;e;f\n")
+    opened = open_dataset(str(path), text=r"{column_2}\n{column_1}", columns=("column_3",), separator=";", header=False)
+    fields = ("dataset", "config", "split", "text", "revision", "columns", "csv", "rows")
+    job = a_job(tmp_path, **{name: getattr(opened, name) for name in fields})
+    again = dataset_of(job)
+    assert again.read(range(2)) == opened.read(range(2))
+    assert all_texts(again) == ["b\n1,a", "e\n2,d"]
+    assert job.id != a_job(tmp_path, **{name: getattr(opened, name) for name in fields} | {"csv": None}).id
+
+
+def test_halves_of_surrogate_pairs_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "data.jsonl", '{"text": "a\\ud800b", "n": NaN}\n{"text": "\\udfff\\ud800"}\n')
+    assert read(path) == ["a\ufffdb", "\ufffd\ufffd"]
+    assert caplog.messages == [f"{path}: 3 halves of surrogate pairs became U+FFFD"]
