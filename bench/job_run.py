@@ -77,8 +77,8 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         batch_rows: rows of a batch.
     """
     texts = open_dataset(str(file))
-    job = Job(
-        folder=folder,
+    job = Job.create(
+        folder,
         dataset=texts.dataset,
         config=None,
         split=texts.split,

@@ -149,8 +149,8 @@ def _units(
 
 
 def _job(folder: Path, batches: int) -> Job:
-    job = Job(
-        folder=folder, dataset="d", config=None, split="train", text="{text}", revision="r", limit=None, prefix="",
+    job = Job.create(
+        folder, dataset="d", config=None, split="train", text="{text}", revision="r", limit=None, prefix="",
         engine="e", fingerprint="f", rows=batches, batch_rows=1,
     )  # fmt: skip
     job.save()

@@ -150,8 +150,8 @@ def _measure(work: Work, processes: int) -> tuple[float, int]:
 
 def _job(dataset: TextDataset, rows: int, batch_rows: int) -> Job:
     """Of which no folder is made."""
-    return Job(
-        folder=Path("/none"),
+    return Job.create(
+        Path("/none"),
         dataset=dataset.dataset,
         config=None,
         split=dataset.split,

@@ -5,20 +5,26 @@ rows that are wanted are made into Python values.
 """
 
 import bz2
+import codecs
 import csv
+import glob
 import gzip
+import io
 import itertools
 import json
 import lzma
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import duckdb
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from contract.errors import UserError, reason
 from contract.job import CsvDialect
@@ -39,14 +45,14 @@ class Taken(NamedTuple):
     """Those that were wanted, by their number in the file."""
 
 
-def from_csv(file: Path, wanted: Collection[int], columns: Sequence[str], dialect: CsvDialect) -> Taken:
+def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
     """By Python's ``csv``. An empty cell is null. Where there is one column, an empty line is a row.
 
     Raises:
         UserError: the file is not UTF-8, or a row has more or fewer fields than the first.
     """
     csv.field_size_limit(sys.maxsize)
-    with _text(file, newline="") as opened:
+    with _text(file) as opened:
         rows = csv.reader(opened, delimiter=dialect.separator, strict=True)
         first = next(rows, [])
         names = first if dialect.header else [f"column_{number}" for number in range(1, len(first) + 1)]
@@ -65,46 +71,66 @@ def from_csv(file: Path, wanted: Collection[int], columns: Sequence[str], dialec
         return _take(records(), wanted, lambda row: {name: cell or None for name, cell in zip(names, row, strict=True)})
 
 
-def from_json(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
-    """By Python's ``json``: an object a line, or one array of objects, which is read whole into memory.
+def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+    """An object a line, or one array of objects, which is read whole into memory.
 
-    Half of a surrogate pair becomes U+FFFD.
+    By the library that the producer does not use for them: of arrays, and where columns are kept, that is orjson, else
+    Python's ``json``. What orjson does not take, such as NaN and halves of surrogate pairs, is Python's in both. Half
+    of a surrogate pair becomes U+FFFD.
 
     Raises:
         UserError: the file is not UTF-8, or a row is no object.
     """
-    with _text(file, newline="\n") as opened:
-        start = opened.read(1 << 16).lstrip()[:1]
-    with _text(file, newline="\n") as opened:
-        if start == "[":
-            return _take(json.load(opened), wanted, lambda value: _object(file, value))
-        lines = (line for line in opened if line.strip())
-        return _take(lines, wanted, lambda line: _object(file, json.loads(line)))
+    with _bytes(file) as opened:
+        start = opened.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    with _bytes(file) as opened:
+        if start == b"[":
+            return _take(
+                _by_orjson(opened.read().removeprefix(codecs.BOM_UTF8)), wanted, lambda value: _object(file, value)
+            )
+        parse = _by_orjson if kept else json.loads
+        lines = (line for line in opened if line.removeprefix(codecs.BOM_UTF8).strip())
+        return _take(lines, wanted, lambda line: _object(file, parse(line.removeprefix(codecs.BOM_UTF8))))
 
 
-def from_text(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
-    """By Python's text files: a line is a row, also an empty one.
+def _by_orjson(raw: bytes) -> Any:
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        return json.loads(raw)
+
+
+def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+    """Bytes cut at LF, CR LF and CR, where the producer's reader is Python's text files. An empty line is a row too.
 
     Raises:
         UserError: the file is not UTF-8.
     """
-    with _text(file) as opened:
-        return _take(opened, wanted, lambda line: {"text": line.removesuffix("\n")})
+    with _bytes(file) as opened:
+        lines = (part for line in opened for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
+        return _take(lines, wanted, lambda line: {"text": line.removeprefix(codecs.BOM_UTF8).decode("utf-8")})
 
 
-def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
-    """By DuckDB; columns of types that it has no like of, such as durations, by pyarrow.
+def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+    """By DuckDB; by pyarrow columns of types that it has no like of, such as durations, and columns that it takes for
+    one because they differ in nothing but case.
 
     Raises:
         UserError: the file cannot be read.
     """
     schema = pq.read_schema(file)
-    theirs = [name for name in columns if name in schema.names and _known(schema.field(name).type)]
+    folded = Counter(name.lower() for name in schema.names)
+    theirs = [
+        name
+        for name in columns
+        if name in schema.names and folded[name.lower()] == 1 and _known(schema.field(name).type)
+    ]
+    pattern = glob.escape(str(file))
     with duckdb.connect() as connection:
-        (rows,) = connection.execute("SELECT num_rows FROM parquet_file_metadata(?)", [str(file)]).fetchall()[0]
+        (rows,) = connection.execute("SELECT num_rows FROM parquet_file_metadata(?)", [pattern]).fetchall()[0]
         names = ", ".join(['file_row_number AS "\ufdd0"', *('"' + name.replace('"', '""') + '"' for name in theirs)])
         query = f"SELECT {names} FROM read_parquet(?, file_row_number=true) WHERE file_row_number IN (SELECT unnest(?))"
-        found = connection.sql(query, params=[str(file), sorted(wanted)]).to_arrow_table().combine_chunks()
+        found = connection.sql(query, params=[pattern, sorted(wanted)]).to_arrow_table().combine_chunks()
     numbers = found.column(0).to_pylist()
     columns_found = {name: column.combine_chunks() for name, column in zip(theirs, found.columns[1:], strict=True)}
     records: dict[int, Record] = {
@@ -119,7 +145,7 @@ def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str]) ->
     return Taken(int(rows), records)
 
 
-def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str]) -> Taken:
+def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
     """By pyarrow, straight from the file, which is a stream as ``save_to_disk`` writes it, or an Arrow file."""
     with pa.memory_map(str(file)) as source:
         magic = source.read(6) == b"ARROW1"
@@ -189,32 +215,26 @@ def _known(kind: pa.DataType) -> bool:
 
 
 @contextmanager
-def _text(file: Path, newline: str | None = None) -> Iterator[IO[str]]:
-    """A file's text, decompressed by its suffix."""
+def _text(file: Path) -> Iterator[IO[str]]:
+    """A file's text, its line ends as they are."""
+    with _bytes(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+        yield text
+
+
+@contextmanager
+def _bytes(file: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed by its suffix."""
     try:
-        with _opened(file, newline) as opened:
-            yield opened
-    except (UnicodeError, csv.Error, ValueError, EOFError, OSError, lzma.LZMAError) as error:
+        with _OPEN.get(file.suffix.lower(), Path.open)(file, "rb") as opened:
+            yield cast(IO[bytes], opened)
+    except (csv.Error, ValueError, EOFError, OSError, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(
             f"{file} cannot be read by the verifier's reader ({reason(error)})", "expected what the producer read"
         ) from None
 
 
-def _opened(file: Path, newline: str | None) -> IO[str]:
-    options: dict[str, Any] = {"encoding": "utf-8-sig", "newline": newline}
-    match file.suffix.lower():
-        case ".gz":
-            return cast(IO[str], gzip.open(file, "rt", **options))
-        case ".bz2":
-            return cast(IO[str], bz2.open(file, "rt", **options))
-        case ".xz":
-            return cast(IO[str], lzma.open(file, "rt", **options))
-        case ".zst":
-            return _zstandard(file, options)
-    return cast(IO[str], file.open("r", **options))
+def _open_zstandard(file: Path, mode: str) -> IO[bytes]:
+    return io.BufferedReader(zstandard.open(file, mode))
 
 
-def _zstandard(file: Path, options: dict[str, Any]) -> IO[str]:
-    import zstandard
-
-    return cast(IO[str], zstandard.open(file, "rt", **options))
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}

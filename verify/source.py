@@ -39,9 +39,9 @@ class Source(NamedTuple):
     """For people, such as ``Python's csv``."""
 
 
-_READERS: dict[str, tuple[str, Callable[[Path, Collection[int], Sequence[str]], Taken]]] = {
-    "json": ("Python's json", from_json),
-    "text": ("Python's text files", from_text),
+_READERS: dict[str, tuple[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str]], Taken]]] = {
+    "json": ("Python's json or orjson", from_json),
+    "text": ("bytes cut into lines", from_text),
     "parquet": ("DuckDB", from_parquet),
     "arrow": ("pyarrow", from_arrow),
 }
@@ -63,7 +63,7 @@ def read_source(job: Job, wanted: Collection[int]) -> Source:
         rows, records, reader = _streamed(job, wanted, columns)
     else:
         kind, files = _files(job)
-        rows, records, reader = _read(job.csv, kind, files, wanted, columns)
+        rows, records, reader = _read(job, kind, files, wanted, columns)
     taken = {
         row: SourceRow(_text(template, record), [record.get(name) for name in job.columns])
         for row, record in records.items()
@@ -72,16 +72,14 @@ def read_source(job: Job, wanted: Collection[int]) -> Source:
 
 
 def _read(
-    dialect: CsvDialect | None, kind: str, files: Sequence[Path], wanted: Collection[int], columns: Sequence[str]
+    job: Job, kind: str, files: Sequence[Path], wanted: Collection[int], columns: Sequence[str]
 ) -> tuple[int, dict[int, Record], str]:
-    start, left = 0, sorted(wanted)
+    start, left, roots = 0, sorted(wanted), _roots(columns)
     records: dict[int, Record] = {}
     reader, read = _READERS.get(kind, ("Python's csv", None))
     for file in files:
         inside = [row - start for row in left if row >= start]
-        taken = (
-            read(file, inside, _roots(columns)) if read else from_csv(file, inside, columns, _dialect(dialect, file))
-        )
+        taken = read(file, inside, roots, job.columns) if read else from_csv(file, inside, _dialect(job.csv, file))
         records |= {start + number: record for number, record in taken.records.items()}
         start += taken.rows
     return start, records, reader

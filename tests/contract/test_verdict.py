@@ -90,7 +90,7 @@ def test_only_files_that_are_as_the_verifier_saw_them_are_at_fault(job: Job) -> 
     (job.data / "stray.txt").touch()
     later = (job.folder / "verify.json").stat().st_mtime + 5
     for place in (job.shard(1), job.data / "stray.txt"):
-        os.utime(place, (later, later))  # made since
+        os.utime(str(place), (later, later))  # made since
     assert at_fault(job) == [names[0], names[2]]
     write(job, passed=False, at_fault=names, fingerprint="another")
     with pytest.raises(UserError, match=f"another job's; verify this one: python -m verify {job.folder}"):

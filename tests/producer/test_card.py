@@ -42,6 +42,7 @@ def verdict(**changes: object) -> Verdict:
         "passed": True,
         "when": "2026-11-23T10:00:00+00:00",
         "compared": 256,
+        "at_fault": [],
         "checks": [Check(name="rows", passed=True, detail="in | out")],
         "strata": [
             Figures(

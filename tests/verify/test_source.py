@@ -59,7 +59,7 @@ def csv_bytes(rows: list[list[Any]], **dialect: Any) -> bytes:
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_csv(compression: str, separator: str, tmp_path: Path) -> None:
-    rows = [["n", "text"], *([number, text] for number, text in enumerate(TEXTS))]
+    rows: list[list[Any]] = [["n", "text"], *([number, text] for number, text in enumerate(TEXTS))]
     path = written(tmp_path / f"a.csv{compression}", csv_bytes(rows, delimiter=separator))
     dialect = CsvDialect(separator=separator, header=True)
     assert texts(path, csv=dialect) == TEXTS
@@ -108,6 +108,8 @@ def test_json_arrays_half_pairs_and_rows_that_are_no_objects(tmp_path: Path) -> 
 
 def test_text_files(tmp_path: Path) -> None:
     assert texts(written(tmp_path / "a.txt", b"one\n\n  two \r\nNA"), 4) == ["one", "", "  two ", "NA"]
+    mixed = b"\xef\xbb\xbfa\rb\r\r\n\nc\xe2\x80\xa8d\r"
+    assert texts(written(tmp_path / "b.txt", mixed), 5) == ["a", "b", "", "", "c\u2028d"]
 
 
 KEPT: dict[str, pa.Array] = {
@@ -184,7 +186,7 @@ def test_templates_are_cut_as_the_producer_cuts_them(template: str, parts: list[
 
 
 def test_paths_and_templates(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"title": "T", "doc": {"text": "inner"}, "doc.text": None, "a.b": "literal"},
         {"title": None, "doc": {"text": "only"}, "a.b": "x"},
         {"title": None, "doc": None},
@@ -228,7 +230,7 @@ def test_random_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
         path = tmp_path / f"{number}"
         wanted = range(len(cells))
         separator = chance.choice(",;\t|")
-        rows = [["n", "text"], *([at, cell] for at, cell in enumerate(cells))]
+        rows: list[list[Any]] = [["n", "text"], *([at, cell] for at, cell in enumerate(cells))]
         written(
             path / "a.csv",
             csv_bytes(rows, delimiter=separator, quoting=chance.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])),

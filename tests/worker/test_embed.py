@@ -24,8 +24,8 @@ TEXTS = ["A foo.", None, "bar " * 600, "", "A longer text about bits and bytes."
 
 
 def job_for(spec: EngineSpec, folder: Path, fingerprint: str | None = None) -> Job:
-    job = Job(
-        folder=folder / "job", dataset="d", config=None, split="train", text="{text}", revision="r", limit=None,
+    job = Job.create(
+        folder, dataset="d", config=None, split="train", text="{text}", revision="r", limit=None,
         prefix="", engine=spec.name, fingerprint=fingerprint or spec.fingerprint, rows=len(TEXTS),
         batch_rows=len(TEXTS),
     )  # fmt: skip
