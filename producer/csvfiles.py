@@ -200,6 +200,8 @@ class _Quotes(io.RawIOBase):
                 self._inside, closed = False, place
             elif begin or closed == place - 1:
                 self._inside = True
+            elif data[place - 1] == 92:
+                raise _Broken("a backslash escapes a quote")
             else:
                 continue  # in the middle of an unquoted field
             turns.append(place)

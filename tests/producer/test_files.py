@@ -40,6 +40,7 @@ def refused(path: Path, match: str, **options: object) -> None:
         ('id,text\n1,"never closed\n2,b\n', "line 2: a quote is not closed"),
         ('id,text\n1,"says "no""\n2,b\n', "line 2: a quote is not closed, or followed by more"),
         ("text\r\na\nb\r\n", "rows end with"),
+        ('id,text\n1,say \\"hi\\"\n', "a backslash escapes a quote"),
     ],
 )
 def test_a_ragged_row_is_refused_with_its_line(content: str, match: str, tmp_path: Path) -> None:
