@@ -85,7 +85,7 @@ class Progress:
         else:
             come = {batch for batch in settled if batch not in self.done and self.job.shard(batch).exists()}
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            infos = list(pool.map(lambda batch: _info_of(self.job.shard(batch)), come))
+            infos = list(pool.map(lambda batch: _info_of(self.job.shard(batch), self.job.folder), come))
         for batch, info in zip(come, infos, strict=True):
             self.rows += info.rows
             self.tokens += info.tokens
@@ -99,15 +99,14 @@ class Progress:
             del self.dead[batch]
 
 
-def _info_of(shard: Path | ObjectPath) -> ShardInfo:
+def _info_of(shard: Path | ObjectPath, folder: Path | ObjectPath) -> ShardInfo:
     try:
         return read_info(shard)
     except (ValueError, OSError) as error:
-        how = f": rm '{shard}'" if isinstance(shard, Path) else ""
         raise UserError(
             f"{shard} is no shard ({error})",
             "a shard is whole once it is there: the disk or a person changed it",
-            f"remove it, and run the same command again{how}",
+            f"have it set aside and made again: python -m verify {folder}, then python -m producer retry {folder}",
         ) from None
 
 
