@@ -120,7 +120,8 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     broken.write_bytes(broken.read_bytes()[:-9])
     told = CliRunner().invoke(verify.__main__.main, [])
     assert told.exit_code == 1
-    assert f"in {job.data} {broken.name}" in told.output
+    assert f"python -m producer retry {job.folder}\n" in told.output
+    assert f"At fault: {broken.name}\n" in told.output
 
 
 def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(

@@ -104,7 +104,7 @@ class Embedder:
             *(job.id, number + 1, job.batches, info.rows, info.tokens),
             *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
-            extra=info.model_dump(mode="json"),
+            extra=info.model_dump(mode="json", exclude={"digests"}),
         )
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:

@@ -28,6 +28,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 WORKDIR /app
 COPY contract contract
 COPY engine_build engine_build
+COPY producer producer
 COPY worker worker
 USER embedmill
 STOPSIGNAL SIGTERM

@@ -10,7 +10,7 @@ import redis
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
-from contract.job import latest_job
+from contract.job import Job, latest_job
 from contract.ledger import QUEUE, Ledger
 from contract.settings import settings
 from producer.__main__ import main
@@ -87,7 +87,8 @@ def test_the_output_of_a_job_is_no_place_for_another(redis_url: str, dataset: Pa
     assert done.stderr.strip().endswith(f"try --output {settings().output}")
     assert sorted(settings().output.rglob("*")) == before
 
-    (job.folder / "job.json").write_text(job.model_copy(update={"rows": 3}).model_dump_json())
+    other = Job.create(job.folder.parent, **(job.model_dump(exclude={"id", "folder"}) | {"rows": 3}))
+    (job.folder / "job.json").write_text(other.model_dump_json())
     done = run("--dataset", dataset, "--detach")
     assert (done.exit_code, "rows is 3 there and 10 here" in done.stderr) == (1, True)
 

@@ -396,5 +396,7 @@ def test_a_batch_that_is_out_too_long_is_sent_again(job: Job, worker: ByHand, mo
 
 def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: ByHand) -> None:
     job.shard(1).write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"00001-of-00005\.parquet is no shard.*python -m verify .*, then python -m producer retry "):
+    with pytest.raises(
+        UserError, match=r"00001-of-00005\.parquet is no shard.*python -m verify .*, then python -m producer retry "
+    ):
         list(start(job))

@@ -33,8 +33,8 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
     other.save()
     forged = [
         a_job(tmp_path / "nowhere"),
-        a_job(tmp_path / "other").model_copy(update={"folder": other.folder}),
-        a_job(tmp_path).model_copy(update={"folder": tmp_path / "x" / ".." / ".." / "etc"}),
+        a_job(tmp_path / "other", prefix="a").model_copy(update={"folder": other.folder}),
+        a_job(tmp_path, prefix="b").model_copy(update={"folder": tmp_path / "x" / ".." / ".." / "etc"}),
     ]
     point_at(monkeypatch, f"redis://admin:admin@localhost:{station.port}/0")
     before = sorted(tmp_path.rglob("*"))
@@ -46,16 +46,14 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
         wait_until(functools.partial(ledger.dead, job))
         assert "UserError" in ledger.dead(job)[0].error
     assert [len(re.findall(words, station.log.read_text())) > 0 for words in ("no job in", "belongs to another job")]
-    # No path: the record as a whole is refused. A name that is not the key's: likewise.
+    # No path: the record as a whole is refused. A name that is not the key's, or not the hash of the rest: likewise.
     record = json.loads(forged[0].model_dump_json())
     for name, folder in (("nul", f"{tmp_path}/nul\0/nul"), ("mine", f"{tmp_path}/yours"), ("..", f"{tmp_path}/..")):
-        client.set(f"embedmill:{name}:job", json.dumps(record | {"folder": folder, "split": "train"}))
+        client.set(f"embedmill:{name}:job", json.dumps(record | {"folder": folder, "split": "train", "id": name}))
     client.set("embedmill:split:job", json.dumps(record | {"folder": f"{tmp_path}/split", "split": "../../x"}))
-    for name in ("nul", "mine", "split"):
+    for name in ("nul", "mine", "split", ".."):
         send(station, name, 0)
         station.said(f"dropped a message for batch 0 of job {name}, which nobody announced")
-    send(station, "..", 0)
-    station.said("batch 0 of job .. is not in Redis")
     assert sorted(tmp_path.rglob("*")) == before
 
 

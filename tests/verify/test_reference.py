@@ -90,7 +90,7 @@ def test_a_models_own_modules_and_what_the_user_chose_against_them(
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_tokens(normalize: bool, tiny_model: Path, dataset: Path, workplace: Path) -> None:
-    spec = build_engine(tiny_model, f"tokens-{normalize}", "tokens", normalize=normalize, max_length=48)
+    spec = build_engine(tiny_model, f"reference-tokens-{normalize}", "tokens", normalize=normalize, max_length=48)
     assert_as_stored(finished_job(spec, dataset, limit=46))
 
 

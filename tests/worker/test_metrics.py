@@ -98,7 +98,11 @@ def told(session_engines: Path, _tiny_built: EngineSpec, tmp_path_factory: pytes
             assert len(folders(folder)) == 1
             worker.send_signal(signal.SIGTERM)
             worker.wait(30)
-        infos = [read_info(job.shard(batch)) for job in jobs for batch in range(job.batches)]
+        infos = [
+            read_info(job.shard(batch)).model_copy(update={"digests": {}})
+            for job in jobs
+            for batch in range(job.batches)
+        ]
     settings.cache_clear()
     return Told(infos, before, after, log, folders(folder))
 
@@ -133,7 +137,7 @@ def test_a_stopped_worker_leaves_no_figures_behind(told: Told) -> None:
 def test_a_log_in_json_has_an_object_on_every_line_and_a_shards_sums_in_its_own(told: Told) -> None:
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in told.log)
     infos = [
-        ShardInfo.model_validate({field: line[field] for field in ShardInfo.model_fields})
+        ShardInfo.model_validate({field: line[field] for field in ShardInfo.model_fields if field != "digests"})
         for line in told.log
         if "rows" in line
     ]
