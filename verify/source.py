@@ -1,6 +1,7 @@
 """A job's dataset, read by the second readers: how many rows there are, and what the wanted ones hold."""
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -78,8 +79,16 @@ def _read(
     records: dict[int, Record] = {}
     reader, read = _READERS.get(kind, ("Python's csv", None))
     for file in files:
-        inside = [row - start for row in left if row >= start]
-        taken = read(file, inside, roots, job.columns) if read else from_csv(file, inside, _dialect(job.csv, file))
+        inside = [row - start for row in left[bisect_left(left, start) :]]
+        try:
+            taken = read(file, inside, roots, job.columns) if read else from_csv(file, inside, _dialect(job.csv, file))
+        except UserError:
+            raise
+        except Exception as error:  # each library has exceptions of its own
+            raise UserError(
+                f"{file} cannot be read by the verifier's reader, {reader} ({reason(error)})",
+                "expected what the producer read",
+            ) from None
         records |= {start + number: record for number, record in taken.records.items()}
         start += taken.rows
     return start, records, reader
@@ -97,10 +106,7 @@ def _roots(columns: Sequence[str]) -> list[str]:
 
 def _files(job: Job) -> tuple[str, list[Path]]:
     """The kind and the files of the job's split, on this disk."""
-    if job.dataset.startswith(SCHEMES):
-        found = files_of(job.dataset, downloaded(job.dataset), job.config)
-        return found.kind, found.splits.get(job.split, [])
-    path = Path(job.dataset)
+    path = downloaded(job.dataset) if job.dataset.startswith(SCHEMES) else Path(job.dataset)
     if not path.is_absolute():
         return _downloaded_from_hub(job)
     if (path / "dataset_dict.json").is_file():
@@ -146,14 +152,14 @@ def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
 
 def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tuple[int, dict[int, Record], str]:
     """The wanted rows' groups alone are fetched, by pyarrow, which the producer uses as well: by other code of it."""
-    hub, start = HfFileSystem(), 0
+    hub, start, left = HfFileSystem(), 0, sorted(wanted)
     records: dict[int, Record] = {}
     for address in _hub_files(job):
         with hub.open(address, "rb") as opened, pq.ParquetFile(opened) as file:
             inside = [name for name in _roots(columns) if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                if places := [row - start for row in wanted if start <= row < start + count]:
+                if places := [row - start for row in left[bisect_left(left, start) : bisect_left(left, start + count)]]:
                     table = file.read_row_group(group, columns=inside).combine_chunks()
                     values = {name: table.column(name).combine_chunks() for name in table.column_names}
                     records |= {start + at: {name: plain(one, at) for name, one in values.items()} for at in places}

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import random
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -78,6 +79,22 @@ def test_a_csv_of_one_column_has_a_row_for_each_line_and_one_of_several_has_not(
     assert texts(bare, 2, csv=CsvDialect(separator=";", header=False), text="{column_2}") == ["a", "b"]
 
 
+def test_blank_lines_before_the_first_row_and_files_without_rows(tmp_path: Path) -> None:
+    dialect, bare = CsvDialect(separator=",", header=True), CsvDialect(separator=",", header=False)
+    assert texts(written(tmp_path / "a.csv", b"\n\nn,text\n1,a\n"), 1, csv=dialect) == ["a"]
+    assert texts(written(tmp_path / "b.csv", b"\n\na\n\nb\n"), 5, csv=bare, text="{column_1}") == [
+        None,
+        None,
+        "a",
+        None,
+        "b",
+    ]
+    written(tmp_path / "many" / "0.csv", b"")
+    written(tmp_path / "many" / "1.csv", b"\n")
+    written(tmp_path / "many" / "2.csv", b"a\nb\n")
+    assert texts(tmp_path / "many", 2, csv=bare, text="{column_1}") == ["a", "b"]
+
+
 @pytest.mark.parametrize("content", [b"n,text\n1,a,b\n", b"n,text\n1,a\n2\n", b'n,text\n1,"a\n', b"n,text\n1,\xff\n"])
 def test_a_csv_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.csv") as caught:
@@ -104,6 +121,14 @@ def test_json_arrays_half_pairs_and_rows_that_are_no_objects(tmp_path: Path) -> 
     for content in (b"[1]", b'"a"\n', b"{oops\n"):
         with pytest.raises(UserError, match=r"c\.json"):
             source(written(tmp_path / "c.json", content), range(1))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl.zst", "a.txt.gz", "a.txt.xz", "a.csv.bz2", "a.json"])
+def test_garbage_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"[" * 100_000 if name == "a.json" else b"\x80PAR1 and no more")
+    with pytest.raises(UserError, match=re.escape(name)) as caught:
+        source(tmp_path / name, range(1), csv=CsvDialect(separator=",", header=True))
+    assert "\n" not in str(caught.value)
 
 
 def test_text_files(tmp_path: Path) -> None:
