@@ -20,7 +20,17 @@ from verify.throughput import rows_per_second
 
 _WORST = 20
 """Rows that are listed, those that fail first."""
-_LIBRARIES = ("embedmill", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+_LIBRARIES = (
+    "embedmill",
+    "sentence-transformers",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "duckdb",
+    "numpy",
+)
 
 
 def template() -> Template:
