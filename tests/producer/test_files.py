@@ -90,7 +90,7 @@ def test_what_is_left_out_is_named_and_suffixes_are_read_in_any_casing(
         write(tmp_path / "data" / name, gzip.compress(content) if name.endswith("GZ") else content)
     write(tmp_path / "data" / "d.xlsx", "?")
     assert sorted(filter(None, read(tmp_path / "data"))) == ["B.CSV", "a.csv", "c.csv.GZ"]
-    (message,) = caplog.messages
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert message.endswith("left out: d.xlsx")
     assert read(tmp_path / "data" / "B.CSV") == ["B.CSV"]
 
