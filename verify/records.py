@@ -35,6 +35,8 @@ Record = Mapping[str, Any]
 
 _Raw = TypeVar("_Raw")
 
+_CSV = "Python's csv"
+
 
 class Taken(NamedTuple):
     """What a reader found in a file."""
@@ -43,6 +45,8 @@ class Taken(NamedTuple):
     """How many there are."""
     records: dict[int, Record]
     """Those that were wanted, by their number in the file."""
+    by: str
+    """What read it, for people, such as ``Python's csv``."""
 
 
 def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
@@ -58,7 +62,7 @@ def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
         while first == []:
             blank, first = blank + 1, next(rows, None)
         if first is None:
-            return Taken(0, {})
+            return Taken(0, {}, _CSV)
         width, header = len(first), dialect.header
         names = first if header else [f"column_{number}" for number in range(1, width + 1)]
 
@@ -74,7 +78,9 @@ def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
                 elif row:
                     raise UserError(f"{file}, line {rows.line_num} has {len(row)} fields", f"expected {width}")
 
-        return _take(records(), wanted, lambda row: {name: cell or None for name, cell in zip(names, row, strict=True)})
+        return _take(
+            records(), wanted, lambda row: {name: cell or None for name, cell in zip(names, row, strict=True)}, _CSV
+        )
 
 
 def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
@@ -91,12 +97,11 @@ def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
         start = opened.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     with _bytes(file) as opened:
         if start == b"[":
-            return _take(
-                _by_orjson(opened.read().removeprefix(codecs.BOM_UTF8)), wanted, lambda value: _object(file, value)
-            )
-        parse = _by_orjson if kept else json.loads
+            rows = _by_orjson(opened.read().removeprefix(codecs.BOM_UTF8))
+            return _take(rows, wanted, lambda value: _object(file, value), "orjson")
+        parse, by = (_by_orjson, "orjson") if kept else (json.loads, "Python's json")
         lines = (line for line in opened if line.removeprefix(codecs.BOM_UTF8).strip())
-        return _take(lines, wanted, lambda line: _object(file, parse(line.removeprefix(codecs.BOM_UTF8))))
+        return _take(lines, wanted, lambda line: _object(file, parse(line.removeprefix(codecs.BOM_UTF8))), by)
 
 
 def _by_orjson(raw: bytes) -> Any:
@@ -114,7 +119,12 @@ def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
     """
     with _bytes(file) as opened:
         lines = (part for line in opened for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
-        return _take(lines, wanted, lambda line: {"text": line.removeprefix(codecs.BOM_UTF8).decode("utf-8")})
+        return _take(
+            lines,
+            wanted,
+            lambda line: {"text": line.removeprefix(codecs.BOM_UTF8).decode("utf-8")},
+            "bytes cut into lines",
+        )
 
 
 def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
@@ -148,7 +158,7 @@ def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], ke
         batches = pq.ParquetFile(file).iter_batches(columns=ours)
         for number, record in _from_batches(batches, wanted).records.items():
             records[number] = {**records[number], **record}
-    return Taken(int(rows), records)
+    return Taken(int(rows), records, "DuckDB and pyarrow" if ours else "DuckDB")
 
 
 def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
@@ -174,15 +184,15 @@ def _from_batches(batches: Iterable[pa.RecordBatch], wanted: Collection[int]) ->
         for number in in_order[bisect_left(in_order, start) : bisect_left(in_order, end)]:
             records[number] = {name: plain(batch.column(name), number - start) for name in batch.schema.names}
         start = end
-    return Taken(start, records)
+    return Taken(start, records, "pyarrow")
 
 
-def _take(raw: Iterable[_Raw], wanted: Collection[int], record: Callable[[_Raw], Record]) -> Taken:
+def _take(raw: Iterable[_Raw], wanted: Collection[int], record: Callable[[_Raw], Record], by: str) -> Taken:
     chosen, records, number = set(wanted), {}, -1
     for number, value in enumerate(raw):
         if number in chosen:
             records[number] = record(value)
-    return Taken(number + 1, records)
+    return Taken(number + 1, records, by)
 
 
 def _object(file: Path, value: Any) -> Record:
