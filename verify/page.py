@@ -22,9 +22,9 @@ _WORST = 20
 """Rows that are listed, those that fail first."""
 _LIBRARIES = (
     "embedmill",
-    "sentence-transformers",
     "torch",
     "transformers",
+    "sentence-transformers",
     "tokenizers",
     "datasets",
     "pyarrow",
