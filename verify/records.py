@@ -94,14 +94,14 @@ def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
         UserError: the file is not UTF-8, or a row is no object.
     """
     with _bytes(file) as opened:
-        start = opened.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        start = opened.read(1 << 16).lstrip()[:1]
     with _bytes(file) as opened:
         if start == b"[":
-            rows = _by_orjson(opened.read().removeprefix(codecs.BOM_UTF8))
+            rows = _by_orjson(opened.read())
             return _take(rows, wanted, lambda value: _object(file, value), "orjson")
         parse, by = (_by_orjson, "orjson") if kept else (json.loads, "Python's json")
-        lines = (line for line in opened if line.removeprefix(codecs.BOM_UTF8).strip())
-        return _take(lines, wanted, lambda line: _object(file, parse(line.removeprefix(codecs.BOM_UTF8))), by)
+        lines = (line for line in opened if line.strip())
+        return _take(lines, wanted, lambda line: _object(file, parse(line)), by)
 
 
 def _by_orjson(raw: bytes) -> Any:
@@ -122,7 +122,7 @@ def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
         return _take(
             lines,
             wanted,
-            lambda line: {"text": line.removeprefix(codecs.BOM_UTF8).decode("utf-8")},
+            lambda line: {"text": line.decode("utf-8")},
             "bytes cut into lines",
         )
 
@@ -232,14 +232,16 @@ def _known(kind: pa.DataType) -> bool:
 @contextmanager
 def _text(file: Path) -> Iterator[IO[str]]:
     """A file's text, its line ends as they are."""
-    with _bytes(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+    with _bytes(file) as opened, io.TextIOWrapper(opened, encoding="utf-8", newline="") as text:
         yield text
 
 
 @contextmanager
 def _bytes(file: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed by its suffix."""
+    """A file's bytes, decompressed by its suffix, without a byte order mark at their start."""
     with _OPEN.get(file.suffix.lower(), Path.open)(file, "rb") as opened:
+        if opened.peek(3).startswith(codecs.BOM_UTF8):
+            opened.read(len(codecs.BOM_UTF8))
         yield cast(IO[bytes], opened)
 
 

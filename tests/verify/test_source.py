@@ -226,6 +226,19 @@ def test_paths_and_templates(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.parquet", 3, text=r"{title}\n{doc.text}") == ["T\ninner", "\nonly", None]
 
 
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_only_the_first_byte_order_mark_is_none_of_the_text(compression: str, tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    assert texts(written(tmp_path / f"a.txt{compression}", mark + mark + b"a\n" + mark + b"b\n"), 2) == [
+        "\ufeffa",
+        "\ufeffb",
+    ]
+    rows = mark + b"text\n" + mark + b"a\nb\n"
+    dialect = CsvDialect(separator=",", header=True)
+    assert texts(written(tmp_path / f"b.csv{compression}", rows), 2, csv=dialect) == ["\ufeffa", "b"]
+    assert texts(written(tmp_path / f"c.jsonl{compression}", mark + b'{"text": "\\ufeffa"}\n'), 1) == ["\ufeffa"]
+
+
 def test_a_limit_is_not_the_second_readers_business(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"a\nb\nc\n")
     assert source(path, range(1), limit=1, rows=1).rows == 3
