@@ -1,7 +1,9 @@
 """The connection to Redis: patient with one that does not answer or is full, plain with one that refuses."""
 
 import logging
+import os
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -9,7 +11,16 @@ import kombu.exceptions
 import redis
 import tenacity
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from contract.errors import UserError
@@ -25,6 +36,23 @@ WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
 
 SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
 """redis-py's options, by seconds; Kombu's transport takes the same."""
+
+CELERY_VARIABLES = (
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_RESULT_BACKEND",
+    "CELERY_CONFIG_MODULE",
+    "CELERY_LOADER",
+    "CELERY_CUSTOM_WORKER_POOL",
+)
+"""Variables that Celery puts before what its app says; ``celery -b`` and ``--config`` set them too. Messages would go to
+another server, past the checks of ``rediss://``."""
+
+_CLUSTER = (MovedError, AskError, ClusterCrossSlotError, ClusterDownError)
+
+_SAID_EVERY = 60.0
+"""Seconds between two lines about a Redis that does not answer."""
 
 _log = logging.getLogger("embedmill.redis")
 
@@ -49,13 +77,34 @@ def tls_options() -> dict[str, Any]:
     )
 
 
+def ignore_celery_variables() -> list[str]:
+    """Have Celery see none of ``CELERY_VARIABLES`` in this process; returns a line about each that was set."""
+    there = [name for name in CELERY_VARIABLES if os.environ.pop(name, None) is not None]
+    return [f"{name} is ignored: EMBEDMILL_REDIS_URL says where Redis is, embedmill says all else" for name in there]
+
+
 def celery_client() -> "Celery":
     """Celery on this Redis for those who are no worker: to send, and to ask."""
     from celery import Celery  # here: who reads shards needs none of it
 
+    for line in ignore_celery_variables():
+        _log.warning(line)
     client = Celery(broker=settings().redis_url, set_as_current=False)
     client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=SOCKET)
     return client
+
+
+def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:
+    """redis-py on this Redis, which never tries again by itself.
+
+    Args:
+        timeout: seconds that an answer, or a connection, may take.
+    """
+    # Retries are ours alone: redis-py's own ten would keep silent for a minute.
+    times = {"socket_timeout": timeout, "socket_connect_timeout": min(timeout, SOCKET["socket_connect_timeout"])}
+    return redis.Redis.from_url(
+        settings().redis_url, retry=Retry(NoBackoff(), 0), **{**SOCKET, **times}, **tls_options()
+    )
 
 
 class Connection:
@@ -66,21 +115,17 @@ class Connection:
     """
 
     def __init__(self, patience: float | None) -> None:
-        # Retries are ours alone: redis-py's own ten would keep silent for a minute.
-        self._redis = redis.Redis.from_url(
-            settings().redis_url,
-            retry=Retry(NoBackoff(), 0),
-            **SOCKET,
-            **tls_options(),
-        )
+        self._redis = client(SOCKET["socket_timeout"])
         self.patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_passes),
             wait=tenacity.wait_exponential(multiplier=0.5, max=5),
             stop=_give_up_after(patience),
-            before_sleep=_say_waiting,
+            before_sleep=self._say_waiting,
             reraise=True,
         )
         """Calls what asks Redis, by redis-py or by Kombu, as often as waiting may help."""
+        self._said: float | None = None
+        """When it was last said that Redis does not answer, by the monotonic clock; None while it answers."""
         self.patience = patience
 
     def call(self, command: str, *arguments: object, **options: object) -> Any:
@@ -107,7 +152,9 @@ class Connection:
 
     def _answered(self, ask: Any) -> Any:
         try:
-            return self.patiently(ask)
+            answer = self.patiently(ask)
+            self._said = None
+            return answer
         except (ResponseError, *UNREACHABLE) as error:
             if refusal := _refusal(error):
                 raise refusal from None
@@ -116,20 +163,30 @@ class Connection:
             raise UserError(
                 f"no answer from Redis at {redis_address()} for {self.patience:.0f} s ({said(error)})",
                 "a Redis server must run there",
-                "start one (redis-server), or set EMBEDMILL_REDIS_URL",
+                "start one (redis-server), or set EMBEDMILL_REDIS_URL" + _tls_hint(error),
             ) from None
 
     def knock(self) -> None:
         """Ask once, without patience, whether waiting for this Redis makes sense.
 
         Raises:
-            UserError: it refuses this user, or it is not the one that its certificate should say.
+            UserError: it refuses this user, it is a cluster, or it is not the one that its certificate should say.
         """
         try:
-            self._redis.ping()
+            self._redis.exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
             if refusal := _refusal(error):
                 raise refusal from None
+
+    def _say_waiting(self, state: tenacity.RetryCallState) -> None:
+        """Once an outage, and then now and then."""
+        if self._said is not None and time.monotonic() - self._said < _SAID_EVERY:
+            return
+        again, self._said = self._said is not None, time.monotonic()
+        error = _inner(state.outcome.exception() if state.outcome else None)
+        what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
+        for_long = f", for {state.seconds_since_start or 0:.0f} s now" if again else ""
+        _log.warning("Redis at %s %s (%s); trying again%s", redis_address(), what, said(error), for_long)
 
     def memory_limit(self) -> int:
         """Redis's ``maxmemory`` in bytes; 0 for none, or where this user may not ask."""
@@ -157,11 +214,24 @@ def said(error: BaseException | None) -> str:
 
 def _refusal(error: BaseException | None) -> UserError | None:
     """What to tell the user of an error that stays however long one waits; None for one that passes."""
-    if isinstance(error, AuthenticationError | NoPermissionError):
+    if isinstance(error, _CLUSTER):
+        return UserError(
+            f"Redis at {redis_address()} is a Redis Cluster ({said(error)})",
+            "expected a single server, with or without replicas: Celery's messages lie on one",
+            "set EMBEDMILL_REDIS_URL to a Redis with cluster mode off",
+        )
+    if isinstance(error, NoPermissionError):
         return UserError(
             f"Redis at {redis_address()} refuses this user ({error})",
             "expected a user with the rights of deploy/redis-users.acl",
-            "set EMBEDMILL_REDIS_URL to rediss://USER:PASSWORD@HOST:PORT/0",
+            "give it those, and run ACL LOAD",
+        )
+    if isinstance(error, AuthenticationError):
+        scheme, _, rest = redis_address().partition("://")
+        return UserError(
+            f"Redis at {redis_address()} refuses this user ({error})",
+            "expected its password, and its name unless that is default; percent-encoded",
+            f"set EMBEDMILL_REDIS_URL to {scheme}://:PASSWORD@{rest} or {scheme}://USER:PASSWORD@{rest}",
         )
     if isinstance(error, ResponseError) and str(error).startswith("DENIED"):
         return UserError(
@@ -177,8 +247,25 @@ def _refusal(error: BaseException | None) -> UserError | None:
                 f"expected a certificate for this host name by an authority of {settings().redis_ca or 'this system'}",
                 "set EMBEDMILL_REDIS_CA to the file of the authority that signed it",
             )
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            return UserError(
+                f"Redis at {redis_address()} does not speak TLS ({cause.reason})",
+                "rediss:// is for one that does",
+                "set EMBEDMILL_REDIS_URL to redis://… with the same host, port, user and password",
+            )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
+"""What OpenSSL says of a server that answers in plain text."""
+
+
+def _tls_hint(error: BaseException) -> str:
+    """A server that speaks only TLS hangs up on whoever does not."""
+    hung_up = any(words in str(error) for words in ("closed by server", "reset by peer"))
+    plain = urlsplit(settings().redis_url).scheme == "redis"
+    return "; if it speaks only TLS, the address begins with rediss://" if hung_up and plain else ""
 
 
 def _give_up_after(patience: float | None) -> Any:
@@ -192,9 +279,3 @@ def _give_up_after(patience: float | None) -> Any:
         return not isinstance(error, OutOfMemoryError) and after(state)
 
     return stop
-
-
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = _inner(state.outcome.exception() if state.outcome else None)
-    what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
-    _log.warning("Redis at %s %s (%s); trying again", redis_address(), what, said(error))

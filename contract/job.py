@@ -30,6 +30,9 @@ from contract.store import Location, ObjectPath, entries, location, modified, mo
 SPLIT = r"^\w[\w.-]*$"
 """A split's name: it begins the names of files."""
 
+NAME = r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$"
+"""A job's name: it begins its folder's name."""
+
 
 class CsvDialect(BaseModel):
     """How csv files are written, besides what is the same in all: ``"`` quotes, and ``""`` is a quote inside quotes."""
@@ -51,6 +54,8 @@ class Job(BaseModel):
     """``due_id``, unless somebody edited ``job.json``."""
     folder: Location
     """Absolute path or object store's URI of the job's folder, as the producer and the workers see it."""
+    name: str | None = Field(default=None, pattern=NAME)
+    """What its user calls it; None: it is called by its dataset and split."""
     dataset: str
     """Hub id, or absolute path of a local file or folder."""
     config: str | None
@@ -108,15 +113,22 @@ class Job(BaseModel):
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"id", "folder", "dataset", "engine", "stream"})
+        return self.model_dump(mode="json", exclude={"id", "folder", "name", "dataset", "engine", "stream"})
 
     @property
     def due_id(self) -> str:
-        """The id that these fields have: the dataset's and the split's name for people, and a hash of ``identity``."""
+        """The id that these fields have: the job's name, or else the dataset's and the split's, for people, and a hash of
+        ``identity``."""
         stem = Path(self.dataset).name.split(".")[0]
-        readable = re.sub(r"[^a-z0-9]+", "-", f"{stem}-{self.split}".lower()).strip("-")
+        readable = self.name or re.sub(r"[^a-z0-9]+", "-", f"{stem}-{self.split}".lower()).strip("-")
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         return f"{readable}-{digest[:10]}"
+
+    @property
+    def key(self) -> str:
+        """What tells the job from all others on a Redis: its id, and a hash of its folder. The same rows embedded into two
+        folders are two jobs there."""
+        return f"{self.id}.{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}"
 
     @property
     def batches(self) -> int:
@@ -254,30 +266,63 @@ def latest_job() -> Job:
         UserError: there is none.
     """
     output = settings().output
-    times = {}
+    folders = _folders(output)
+    if not folders:
+        raise UserError(
+            f"no job in {output.absolute()}",
+            "there must be embeddings before they can be verified",
+            "run: python -m producer --dataset imdb",
+        )
+    return load_job(folders[-1])
+
+
+def jobs_in(output: Path | ObjectPath) -> list[Job]:
+    """The jobs whose folders lie in this one, the one begun or resumed last at the end; no edited or damaged one."""
+    return [job for folder in _folders(output) for job in _loaded(folder)]
+
+
+def _folders(output: Path | ObjectPath) -> list[Path | ObjectPath]:
+    """The folders in ``output`` that have a ``job.json``, the one written last at the end."""
+    times: dict[Path | ObjectPath, float] = {}
     for name in names(output):
         # Whatever else lies there, a folder that nobody may read or a key that is no path, is no job.
         with contextlib.suppress(PermissionError, ValueError):
             folder = output / name
             if (when := modified(folder / "job.json")) is not None:
                 times[folder] = when
-    if not times:
-        raise UserError(
-            f"no job in {output.absolute()}",
-            "there must be embeddings before they can be verified",
-            "run: python -m producer --dataset imdb",
-        )
-    return load_job(max(times, key=lambda folder: times[folder]))
+    return sorted(times, key=lambda folder: times[folder])
+
+
+def _called(name: str) -> Job | None:
+    """The job in the output folder that ``--name`` calls so."""
+    with contextlib.suppress(PermissionError):
+        begun = [entry for entry in names(settings().output) if re.fullmatch(rf"{name}-[0-9a-f]{{10}}", entry)]
+        found = [job for entry in begun for job in _loaded(settings().output / entry) if job.name == name]
+        if len(found) > 1:
+            raise UserError(
+                f"{len(found)} jobs in {settings().output} have the name {name}",
+                mend=f"give an id: {', '.join(job.id for job in found)}",
+            )
+        return found[0] if found else None
+    return None
+
+
+def _loaded(folder: Path | ObjectPath) -> list[Job]:
+    with contextlib.suppress(UserError):
+        return [load_job(folder)]
+    return []
 
 
 def find_job(name: str | None) -> Job:
-    """The job of this folder or URI, or of this id in the output folder; without a name, the latest one.
+    """The job of this folder or URI, or of this id or ``--name`` in the output folder; without a name, the latest one.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or several have this name.
     """
     if name is None:
         return latest_job()
+    if re.fullmatch(NAME, name) and (called := _called(name)):
+        return called
     try:
         given = location(name)
     except ValueError as error:

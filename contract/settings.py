@@ -62,7 +62,16 @@ class Settings(BaseSettings):
 
     visibility_timeout: int = Field(default=600, ge=1)
     """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
-    takes. One that takes longer is computed twice, which costs time and nothing else."""
+    takes. One that takes longer is computed twice, which costs time and nothing else. It is the way without a producer; a
+    producer publishes a vanished worker's batch after ``heartbeat_timeout``."""
+
+    heartbeat_timeout: float = Field(default=30.0, ge=3)
+    """Seconds for which a worker may be silent, which beats every second or two, before the producer takes it for dead
+    and publishes its batch again."""
+
+    stop_seconds: float = Field(default=8.0, ge=1)
+    """Seconds within which SIGTERM or Ctrl-C ends a worker, whatever it waits for. Its batch may finish in all but the
+    last three of them."""
 
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port at which a worker tells Prometheus how it is doing. Unset: it does not."""

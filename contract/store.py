@@ -24,6 +24,9 @@ from contract.errors import UserError
 _URI = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/[^/?#\0]+)*")
 """No query: it could send the credentials to another endpoint, and a job's folder comes out of Redis."""
 
+_NEARLY_URI = re.compile(r"(s3|gs):|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+"""A slash too few: no folder of such a name is meant."""
+
 _PATIENCE = 30.0
 """Seconds for which a call tries again while an object store does not answer."""
 
@@ -182,6 +185,8 @@ def location(given: "str | Path | ObjectPath") -> Path | ObjectPath:
     """
     if isinstance(given, str) and "://" in given:
         return ObjectPath(given)
+    if isinstance(given, str) and _NEARLY_URI.match(given):
+        raise ValueError(f"expected s3://bucket/prefix, gs://bucket/prefix or a path, found {given}")
     if isinstance(given, ObjectPath):
         return given
     if not isinstance(given, str | Path) or "\0" in str(given):
@@ -248,8 +253,7 @@ _patiently = tenacity.Retrying(
     retry=tenacity.retry_if_exception(_passes),
     wait=tenacity.wait_exponential(multiplier=0.5, max=5),
     stop=tenacity.stop_after_delay(_PATIENCE),
-    before_sleep=lambda state: _log.warning(
-        "the object store does not answer (%s); trying again", state.outcome and state.outcome.exception()
-    ),
+    before_sleep=lambda state: state.attempt_number == 1
+    and _log.warning("the object store does not answer (%s); trying again", state.outcome and state.outcome.exception()),
     reraise=True,
 )

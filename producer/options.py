@@ -10,7 +10,7 @@ from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
 from contract.shard import COLUMNS
-from contract.store import ObjectPath
+from contract.store import ObjectPath, location
 from producer.batches import open_tokenizer
 from producer.dataset import TextDataset
 
@@ -22,12 +22,11 @@ class Folder(click.Path):
     """A folder, or an object store's URI."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        if "://" not in str(value):
-            return super().convert(value, parameter, context)
         try:
-            return ObjectPath(value)
+            place = location(value)
         except ValueError as error:
             self.fail(str(error), parameter, context)
+        return place if isinstance(place, ObjectPath) else super().convert(value, parameter, context)
 
 
 def in_utf8(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -1,0 +1,85 @@
+"""Whether this worker can serve a job. What it lacks is its own fault, and counts against no batch."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from contract.engine import load_engine
+from contract.errors import UserError, reason
+from contract.job import Job, load_job
+from contract.store import StoreError
+
+_PROBE = 64 * 1024
+"""Bytes that there must be space for before a batch is computed for nothing."""
+
+
+class CannotServe(Exception):
+    """This worker cannot serve a job, whatever the batch: another can, or this one once something has changed."""
+
+
+@contextmanager
+def workers_fault() -> Iterator[None]:
+    """What is raised in the ``with`` block because of this machine becomes a ``CannotServe``.
+
+    That is: no such engine or another one, no module, no such folder, no right to it, no space, no credentials, too
+    little memory.
+    """
+    try:
+        yield
+    except (UserError, StoreError) as error:
+        raise CannotServe(error.message) from None
+    except ImportError as error:
+        raise CannotServe(f"a Python package is missing ({reason(error)})") from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise CannotServe(f"{(error.strerror or reason(error)).lower()}{where}") from None
+    except MemoryError:
+        raise CannotServe("out of memory") from None
+
+
+def check(job: Job) -> None:
+    """See whether this machine has what a job needs: its engine, its folder, and space there.
+
+    Of a bucket nothing is asked: its library may not be used in a process that has children yet to make. The batch's
+    own process finds out.
+
+    Raises:
+        CannotServe: it has not.
+    """
+    with workers_fault():
+        check_engine(job)
+        if isinstance(job.folder, Path):
+            check_folder(job)
+            with tempfile.TemporaryFile(dir=job.folder / "staging") as probe:
+                probe.write(bytes(_PROBE))
+
+
+def check_engine(job: Job) -> None:
+    """See whether the job's engine is here.
+
+    Raises:
+        UserError: it is not, or another one has its name.
+    """
+    spec = load_engine(job.engine)
+    if spec.fingerprint != job.fingerprint:
+        raise UserError(
+            f"engine {spec.name} has the fingerprint {spec.fingerprint} on this worker",
+            f"the job was made for {job.fingerprint}",
+            "give every worker the engine directory that the producer used",
+        )
+
+
+def check_folder(job: Job) -> None:
+    """See whether the job's folder was made by a producer for this very job, whatever Redis says where that is.
+
+    Raises:
+        UserError: it was not.
+    """
+    there = load_job(job.folder)
+    if there.identity != job.identity:
+        raise UserError(
+            f"{job.folder} belongs to another job on this worker",
+            f"expected job {job.id}",
+            "let producer and workers see the same folder under this path",
+        )

@@ -1,0 +1,105 @@
+"""How a worker ends: within ``EMBEDMILL_STOP_SECONDS``, whatever it waits for."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from celery.apps.worker import Worker
+from celery.utils.log import in_sighandler
+from celery.worker import state
+from celery.worker.worker import SHUTDOWN_SOCKET_TIMEOUT, bound_open_broker_sockets
+
+from contract.settings import settings
+
+_LAST = 3.0
+"""Seconds before the end in which a batch that is not finished goes back, and the processes end."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and SIGINT's number."""
+
+
+def grace() -> float:
+    """Seconds that a batch has to finish once its worker is told to stop."""
+    return max(0.0, settings().stop_seconds - _LAST)
+
+
+class Stop:
+    """What SIGTERM and Ctrl-C do to a worker, from ``listen`` on.
+
+    Args:
+        worker: the worker.
+        last: what is done at the end, also when it comes by force.
+    """
+
+    def __init__(self, worker: Worker, last: Callable[[], None]) -> None:
+        self._worker, self._last = worker, last
+        self._pid = os.getpid()
+        self.exit_status: int | None = None
+        """Once a signal came."""
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a child that is just being made
+            return
+        if self.exit_status is not None:
+            if number == signal.SIGINT:  # again: somebody is in a hurry
+                self._end()
+            return
+        self.exit_status = INTERRUPTED if number == signal.SIGINT else 0
+        deadline = threading.Timer(settings().stop_seconds - 0.5, self._end)
+        deadline.daemon = True
+        deadline.start()
+        with in_sighandler():
+            waits = f"its batch has {grace():.0f} s to finish, and goes to another worker otherwise; " * bool(
+                state.active_requests
+            )
+            _say(f"The worker stops: {waits}it ends within {settings().stop_seconds:.0f} s")
+            self._cancel()
+
+    def _cancel(self) -> None:
+        """Celery's cold shutdown, without its lines."""
+        worker = self._worker
+        worker.wait_for_soft_shutdown()
+        consumer = getattr(worker, "consumer", None)
+        if consumer is not None:
+            if getattr(consumer, "connection", None) is not None:
+                bound_open_broker_sockets(consumer.connection, SHUTDOWN_SOCKET_TIMEOUT)
+            if consumer.task_consumer:
+                with contextlib.suppress(Exception):  # of a Redis that does not answer
+                    consumer.task_consumer.cancel()
+            with contextlib.suppress(Exception):
+                consumer.cancel_active_requests()
+        state.should_terminate = True
+        if consumer is not None and consumer.pool:
+            consumer.pool.stop()
+
+    def _end(self) -> None:
+        """By force: children end with their parent. What they held is published again by the producer."""
+        ending = threading.Thread(target=self._last, daemon=True)
+        ending.start()
+        ending.join(0.3)
+        os._exit(self.exit_status or 0)
+
+
+def before_start() -> None:
+    """Until a worker listens, Ctrl-C ends the process: there is nothing yet to put in order."""
+    pid = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == pid:
+            _say("Interrupted")
+            os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())
