@@ -12,8 +12,8 @@ nothing on the wire::
                                                               its metadata may hold a ``feature``, as JSON
     metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint)
 
-A row without a text (null in the dataset) has ``n_tokens`` 0 and an empty mask. It is not computed: its embedding is
-null. An empty text is a text: it has its special tokens.
+A row without a text (null or blank in the dataset: ``contract.blank``) has ``n_tokens`` 0 and an empty mask. It is not
+computed: its embedding is null.
 
 Where long texts are cut into windows, a text has as many consecutive rows as windows, all with its ``row_id`` and its
 ``n_tokens``. Columns that are kept are in the first of them and null in the others.

@@ -60,7 +60,7 @@ class ShardInfo(BaseModel):
     truncated: int
     """Rows of which something was cut off, having more than ``max_length`` tokens."""
     without_text: int
-    """Rows without a text, whose embedding is null."""
+    """Rows without a text, or with a blank one, whose embedding is null."""
     recomputed: int
     """Rows whose vector was not finite or zero, and was computed again in FP32."""
     failed: int

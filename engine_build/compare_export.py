@@ -40,7 +40,8 @@ TEXTS = (
     "A text dataset is cut into batches; each batch waits in a queue until a worker takes it. " * 6,
     "Every row is accounted for exactly once, even when machines fail. " * 60,
 )
-"""Of many lengths and scripts; the last is longer than most models take."""
+"""Of many lengths and scripts; the last is longer than most models take. The blank ones have no vector in a job, but
+other texts may have no token of their own either, such as a zero-width space."""
 
 
 def check_export(

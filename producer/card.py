@@ -53,7 +53,7 @@ def card_of(
             [
                 ("rows", f"{embedded.rows:,}"),
                 ("truncated", f"{embedded.truncated:,}{_truncated(job, spec)}"),
-                ("without a text", f"{embedded.without_text:,}"),
+                ("without a text (null, empty or only white space)", f"{embedded.without_text:,}"),
                 ("with an error in place of a vector", f"{embedded.failed:,}"),
             ],
         ),

@@ -57,7 +57,7 @@ def whole_checks(sample: Sample, expected: Vectors, unexpected_texts: Findings) 
     Args:
         sample: the sample, which has seen every row.
         expected: what the vectors must be.
-        unexpected_texts: rows without a text in the shards that have one in the dataset.
+        unexpected_texts: rows without a text in the shards that have one in the dataset, and not a blank one.
     """
     seen = sample.seen
     nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}

@@ -38,7 +38,7 @@ class Recomputed:
 
     row: Row
     text: str | None
-    """With its prefix; None where the dataset has none."""
+    """With its prefix; None where the dataset has none, or a blank one."""
     n_tokens: int
     """Before truncation, special tokens counted; 0 without a text."""
     vectors: npt.NDArray[np.float32]
@@ -112,7 +112,7 @@ def compare_row(
     """
     row, comparison, power = expected.row, None, 0.0
     if expected.text is None:
-        vector_problem = "it has a vector, and the dataset has no text there"
+        vector_problem = "it has a vector, and the dataset has no text there, or a blank one"
     elif found.vectors.shape != (due := (len(expected.vectors), form.width(expected.vectors.shape[1]))):
         there = found.vectors.shape
         vector_problem = f"{there[0]} × {there[1]} elements, expected {due[0]} × {due[1]}"
