@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from contract.words import count
+
 Int32 = npt.NDArray[np.int32]
 
 _KEEP = "keep:"
@@ -149,4 +151,4 @@ class Batch:
             )
         # An OSError is what a damaged LZ4 frame gives.
         except (pa.ArrowException, OSError, StopIteration, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"{len(payload)} bytes are no batch: {error}") from error
+            raise ValueError(f"no batch, but {count(len(payload), 'byte')}: {error}") from error

@@ -10,6 +10,7 @@ import onnxruntime
 from contract.compare import TOLERANCES, Comparison, compare
 from contract.engine import INPUTS, OUTPUT
 from contract.errors import UserError
+from contract.words import count
 from engine_build.model import Parts
 from producer.batches import RowTokenizer, tokenize
 
@@ -104,7 +105,9 @@ def _check_row(text: str, found: npt.NDArray[np.float32], expected: npt.NDArray[
     said = f"the export is wrong for this model, for example for the text {text[:40]!r}"
     if found.shape != expected.shape:
         raise UserError(
-            f"ONNX Runtime gives {found.shape[0]} × {found.shape[1]} elements", f"encode() gives {expected.shape}", said
+            f"ONNX Runtime gives {found.shape[0]} × {count(found.shape[1], 'element')}",
+            f"encode() gives {expected.shape}",
+            said,
         )
     comparison, tolerance = compare(found, expected), TOLERANCES["fp32"]
     if not comparison.within(tolerance):

@@ -12,6 +12,7 @@ from contract.batch import Batch
 from contract.blank import unless_blank
 from contract.engine import EngineSpec
 from contract.job import Job
+from contract.words import count
 from producer.words import Words, words_of
 
 
@@ -148,7 +149,7 @@ def batch_of(
     """
     wanted = job.row_range(number)
     if len(texts) != len(wanted):
-        raise ValueError(f"found {len(texts)} texts for {len(wanted)} rows")
+        raise ValueError(f"found {count(len(texts), 'text')} for {count(len(wanted), 'row')}")
     present = [unless_blank(text) for text in texts]
     owners, input_ids, attention_mask, n_tokens = tokenize_windows(present, rows, job.prefix, job.overlap)
     # A text's further windows have nulls there: once is enough for what may be long.

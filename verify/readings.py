@@ -10,6 +10,7 @@ from typing import Any
 
 from contract.blank import unless_blank
 from contract.job import Job
+from contract.words import count
 from producer.dataset import TextDataset
 from verify.findings import Findings
 from verify.shards import plain
@@ -70,4 +71,4 @@ def read_twice(job: Job, texts: TextDataset, wanted: Collection[int]) -> Reading
 def _shown(value: Any) -> str:
     """A value on one line; of a long text the beginning and its length."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({count(len(text), 'character')})"

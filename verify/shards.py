@@ -116,7 +116,9 @@ def row_ids(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
     """
     found = file.read(columns=["row_id"]).column("row_id")
     if found.null_count or len(found) != file.metadata.num_rows:
-        raise ValueError(f"{len(found) - found.null_count} values of row_id for {file.metadata.num_rows} rows")
+        raise ValueError(
+            f"{count(len(found) - found.null_count, 'value')} of row_id for {count(file.metadata.num_rows, 'row')}"
+        )
     return found.to_numpy()
 
 
@@ -171,7 +173,7 @@ def read_rows(file: pq.ParquetFile, form: VectorForm, elements: int) -> ShardRow
         judged.append(_judged(part.column("embedding"), form, elements))
     vectors = np.concatenate(judged) if judged else np.empty(0, _JUDGED)
     if len(vectors) != file.metadata.num_rows:
-        raise ValueError(f"{len(vectors)} rows, the footer says {file.metadata.num_rows}")
+        raise ValueError(f"{count(len(vectors), 'row')}, the footer says {file.metadata.num_rows:,}")
     arrays: dict[str, Any] = {name: vectors[name] for name in _JUDGED.names or ()}
     arrays |= {name: np.concatenate(parts) if parts else np.empty(0, bool) for name, parts in columns.items()}
     return ShardRows(
@@ -213,7 +215,7 @@ def _judged(column: pa.Array, form: VectorForm, elements: int) -> npt.NDArray[np
 
 def _without_null(name: str, values: pa.Array) -> npt.NDArray[Any]:
     if values.null_count:
-        raise ValueError(f"{len(values) - values.null_count} values of {name} for {len(values)} rows")
+        raise ValueError(f"{count(len(values) - values.null_count, 'value')} of {name} for {count(len(values), 'row')}")
     return values.to_numpy(zero_copy_only=False)
 
 
