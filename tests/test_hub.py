@@ -22,7 +22,7 @@ from tests.hub import READER, WRITER, Hub, files_of
 from tests.producer.test_hub import parquet
 
 TEXTS: list[str | None] = [
-    *(json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()[:60]),
+    *(json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()[:59]),
     *(None, "", "\u3000\n", "grain " * 3000, "日本"),
 ]
 
