@@ -30,6 +30,7 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 
 from bench.machine import machine
+from contract.blank import unless_blank
 from contract.compare import TOLERANCES, cosines
 from contract.errors import UserError
 from contract.job import load_job
@@ -193,9 +194,9 @@ def main(
 
 
 def _sample(dataset: str, rows: int | None, seed: int) -> list[str]:
-    """The texts, in the dataset's order. Rows without one are left out: sentence-transformers takes none."""
+    """The texts, in the dataset's order. Rows without one, or with a blank one, are left out: they have no vector."""
     opened = open_dataset(dataset)
-    texts = [text for text in opened.texts(range(opened.rows)) if text is not None]
+    texts = [text for text in map(unless_blank, opened.texts(range(opened.rows))) if text is not None]
     if rows is None or rows >= len(texts):
         return texts
     return [texts[place] for place in sorted(random.Random(seed).sample(range(len(texts)), rows))]

@@ -12,8 +12,8 @@ nothing on the wire::
                                                               its metadata may hold a ``feature``, as JSON
     metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint)
 
-A row without a text (null in the dataset) has ``n_tokens`` 0 and an empty mask. It is not computed: its embedding is
-null. An empty text is a text: it has its special tokens.
+A row without a text (null or blank in the dataset: ``contract.blank``) has ``n_tokens`` 0 and an empty mask. It is not
+computed: its embedding is null.
 
 Where long texts are cut into windows, a text has as many consecutive rows as windows, all with its ``row_id`` and its
 ``n_tokens``. Columns that are kept are in the first of them and null in the others.
@@ -26,6 +26,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from contract.words import count
 
 Int32 = npt.NDArray[np.int32]
 
@@ -149,4 +151,4 @@ class Batch:
             )
         # An OSError is what a damaged LZ4 frame gives.
         except (pa.ArrowException, OSError, StopIteration, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"{len(payload)} bytes are no batch: {error}") from error
+            raise ValueError(f"no batch, but {count(len(payload), 'byte')}: {error}") from error

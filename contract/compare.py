@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from contract.words import count
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -39,7 +41,8 @@ class Comparison:
 
     def __str__(self) -> str:
         figures = f"lowest cosine {self.min_cosine:.7f}, MSE {self.mse:.1e}, relative MSE {self.relative_mse:.1e}"
-        return figures + (f", {self.non_finite} of {self.vectors} vectors not finite" if self.non_finite else "")
+        off = f", {self.non_finite:,} of {count(self.vectors, 'vector')} not finite"
+        return figures + (off if self.non_finite else "")
 
     def within(self, tolerance: Tolerance) -> bool:
         return (

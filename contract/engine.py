@@ -22,6 +22,7 @@ from contract.errors import UserError
 from contract.files import sha256_of, write_atomically
 from contract.plan import PlanSpec
 from contract.settings import settings
+from contract.words import count
 
 Pooling = Literal["mean", "cls", "tokens"]
 
@@ -126,7 +127,7 @@ class EngineSpec(BaseModel):
     def truncation(self) -> str:
         """The longest row in words; also sentence-transformers' own where that differs."""
         theirs = f" (sentence-transformers cuts this model's texts at {self.model_length:,})"
-        return f"{self.max_length:,} tokens" + (theirs if self.model_length != self.max_length else "")
+        return count(self.max_length, "token") + (theirs if self.model_length != self.max_length else "")
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from contract.words import count
+
 Dtype = Literal["float32", "float16", "int8", "binary"]
 
 Vectors = npt.NDArray[np.floating]
@@ -41,7 +43,7 @@ class VectorForm(BaseModel):
 
     def __str__(self) -> str:
         """Such as ``int8, the first 256 dimensions``."""
-        return self.dtype + (f", the first {self.dimensions} dimensions" if self.dimensions else "")
+        return self.dtype + (f", the first {count(self.dimensions, 'dimension')}" if self.dimensions else "")
 
     @property
     def element(self) -> pa.DataType:

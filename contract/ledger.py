@@ -33,6 +33,7 @@ from contract.errors import UserError
 from contract.heartbeat import Heartbeat
 from contract.job import Job
 from contract.settings import settings
+from contract.words import count
 
 TASK = "worker.embed_batch"
 """The Celery task's name; its arguments are the job's key and the batch's number."""
@@ -119,7 +120,7 @@ class Ledger(Connection):
         """
         if len(payload) > settings().batch_bytes:
             raise UserError(
-                f"batch {batch} of job {job.id} has {len(payload):,} bytes",
+                f"batch {batch} of job {job.id} has {count(len(payload), 'byte')}",
                 f"a worker takes {settings().batch_bytes:,} (EMBEDMILL_BATCH_BYTES)",
                 "run the same command with a smaller --batch-rows, or raise that everywhere",
             )
@@ -283,7 +284,8 @@ class Ledger(Connection):
         expected = _read(Outstanding, entry) or _NOBODYS
         if size != expected.size or size > settings().batch_bytes:
             raise AlteredBatch(
-                f"{size} bytes, expected {expected.size} and at most {settings().batch_bytes} (EMBEDMILL_BATCH_BYTES)"
+                f"{count(size, 'byte')}, expected {expected.size:,} and at most {settings().batch_bytes:,} "
+                "(EMBEDMILL_BATCH_BYTES)"
             )
         payload: bytes | None = self.call("get", _batch_key(key, batch))
         if payload is not None and hashlib.sha256(payload).hexdigest() != expected.sha256:

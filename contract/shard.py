@@ -2,6 +2,7 @@
 
     row_id      int64
     embedding   fixed_size_list<element>[width]             null for a row without a text or with an error
+                list<element>                               the same, where elements are integers
                 list<fixed_size_list<element>[width]>       where pooling is "tokens": the row's real tokens
     n_tokens    int32                                       before truncation, special tokens counted
     truncated   bool                                        n_tokens > max_length, unless long texts have windows
@@ -9,7 +10,7 @@
     …                                                       the columns of the dataset that are kept
 
 ``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
-unless there are fewer dimensions or bits.
+unless there are fewer dimensions or bits. ``embedding_type`` says why integers lie in a plain list.
 
 The file's key-value metadata holds a ``ShardInfo``: what made it, its sums, and a digest of each column.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -60,7 +62,7 @@ class ShardInfo(BaseModel):
     truncated: int
     """Rows of which something was cut off, having more than ``max_length`` tokens."""
     without_text: int
-    """Rows without a text, whose embedding is null."""
+    """Rows without a text, or with a blank one, whose embedding is null."""
     recomputed: int
     """Rows whose vector was not finite or zero, and was computed again in FP32."""
     failed: int
@@ -73,6 +75,29 @@ class ShardInfo(BaseModel):
     """When that ended, UTC. The file's own time would not do: a copy has another."""
     digests: dict[str, str] = Field(default_factory=dict)
     """Of each column, by name, what ``contract.digest`` gives for it; ``table_of`` puts them in."""
+
+
+def embedding_type(element: pa.DataType, width: int, *, per_token: bool) -> pa.DataType:
+    """The type of a shard's ``embedding``.
+
+    A list of fixed size wherever that reads back as it was written. A null one has as many null elements in Arrow once
+    it was in Parquet, and pandas makes float64 of a whole column of integers that has nulls among them; under a null in
+    a plain list there is nothing.
+
+    Args:
+        element: the type of an element.
+        width: elements of a vector.
+        per_token: whether a row has a vector for each of its tokens; none of them is null by itself.
+    """
+    fixed = pa.list_(element, width)
+    if per_token:
+        return pa.list_(fixed)
+    return pa.list_(element) if pa.types.is_integer(element) else fixed
+
+
+def is_per_token(embedding: pa.DataType) -> bool:
+    """Whether rows of this ``embedding_type`` have a vector for each of their tokens."""
+    return pa.types.is_nested(embedding.value_type)
 
 
 def table_of(
@@ -98,20 +123,10 @@ def table_of(
     errors = errors or {}
     without = batch.n_tokens == 0
     without[list(errors)] = True
-    fixed = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    embedding: pa.Array
-    if per_token:
-        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=fixed)
-        offsets = np.concatenate([[0], np.cumsum(np.where(without, 0, batch.lengths))]).astype(np.int32)
-        embedding = pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(without))
-    else:
-        full = np.zeros((len(batch), vectors.shape[1]), vectors.dtype)
-        full[~without] = vectors
-        embedding = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=fixed, mask=pa.array(without))
     table = pa.table(
         {
             "row_id": pa.array(batch.row_id),
-            "embedding": embedding,
+            "embedding": _embedding(batch, vectors, without, per_token=per_token),
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
@@ -124,6 +139,21 @@ def table_of(
         features = {name: json.loads(feature) for name, feature in batch.features.items()}
         metadata[b"huggingface"] = json.dumps({"info": {"features": features}}).encode()
     return table.replace_schema_metadata(metadata)
+
+
+def _embedding(batch: Batch, vectors: Stored, without: npt.NDArray[np.bool_], *, per_token: bool) -> pa.Array:
+    width = vectors.shape[1]
+    kind = embedding_type(pa.from_numpy_dtype(vectors.dtype), width, per_token=per_token)
+    if pa.types.is_fixed_size_list(kind):
+        full = np.zeros((len(batch), width), vectors.dtype)
+        full[~without] = vectors
+        return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=kind, mask=pa.array(without))
+    values: pa.Array = pa.array(vectors.reshape(-1))
+    if per_token:
+        values = pa.FixedSizeListArray.from_arrays(values, type=kind.value_type)
+    lengths = np.where(without, 0, batch.lengths if per_token else width)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(without))
 
 
 def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
@@ -201,7 +231,7 @@ def _link(staged: Path, shard: Path) -> bool:
 
 def _split_columns(kind: pa.DataType) -> list[str]:
     """Where BYTE_STREAM_SPLIT makes vectors a tenth smaller: float32's leaf. Not every reader knows it for float16."""
-    per_token = not pa.types.is_fixed_size_list(kind)
+    per_token = is_per_token(kind)
     element = (kind.value_type if per_token else kind).value_type
     leaf = "embedding.list.element.list.element" if per_token else "embedding.list.element"
     return [leaf] if pa.types.is_float32(element) else []

@@ -12,6 +12,7 @@ from rich.table import Table
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.errors import UserError
 from contract.plan import PlanSpec, Profile
+from contract.words import count
 from engine_build.bench import SYSTEMS, Shape, add_to, available, measure
 from engine_build.bench_table import tables
 from worker.gpus import lacking
@@ -315,7 +316,7 @@ def _plan_table(spec: EngineSpec, built: PlanSpec) -> Table:
 
 
 def _vectors(spec: EngineSpec) -> str:
-    cut = f", the first {spec.truncate_dim} elements" if spec.truncate_dim else ""
+    cut = f", the first {count(spec.truncate_dim, 'element')}" if spec.truncate_dim else ""
     return f"{spec.hidden} wide, pooling {spec.pooling}, {'norm 1' if spec.normalize else 'not normalized'}{cut}"
 
 

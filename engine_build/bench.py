@@ -19,6 +19,7 @@ from contract.compare import compare
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.files import write_atomically
+from contract.words import count
 from worker.gpus import gpu_count, lacking
 
 TORCH_SYSTEMS = ("torch-fp32", "torch-fp16", "torch-fp16-compiled")
@@ -192,7 +193,7 @@ def measure(
     for shape in shapes:
         if shape.length > spec.max_length:
             raise UserError(
-                f"{shape} is longer than a row can be", f"engine {spec.name} takes {spec.max_length} tokens"
+                f"{shape} is longer than a row can be", f"engine {spec.name} takes {count(spec.max_length, 'token')}"
             )
     records: list[Record] = []
     taken = reference if "torch-fp32" not in systems else None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.words import count
 from engine_build.bench import Shape, Timed, inputs, real
 from engine_build.model import hidden_states, parts_of, pooled, weights_sha256
 from engine_build.opened import open_folder
@@ -33,7 +34,7 @@ class TorchBench:
     def __init__(self, spec: EngineSpec, gpu: int) -> None:
         if not torch.cuda.is_available() or gpu >= torch.cuda.device_count():
             raise UserError(
-                f"this PyTorch ({torch.__version__}) finds {torch.cuda.device_count()} GPUs",
+                f"this PyTorch ({torch.__version__}) finds {count(torch.cuda.device_count(), 'GPU')}",
                 f"expected to use number {gpu}",
                 "time TensorRT alone: --system tensorrt",
             )

@@ -14,6 +14,7 @@ from contract.engine import DECISIVE, EngineSpec, Pooling, engine_folder, load_e
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
+from contract.words import count
 from engine_build.compare_export import check_export
 from engine_build.export import onnx_from_torch
 from engine_build.model import linear_weights, longest, parts_of, weights_sha256
@@ -158,14 +159,14 @@ def _existing(spec: EngineSpec) -> EngineSpec:
 def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: Callable[[str], None]) -> int:
     wanted = theirs if asked == "model" else asked
     if wanted is not None and not 3 <= wanted <= limit:
-        raise UserError(f"--max-length {wanted}", f"the model has positions for 3 to {limit} tokens")
+        raise UserError(f"--max-length {wanted}", f"the model has positions for 3 to {count(limit, 'token')}")
     length = wanted or min(DEFAULT_LENGTH, limit)
     if asked is None and length < DEFAULT_LENGTH:
-        say(f"The model has positions for {limit} tokens only: rows are truncated there instead of at 512.")
+        say(f"The model has positions for {count(limit, 'token')} only: rows are truncated there instead of at 512.")
     if asked is None and theirs != length:
         say(
-            f"sentence-transformers truncates this model's texts at {theirs} tokens; this engine does at {length}. "
-            f"--max-length model gives theirs."
+            f"sentence-transformers truncates this model's texts at {count(theirs, 'token')}; "
+            f"this engine does at {length}. --max-length model gives theirs."
         )
     return length
 

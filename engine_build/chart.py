@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 
 from contract.errors import UserError
+from contract.words import count
 from engine_build.bench import SYSTEMS, Record, Shape
 
 _COLOURS = dict(zip(SYSTEMS, ("#2f7d32", "#9aa0a6", "#7aa5d8", "#2f5d9b"), strict=True))
@@ -41,7 +42,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
         ratios = [f"  ({one.sequences_per_s / base:.1f} ×)" if base else "" for one in rows]
         labels = [f"{one.sequences_per_s:,.0f}{ratio}" for one, ratio in zip(rows, ratios, strict=True)]
         panel.bar_label(bars, labels, padding=4, fontsize=8)
-        panel.set_title(f"{shape.rows} × {shape.length} tokens", loc="left", fontsize=9)
+        panel.set_title(f"{shape.rows} × {count(shape.length, 'token')}", loc="left", fontsize=9)
         panel.margins(x=0.25)
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8)

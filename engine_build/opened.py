@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 
 from contract.errors import UserError
+from contract.words import count
 from engine_build.source import encoder_folder, refuse_code
 
 ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -184,7 +185,7 @@ def _check_tokenizer(folder: Path, encoder: Path, model: Any) -> None:
     last = max(tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True).values())
     if last >= rows:
         raise UserError(
-            f"the tokenizer in {folder} has ids up to {last}, and the model's embedding {rows} rows",
+            f"the tokenizer in {folder} has ids up to {last}, and the model's embedding {count(rows, 'row')}",
             "expected a row for each token",
             "take the tokenizer that the model was trained with, or resize the model's embedding and save it",
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contract.engine import INPUTS
 from contract.errors import UserError
 from contract.plan import PACKED_INPUTS, Profile, packed_rows
+from contract.words import count
 
 _TOKENS = 16_384
 """Tokens of a padded profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""
@@ -42,11 +43,13 @@ def check_profiles(profiles: Sequence[Profile], max_length: int, *, packed: bool
     """
     for profile in profiles:
         if not packed and profile.length > max_length:
-            raise UserError(f"profile {profile} is longer than a row can be", f"the engine takes {max_length} tokens")
+            raise UserError(
+                f"profile {profile} is longer than a row can be", f"the engine takes {count(max_length, 'token')}"
+            )
     if max(profile.length for profile in profiles) < max_length:
         given = ", ".join(map(str, profiles))
         mend = f"add one, such as --profile {f'64x{4 * max_length}' if packed else f'1-32x{max_length}'}"
-        raise UserError(f"no profile takes rows of {max_length} tokens", f"given: {given}", mend)
+        raise UserError(f"no profile takes rows of {count(max_length, 'token')}", f"given: {given}", mend)
 
 
 def padded_shapes(profile: Profile) -> Shapes:

@@ -26,6 +26,7 @@ from rich.console import Console
 from contract.errors import UserError
 from contract.job import latest_job
 from contract.store import ObjectPath
+from contract.words import count
 from examples.local import celery_worker, die_with_parent, redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +101,8 @@ def _demo(folder: Path, limit: int | None, stack: contextlib.ExitStack) -> None:
 
     job = latest_job()
     _console.print(
-        f"\nThe vectors: {_short(job.data)}, {job.batches} Parquet files with {job.rows:,} rows. In Python:\n"
+        f"\nThe vectors: {_short(job.data)}, {count(job.batches, 'Parquet file')} with {count(job.rows, 'row')}. "
+        "In Python:\n"
         f'  datasets.load_dataset("{_short(job.folder)}")',
         markup=False,
     )

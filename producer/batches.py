@@ -9,8 +9,10 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from contract.batch import Batch
+from contract.blank import unless_blank
 from contract.engine import EngineSpec
 from contract.job import Job
+from contract.words import count
 from producer.words import Words, words_of
 
 
@@ -140,13 +142,16 @@ def batch_of(
 ) -> Batch:
     """One batch of a job from the texts, and the columns to keep with their features, of ``job.row_range(number)``.
 
+    A blank text is none: see ``contract.blank``. Columns are kept as they are.
+
     Raises:
         ValueError: there are not as many texts as rows.
     """
     wanted = job.row_range(number)
     if len(texts) != len(wanted):
-        raise ValueError(f"found {len(texts)} texts for {len(wanted)} rows")
-    owners, input_ids, attention_mask, n_tokens = tokenize_windows(texts, rows, job.prefix, job.overlap)
+        raise ValueError(f"found {count(len(texts), 'text')} for {count(len(wanted), 'row')}")
+    present = [unless_blank(text) for text in texts]
+    owners, input_ids, attention_mask, n_tokens = tokenize_windows(present, rows, job.prefix, job.overlap)
     # A text's further windows have nulls there: once is enough for what may be long.
     first = np.diff(owners, prepend=-1) != 0
     places = pa.array(np.where(first, owners, 0), mask=~first)

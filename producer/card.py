@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCardData
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.verdict import Figures, Verdict
+from contract.words import count
 from producer.publish import Progress
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
@@ -43,7 +44,7 @@ def card_of(
         f"---\n{DatasetCardData(**{**kept, **_front_matter(job, spec)}).to_yaml()}\n---",
         f"# {_named(job.dataset)}, embedded by {_named(spec.model)}",
         f"A vector for each row of {_of_columns(job)} of {source}{config}, split `{job.split}`{at}: "
-        f"{job.rows:,} rows{limit}, in the dataset's order. Made by embedmill.",
+        f"{count(job.rows, 'row')}{limit}, in the dataset's order. Made by embedmill.",
         f'```python\nimport datasets\n\ndatasets.load_dataset("{repo}", split="{job.split}")\n```',
         "## Model",
         _table(("", ""), _model_rows(job, spec, embedded, model)),
@@ -53,7 +54,7 @@ def card_of(
             [
                 ("rows", f"{embedded.rows:,}"),
                 ("truncated", f"{embedded.truncated:,}{_truncated(job, spec)}"),
-                ("without a text", f"{embedded.without_text:,}"),
+                ("without a text (null, empty or only white space)", f"{embedded.without_text:,}"),
                 ("with an error in place of a vector", f"{embedded.failed:,}"),
             ],
         ),
@@ -120,13 +121,13 @@ def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> l
 
 
 def _truncated(job: Job, spec: EngineSpec) -> str:
-    return f", which have more than {spec.max_length:,} tokens" if job.overlap is None else ""
+    return f", which have more than {count(spec.max_length, 'token')}" if job.overlap is None else ""
 
 
 def _longer(job: Job) -> str:
     if job.overlap is None:
         return "is truncated"
-    return f"is cut into windows that share {job.overlap} tokens, and has the mean of their vectors"
+    return f"is cut into windows that share {count(job.overlap, 'token')}, and has the mean of their vectors"
 
 
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from contract.errors import UserError, reason
 from contract.job import SPLIT, CsvDialect, Job
 from contract.template import of_column, parse
+from contract.words import count
 from producer.csvfiles import CsvReader, check_header, dialect_of
 from producer.files import COMPRESSIONS, KINDS, LocalFiles, files_of, is_pattern, kind_of, revision_of
 from producer.hub import ParquetTable, open_hub
@@ -164,7 +165,7 @@ def dataset_of(job: Job) -> TextDataset:
         )
     if min(job.limit or texts.rows, texts.rows) != job.rows:
         raise UserError(
-            f"{job.dataset} has {texts.rows:,} rows",
+            f"{job.dataset} has {count(texts.rows, 'row')}",
             f"job {job.id} has {job.rows:,} of them" + (f" with the limit {job.limit:,}" if job.limit else ""),
             "run the producer again for a new job",
         )
@@ -212,7 +213,8 @@ def _opened(
     if not len(table):
         raise UserError(f"{found.dataset} is empty or cannot be read: it has no rows in split {split!r}", _SOMETHING)
     if isinstance(reader, JsonReader) and reader.halves:
-        _log.warning("%s: %s halves of surrogate pairs became U+FFFD", found.dataset, f"{reader.halves:,}")
+        halves = count(reader.halves, "half of a surrogate pair", "halves of surrogate pairs")
+        _log.warning("%s: %s became U+FFFD", found.dataset, halves)
     features = _features(schema, columns) if found.kind in _TYPED else {}
     return TextDataset(found.dataset, config, split, text, found.revision, table, columns, dialect, features)
 

@@ -16,6 +16,7 @@ from contract.errors import UserError, reason
 from contract.job import Job, engine_of
 from contract.store import ObjectPath
 from contract.verdict import doubt, load_verdict
+from contract.words import count
 from producer.card import card_of, pushed_job
 from producer.publish import Progress
 
@@ -49,13 +50,13 @@ def ready(job: Job, *, unverified: bool) -> Ready:
     """
     if len(job.committed()) < job.batches:
         raise UserError(
-            f"{len(job.committed())} of {job.batches} shards of {job.folder} are there",
+            f"{job.folder} has {len(job.committed()):,} of {count(job.batches, 'shard')}",
             "a job is pushed when it is complete",
             "run the same python -m producer --dataset … again: it goes on where it was",
         )
     if job.batches > _MOST_SHARDS:
         raise UserError(
-            f"{job.id} has {job.batches:,} shards",
+            f"{job.id} has {count(job.batches, 'shard')}",
             f"the Hub takes at most {_MOST_SHARDS:,} files in a folder",
             f'datasets.load_dataset("{job.folder}").push_to_hub("user/name") makes fewer and larger ones',
         )
@@ -114,7 +115,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
                 *_additions(api, repo, shards),
                 *(CommitOperationDelete(file) for file in stale),
             ],
-            commit_message=f"{job.rows:,} embeddings: {job.id}",
+            commit_message=f"{count(job.rows, 'embedding')}: {job.id}",
             repo_type="dataset",
             parent_commit=there.sha,
         )

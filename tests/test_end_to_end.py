@@ -136,10 +136,12 @@ def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: En
     (tmp_path / "strange.jsonl").write_text("\n".join(strange) + "\n", encoding="utf-8")
     told = run("producer", "--dataset", "strange.jsonl", "--batch-rows", 5)
     assert f"{len(strange)} of {len(strange)}" in told.stdout
+    assert "without a text 3" in " ".join(told.stdout.replace("│", " ").split())
     verified("--sample", 40)
     table = pads.dataset(latest_job().data).to_table().sort_by("row_id")
     assert table["row_id"].to_pylist() == list(range(len(strange)))
-    assert [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is None] == [1]
+    assert [row for row, vector in enumerate(table["embedding"].to_pylist()) if vector is None] == [0, 1, 9]
+    assert [row for row, count in enumerate(table["n_tokens"].to_pylist()) if not count] == [0, 1, 9]
     assert table["truncated"].to_pylist() == [row == 3 for row in range(len(strange))]
 
 

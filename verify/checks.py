@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from contract.compare import TOLERANCES
 from contract.job import Job
+from contract.words import count
 from verify.accounting import Accounting
 from verify.compared import Compared, total
 from verify.findings import Findings
@@ -57,30 +58,30 @@ def whole_checks(sample: Sample, expected: Vectors, unexpected_texts: Findings) 
     Args:
         sample: the sample, which has seen every row.
         expected: what the vectors must be.
-        unexpected_texts: rows without a text in the shards that have one in the dataset.
+        unexpected_texts: rows without a text in the shards that have one in the dataset, and not a blank one.
     """
     seen = sample.seen
     nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}
     sums = {"truncated against n_tokens, rows": seen.wrong_flags, "footer against rows": seen.wrong_sums}
     norms = {"zero vectors in rows": seen.zero, "another norm than 1 in rows": seen.wrong_norms}
-    vectors = seen.rows - seen.without_text - seen.failed.count
-    errors = f"{seen.failed.count:,} rows have one instead of a vector"
+    with_vector = count(seen.rows - seen.without_text - seen.failed.count, "row")
+    errors = f"{count(seen.failed.count, 'row')} with one instead of a vector"
     return [
         _check("errors", f"{errors}: {seen.failed}" if seen.failed else errors, {}),
-        _check("without a text", f"{seen.without_text:,} rows, their embedding null", nulls),
-        _check("finite", f"every value of {vectors:,} rows' vectors", {"NaN or infinity in rows": seen.non_finite}),
+        _check("without a text", f"{count(seen.without_text, 'row')}, embedding null", nulls),
+        _check("finite", f"every value of the vectors of {with_vector}", {"NaN or infinity in rows": seen.non_finite}),
         _check("norms", "1 each" if expected.unit_norm else "none is 0", norms),
-        _check("sums", f"{seen.truncated:,} of {seen.rows:,} rows truncated, as the shards' footers say", sums),
+        _check("sums", f"{seen.truncated:,} of {count(seen.rows, 'row')} truncated, as the shards' footers say", sums),
         _check("digests", "every column is as its worker wrote it", {"other contents in": seen.changed}),
     ]
 
 
 def source_check(readings: "Readings", job: Job) -> Check:
     """Is the dataset what the producer read, by another reader?"""
-    figures = f"{readings.rows:,} rows and {len(readings.texts):,} sampled texts, by {readings.reader}"
+    figures = f"{count(readings.rows, 'row')} and {count(len(readings.texts), 'sampled text')}, by {readings.reader}"
     wrong = {"read differently": readings.differing}
     if readings.rows != job.rows:
-        figures += f"; the job has {job.rows:,} rows"
+        figures += f"; the job has {count(job.rows, 'row')}"
     return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
@@ -89,7 +90,7 @@ def sample_checks(compared: Sequence[Compared], job: Job) -> list[Check]:
     if not compared:
         return []
     lengths = Findings.of([row.row.row_id for row in compared if row.length_problem])
-    checks = [_check("lengths", f"n_tokens and truncated of {len(compared):,} rows", {"wrong in rows": lengths})]
+    checks = [_check("lengths", f"n_tokens and truncated of {count(len(compared), 'row')}", {"wrong in rows": lengths})]
     if job.columns:
         kept = Findings.of([row.row.row_id for row in compared if row.kept_problem])
         checks.append(_check("columns", f"{', '.join(job.columns)}, as in the dataset", {"other values in rows": kept}))
@@ -111,9 +112,9 @@ def _form(job: Job) -> str:
     quantized = f", {job.form.dtype}: of each vector's step the point nearest to PyTorch's"
     return "".join(
         [
-            f", the first {job.form.dimensions} dimensions" if job.form.dimensions else "",
+            f", the first {count(job.form.dimensions, 'dimension')}" if job.form.dimensions else "",
             quantized if job.form.dtype in ("int8", "binary") else ", float16" * (job.form.dtype == "float16"),
-            f", long texts in windows sharing {job.overlap} tokens" if job.overlap is not None else "",
+            f", long texts in windows sharing {count(job.overlap, 'token')}" if job.overlap is not None else "",
         ]
     )
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from contract.compare import TOLERANCES, Comparison, Tolerance, compare
 from contract.form import Stored, VectorForm
 from contract.job import Job
+from contract.words import count
 from verify.sample import Row
 from verify.shards import BadShard, kept, open_shard, vectors
 from verify.source import same
@@ -38,7 +39,7 @@ class Recomputed:
 
     row: Row
     text: str | None
-    """With its prefix; None where the dataset has none."""
+    """With its prefix; None where the dataset has none, or a blank one."""
     n_tokens: int
     """Before truncation, special tokens counted; 0 without a text."""
     vectors: npt.NDArray[np.float32]
@@ -112,10 +113,10 @@ def compare_row(
     """
     row, comparison, power = expected.row, None, 0.0
     if expected.text is None:
-        vector_problem = "it has a vector, and the dataset has no text there"
+        vector_problem = "it has a vector, and the dataset has no text there, or a blank one"
     elif found.vectors.shape != (due := (len(expected.vectors), form.width(expected.vectors.shape[1]))):
         there = found.vectors.shape
-        vector_problem = f"{there[0]} × {there[1]} elements, expected {due[0]} × {due[1]}"
+        vector_problem = f"{there[0]} × {count(there[1], 'element')}, expected {due[0]} × {due[1]}"
     else:
         nearest = form.nearest(found.vectors, expected.vectors)
         comparison = compare(nearest, expected.vectors)
@@ -146,7 +147,7 @@ def row_limit(tolerance: Tolerance) -> float:
 def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
     most = row_limit(tolerance)
     if comparison.non_finite:
-        return f"NaN or infinity in {comparison.non_finite} of {comparison.vectors} vectors"
+        return f"NaN or infinity in {comparison.non_finite} of {count(comparison.vectors, 'vector')}"
     if not comparison.min_cosine >= tolerance.min_cosine:
         return f"cosine {comparison.min_cosine:.7f}, below {tolerance.min_cosine}"
     if not comparison.relative_mse <= most:
@@ -157,7 +158,7 @@ def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
 def _wrong_length(row: Row, n_tokens: int, *, truncated: bool) -> str:
     if row.n_tokens != n_tokens:
         return f"n_tokens {row.n_tokens}, recomputed {n_tokens}"
-    return "" if row.truncated == truncated else f"truncated is {row.truncated} at {n_tokens} tokens"
+    return "" if row.truncated == truncated else f"truncated is {row.truncated} at {count(n_tokens, 'token')}"
 
 
 def _wrong_kept(found: Sequence[Any], expected: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from contract.compare import TOLERANCES
+from contract.words import count
 from verify import pictures
 from verify.compared import Compared, row_limit, total
 from verify.report import Report, verdict
@@ -111,9 +112,9 @@ def _about_errors(compared: Sequence[Compared]) -> str:
     limits = (f"{row_limit(TOLERANCES[name]):.0e} ({name})" for name in sorted({row.precision for row in compared}))
     missing = len(compared) - len(finite)
     return (
-        f"{len(finite):,} sampled rows. Half are at {np.median(finite):.1e} or below, the highest is at "
+        f"{count(len(finite), 'sampled row')}. Half are at {np.median(finite):.1e} or below, the highest is at "
         f"{max(finite):.1e}. A row's limit, dashed where it is near enough, is {', '.join(limits)}."
-        + (f" {missing:,} rows are not drawn: they have no error that is a number." if missing else "")
+        + (f" Not drawn, having no error that is a number: {count(missing, 'row')}." if missing else "")
     )
 
 
@@ -124,11 +125,12 @@ def _about_lengths(sample: Sample, limit: int | None) -> str:
     lengths, rows = np.array(texts).T
     every = int(rows.sum())
     median = lengths[np.searchsorted(rows.cumsum(), every / 2)]
-    about = f"All {every:,} rows with a text. Half have {median:,} tokens or fewer, the longest has {lengths[-1]:,}. "
+    half = f"Half have {count(median, 'token')} or fewer, the longest has {lengths[-1]:,}."
+    about = f"{count(every, 'row')} with a text. {half} "
     if limit is None:
         return about + "Long texts have windows: none was truncated."
     over = int(rows[lengths > limit].sum())
-    return about + f"The engine takes {limit:,}; {over:,} rows ({_percent(over, every)}) were truncated."
+    return about + f"The engine takes {limit:,}. Truncated: {count(over, 'row')} ({_percent(over, every)})."
 
 
 def _about_throughput(sample: Sample) -> str:
@@ -138,10 +140,10 @@ def _about_throughput(sample: Sample) -> str:
     tokens, computed = (sum(getattr(one, name) for one in sample.shards) for name in ("tokens", "computed_tokens"))
     rows, took = sum(one.rows for one in sample.shards), seconds[-1]
     return (
-        f"All workers together, from when each of {len(sample.shards):,} shards was computed: on average "
+        f"All workers together, from when each shard was computed ({count(len(sample.shards), 'shard')}): on average "
         f"{rows / took:,.1f} rows/s and {tokens / took:,.0f} tokens/s over {timedelta(seconds=round(took))}. "
         f"{_percent(computed - tokens, computed)} of what was computed was padding."
-        + (f" {len(pauses):,} pauses (dotted) are left out." if len(pauses) else "")
+        + (f" Left out, and dotted: {count(len(pauses), 'pause')}." if len(pauses) else "")
     )
 
 
@@ -157,7 +159,7 @@ def _provenance(report: Report) -> dict[str, str]:
         "prefix": repr(job.prefix) if job.prefix else "",
         "kept as": str(job.form),
         "kept columns": ", ".join(job.columns),
-        "long texts": "" if job.overlap is None else f"windows that share {job.overlap} tokens",
+        "long texts": "" if job.overlap is None else f"windows that share {count(job.overlap, 'token')}",
         "engine": job.engine,
         "engine's fingerprint": job.fingerprint,
     }
@@ -170,11 +172,11 @@ def _provenance(report: Report) -> dict[str, str]:
         }
     if report.sample:
         made = Counter(f"{one.runtime}, {one.precision}" for one in report.sample.shards)
-        facts["computed by"] = "; ".join(f"{name} ({count:,} shards)" for name, count in made.most_common())
+        facts["computed by"] = "; ".join(f"{name} ({count(shards, 'shard')})" for name, shards in made.most_common())
     # In a checkout that was not installed embedmill has no version.
     installed = [next(iter(distributions(name=name)), None) for name in _LIBRARIES]
     facts["verified by"] = ", ".join(f"{found.name} {found.version}" for found in installed if found)
-    facts["with"] = f"Python {platform.python_version()}, a sample of {report.asked:,} rows, seed {report.seed}"
+    facts["with"] = f"Python {platform.python_version()}, a sample of {count(report.asked, 'row')}, seed {report.seed}"
     return {name: value for name, value in facts.items() if value}
 
 

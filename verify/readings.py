@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contract.blank import unless_blank
 from contract.job import Job
+from contract.words import count
 from producer.dataset import TextDataset
 from verify.findings import Findings
 from verify.shards import plain
@@ -27,7 +29,7 @@ class Readings:
     rows: int
     """How many rows the second reader counts, of those that the job's limit leaves."""
     texts: Mapping[int, str | None]
-    """Row id → text without the prefix; None where there is none."""
+    """Row id → text without the prefix; None where there is none, or a blank one: neither has a vector."""
     kept: Mapping[int, Sequence[Any]]
     """Row id → the values of the columns that are carried into the shards."""
     differing: Findings
@@ -60,7 +62,7 @@ def read_twice(job: Job, texts: TextDataset, wanted: Collection[int]) -> Reading
     return Readings(
         reader=source.reader,
         rows=min(job.limit or source.rows, source.rows),
-        texts={row: taken.text for row, taken in source.taken.items()},
+        texts={row: unless_blank(taken.text) for row, taken in source.taken.items()},
         kept={row: taken.kept for row, taken in source.taken.items()},
         differing=Findings.of(differing),
     )
@@ -69,4 +71,4 @@ def read_twice(job: Job, texts: TextDataset, wanted: Collection[int]) -> Reading
 def _shown(value: Any) -> str:
     """A value on one line; of a long text the beginning and its length."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({count(len(text), 'character')})"

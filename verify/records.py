@@ -28,6 +28,7 @@ import zstandard
 
 from contract.errors import UserError
 from contract.job import CsvDialect
+from contract.words import count
 from verify.shards import plain
 
 Record = Mapping[str, Any]
@@ -76,7 +77,7 @@ def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
                 elif not row and width == 1:
                     yield [""]
                 elif row:
-                    raise UserError(f"{file}, line {rows.line_num} has {len(row)} fields", f"expected {width}")
+                    raise UserError(f"{file}, line {rows.line_num} has {count(len(row), 'field')}", f"expected {width}")
 
         return _take(
             records(), wanted, lambda row: {name: cell or None for name, cell in zip(names, row, strict=True)}, _CSV

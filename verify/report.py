@@ -19,6 +19,7 @@ from contract.errors import UserError
 from contract.files import write_atomically
 from contract.job import Job
 from contract.store import ObjectPath
+from contract.words import count
 from verify.accounting import Accounting
 from verify.checks import Check
 from verify.compared import Compared, total
@@ -144,12 +145,12 @@ def show(report: Report, console: Console) -> None:
     for row in report.failing[:_NAMED]:
         console.print(Text(f"row {row.row.row_id}: {row.problem}: {row.excerpt}"), soft_wrap=True)
     if len(report.failing) > _NAMED:
-        console.print(f"and {len(report.failing) - _NAMED:,} more rows", highlight=False)
+        console.print(f"and {count(len(report.failing) - _NAMED, 'more row')}", highlight=False)
     console.print(Text(verdict(report), style="green" if report else "red"), soft_wrap=True)
 
 
 def _strata_table(report: Report) -> Table:
-    title = f"{len(report.compared):,} rows of {report.job.id} against PyTorch FP32"
+    title = f"{count(len(report.compared), 'row')} of {report.job.id} against PyTorch FP32"
     table = Table(title=title, title_justify="left")
     # Broken by hand: rich breaks words in a terminal of 80 columns.
     for name in ("tokens", "rows", "MSE", "relative\nMSE", "lowest\ncosine", "largest\ndifference", "non-\nfinite"):
@@ -186,7 +187,7 @@ def verdict(report: Report) -> str:
         seen = report.sample.seen if report.sample else None
         detail = f" ({seen.truncated:,} truncated, {seen.without_text:,} without a text)" if seen else ""
         return (
-            f"Verified: {job.rows:,} rows accounted for{detail}, {len(report.compared):,} recomputed and within "
+            f"Verified: {count(job.rows, 'row')} accounted for{detail}, {len(report.compared):,} recomputed and within "
             f"tolerance: {job.folder}"
         )
     failed = ", ".join(check.name for check in report.checks if not check.passed)
@@ -196,11 +197,10 @@ def verdict(report: Report) -> str:
 def _mend(report: Report) -> str:
     job, steps = report.job, []
     retry = shlex.join(["python", "-m", "producer", "retry", str(job.folder)])
-    if count := len(report.at_fault):
-        files = "the file" if count == 1 else f"the {count:,} files"
-        named = ", ".join(report.at_fault[:_NAMED]) + (", …" if count > _NAMED else "")
-        steps.append(f"Set {files} at fault aside and make missing shards again: {retry}")
-        steps.append(f"At fault: {named}" + (" (all of them: verify.json, at_fault)" if count > _NAMED else ""))
+    if files := len(report.at_fault):
+        named = ", ".join(report.at_fault[:_NAMED]) + (", …" if files > _NAMED else "")
+        steps.append(f"Set {count(files, 'file')} at fault aside and make missing shards again: {retry}")
+        steps.append(f"At fault: {named}" + (" (all of them: verify.json, at_fault)" if files > _NAMED else ""))
     elif report.accounting.missing_shards:
         steps.append(f"Make the missing shards: {retry}")
     if any(check.name == "source" and not check.passed for check in report.checks):

@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from contract.compare import TOLERANCES
 from contract.digest import ColumnDigest
 from contract.form import Stored, VectorForm
 from contract.job import Job
-from contract.shard import ShardInfo, info_of, open_file
+from contract.shard import ShardInfo, embedding_type, info_of, is_per_token, open_file
+from contract.words import count
 
 _AT_ONCE = 16
 """Shards that are read side by side: an object store takes its time for each."""
@@ -81,11 +83,18 @@ def _check_columns(schema: pa.Schema, job: Job) -> None:
         if name not in schema.names or schema.field(name).type != kind:
             raise ValueError(f"no column {name} of {kind} (there: {there})")
     kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
-    vector = kind.value_type if pa.types.is_list(kind) else kind
-    if not pa.types.is_fixed_size_list(vector) or vector.value_type != job.form.element:
+    if not any(kind == due for due in _embedding_types(kind, job.form.element)):
         raise ValueError(f"no column embedding of vectors of {job.form.element} (there: {there})")
     if missing := [name for name in job.columns if name not in schema.names]:
         raise ValueError(f"no column {missing[0]} of the dataset (there: {there})")
+
+
+def _embedding_types(kind: pa.DataType, element: pa.DataType) -> Iterator[pa.DataType]:
+    """What a column of vectors may be, of each row and of each token; the width is the column's own, if it has one."""
+    vector = kind.value_type if pa.types.is_list(kind) else kind
+    width = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
+    for per_token in (False, True):
+        yield embedding_type(element, width, per_token=per_token)
 
 
 def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
@@ -107,7 +116,9 @@ def row_ids(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
     """
     found = file.read(columns=["row_id"]).column("row_id")
     if found.null_count or len(found) != file.metadata.num_rows:
-        raise ValueError(f"{len(found) - found.null_count} values of row_id for {file.metadata.num_rows} rows")
+        raise ValueError(
+            f"{count(len(found) - found.null_count, 'value')} of row_id for {count(file.metadata.num_rows, 'row')}"
+        )
     return found.to_numpy()
 
 
@@ -145,10 +156,11 @@ def read_rows(file: pq.ParquetFile, form: VectorForm, elements: int) -> ShardRow
     Raises:
         ValueError: a column has nulls, or not as many values as rows; or the vectors have another width.
     """
-    kind, width = file.schema_arrow.field("embedding").type, form.width(elements)
-    per_token = not pa.types.is_fixed_size_list(kind)
-    if (there := (kind.value_type if per_token else kind).list_size) != width:
-        raise ValueError(f"vectors of {there} elements, expected {width}")
+    kind = file.schema_arrow.field("embedding").type
+    per_token = is_per_token(kind)
+    if kind != embedding_type(form.element, width := form.width(elements), per_token=per_token):
+        there = (kind.value_type if per_token else kind).list_size
+        raise ValueError(f"vectors of {count(there, 'element')}, expected {width:,}")
     digests = {name: ColumnDigest() for name in file.schema_arrow.names}
     columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("row_id", "n_tokens", "truncated", "failed")}
     judged = []
@@ -161,7 +173,7 @@ def read_rows(file: pq.ParquetFile, form: VectorForm, elements: int) -> ShardRow
         judged.append(_judged(part.column("embedding"), form, elements))
     vectors = np.concatenate(judged) if judged else np.empty(0, _JUDGED)
     if len(vectors) != file.metadata.num_rows:
-        raise ValueError(f"{len(vectors)} rows, the footer says {file.metadata.num_rows}")
+        raise ValueError(f"{count(len(vectors), 'row')}, the footer says {file.metadata.num_rows:,}")
     arrays: dict[str, Any] = {name: vectors[name] for name in _JUDGED.names or ()}
     arrays |= {name: np.concatenate(parts) if parts else np.empty(0, bool) for name, parts in columns.items()}
     return ShardRows(
@@ -178,13 +190,16 @@ def _judged(column: pa.Array, form: VectorForm, elements: int) -> npt.NDArray[np
     found = np.zeros(len(column), _JUDGED)
     found["null"] = column.is_null().to_numpy(zero_copy_only=False)
     found["low"] = found["high"] = 1
-    owners = np.flatnonzero(~found["null"])
-    if not pa.types.is_fixed_size_list(column.type):
-        owners = np.repeat(owners, column.drop_null().value_lengths().to_numpy(zero_copy_only=False))
-    while not pa.types.is_primitive(column.type):
-        column = column.flatten()  # which leaves out what lies under a null
+    owners, width = np.flatnonzero(~found["null"]), form.width(elements)
+    column = column.drop_null()
+    if is_per_token(column.type):
+        owners = np.repeat(owners, column.value_lengths().to_numpy(zero_copy_only=False))
+        column = column.flatten()
+    for there in pc.unique(pc.list_value_length(column)).to_pylist():
+        if there != width:  # a plain list's type does not say it
+            raise ValueError(f"a vector of {count(there, 'element')}, expected {width:,}")
     # A null in place of a number becomes NaN.
-    values = column.to_numpy(zero_copy_only=False).reshape(len(owners), form.width(elements))
+    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(owners), width)
     finite = np.isfinite(values).all(axis=1)
     found["non_finite"][owners[~finite]] = True
     values, owners = values[finite], owners[finite]
@@ -200,7 +215,7 @@ def _judged(column: pa.Array, form: VectorForm, elements: int) -> npt.NDArray[np
 
 def _without_null(name: str, values: pa.Array) -> npt.NDArray[Any]:
     if values.null_count:
-        raise ValueError(f"{len(values) - values.null_count} values of {name} for {len(values)} rows")
+        raise ValueError(f"{count(len(values) - values.null_count, 'value')} of {name} for {count(len(values), 'row')}")
     return values.to_numpy(zero_copy_only=False)
 
 
@@ -222,9 +237,9 @@ def plain(values: pa.Array, place: int) -> Any:
 def vectors(file: pq.ParquetFile, places: Iterable[int]) -> list[Stored]:
     """The vectors of the rows at these places, each ``[1, width]``, or ``[tokens, width]`` at token level."""
     column = file.read(columns=["embedding"]).column("embedding").combine_chunks()
-    pooled = pa.types.is_fixed_size_list(column.type)
-    hidden = (column.type if pooled else column.type.value_type).list_size
+    per_token = is_per_token(column.type)
     rows = (column[place].values for place in places)
-    found = ((row if pooled else row.flatten()).to_numpy(zero_copy_only=False) for row in rows)
+    found = ((row.flatten() if per_token else row).to_numpy(zero_copy_only=False) for row in rows)
+    shape = (-1, column.type.value_type.list_size) if per_token else (1, -1)
     # A copy each: a view of one row would keep the whole shard in memory.
-    return [row.reshape(-1, hidden).copy() for row in found]
+    return [row.reshape(shape).copy() for row in found]

@@ -96,7 +96,7 @@ def test_arrays_that_are_views_are_packed_by_their_values() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 64, b"ARROW1\0\0", b"PAR1", b"{}", b"\xff\xff\xff\xff\0\0\0\0"])
 def test_other_bytes_are_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match=f"^{len(payload)} bytes are no batch"):
+    with pytest.raises(ValueError, match=f"^no batch, but {len(payload)} bytes: "):
         Batch.from_bytes(payload)
 
 

@@ -1,8 +1,9 @@
 import json
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import duckdb
@@ -15,8 +16,9 @@ import pytest
 
 from contract.batch import Batch
 from contract.digest import digests_of
+from contract.form import Stored
 from contract.job import Job
-from contract.shard import commit, info_of, read_info, table_of
+from contract.shard import commit, embedding_type, info_of, read_info, table_of
 from tests.contract.samples import a_batch, a_job, info_for
 
 VECTORS = np.array([[1.5, -2.0], [0.25, 1e-30]], np.float32)
@@ -272,3 +274,78 @@ def test_a_row_with_an_error_says_why_in_place_of_its_vector() -> None:
         found = table["embedding"].to_pylist()
         assert found[0] == vectors.tolist() if per_token else vectors[0].tolist()
         assert found[1:] == [None, None]
+
+
+FORMS: dict[str, Stored] = {
+    "float32": np.array([[1.5, -2.0, 1e-30], [0.25, 3.0, -0.0]], np.float32),
+    "float16": np.array([[1.5, -2.0, 6e-8], [0.25, 3.0, -0.0]], np.float16),
+    "int8": np.array([[127, -128, 0], [1, -1, 5]], np.int8),
+}
+"""Vectors of two rows as a shard stores them. Binary ones are int8, too."""
+
+
+def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) -> tuple[Job, list[Stored | None]]:
+    """A job of one shard with two rows with a vector, and maybe a null between them."""
+    job = a_job(tmp_path / "output", rows=3 if null else 2)
+    job.save()
+    n_tokens = np.array([1, 0, 1] if null else [1, 1], np.int32)
+    ids = n_tokens[:, None]
+    batch = Batch(job.id, 0, job.fingerprint, np.arange(len(ids)), ids, ids, ids * 0, n_tokens)
+    commit(table_of(batch, FORMS[dtype], info_for(batch), per_token=per_token), job.shard(0), job.staging)
+    vectors: list[Stored | None] = [vector[None] if per_token else vector for vector in FORMS[dtype]]
+    return job, [vectors[0], None, vectors[1]] if null else vectors
+
+
+def _assert_same(found: Iterable[object], expected: list[Stored | None], dtype: str | None = None) -> None:
+    """Equal to the bit, and of the dtype where the reader gives arrays."""
+    for one, due in zip(found, expected, strict=True):
+        if due is None:
+            assert one is None
+            continue
+        assert isinstance(one, np.ndarray if dtype else list)
+        if dtype:
+            one = np.stack(list(one)) if one.dtype == object else one  # of each token an array
+            assert one.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(np.array(one, due.dtype), due)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("dtype", FORMS)
+def test_each_reader_gives_the_stored_values_in_their_dtype(
+    dtype: str, null: bool, per_token: bool, tmp_path: Path
+) -> None:
+    job, vectors = _stored(dtype, tmp_path, null=null, per_token=per_token)
+    arrow = pq.read_table(job.data)["embedding"].combine_chunks()
+    _assert_same(arrow.to_pylist(), vectors)
+    assert arrow.type == embedding_type(pa.from_numpy_dtype(np.dtype(dtype)), 3, per_token=per_token)
+
+    _assert_same(pd.read_parquet(job.data)["embedding"], vectors, dtype)
+
+    series = pl.read_parquet(str(job.data))["embedding"]
+    _assert_same(series.to_list(), vectors)
+    inner: Any = series.dtype
+    while inner.is_nested():
+        inner = inner.inner
+    assert inner == {"float32": pl.Float32, "float16": pl.Float16, "int8": pl.Int8}[dtype]
+
+    loaded = datasets.load_dataset(str(job.folder), cache_dir=str(tmp_path / "cache"), split="train")
+    _assert_same(loaded[:]["embedding"], vectors)
+    _assert_same(loaded.to_pandas()["embedding"], vectors, dtype)
+    _assert_same([row["embedding"] for row in loaded.with_format("numpy", dtype=np.dtype(dtype))], vectors, dtype)
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_vectors_of_integers_become_one_array(null: bool, tmp_path: Path) -> None:
+    """As docs/options.md says for each reader."""
+    job, vectors = _stored("int8", tmp_path, null=null)
+    expected = np.stack([vector for vector in vectors if vector is not None])
+    embedding = pq.read_table(job.data)["embedding"].combine_chunks().drop_null()
+    series = pl.read_parquet(str(job.data))["embedding"].drop_nulls()
+    for found in (
+        embedding.flatten().to_numpy().reshape(len(embedding), -1),
+        np.stack(list(pd.read_parquet(job.data)["embedding"].dropna())),
+        series.list.to_array(3).to_numpy(),
+    ):
+        assert found.dtype == np.int8
+        np.testing.assert_array_equal(found, expected)

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import transformers
 from tokenizers import Tokenizer
@@ -120,6 +121,15 @@ def test_a_batch_is_its_slice_of_the_dataset(tiny: EngineSpec, tmp_path: Path) -
         np.testing.assert_array_equal(left, right)
     assert not batch.token_type_ids.any()
     assert batch.token_type_ids.shape == batch.input_ids.shape
+
+
+def test_a_blank_text_is_none_in_a_batch_whatever_the_prefix(tiny: EngineSpec, tmp_path: Path) -> None:
+    job = a_job(tmp_path, prefix="of ", rows=5, batch_rows=5)
+    kept = {"text": pa.array(["", " \u2028", None, "\u200b", " a "])}
+    batch = batch_of(job, 0, kept["text"].to_pylist(), open_tokenizer(tiny), kept)
+    assert [bool(count) for count in batch.n_tokens] == [bool(count) for count in batch.lengths]
+    assert [bool(count) for count in batch.n_tokens] == [False, False, False, True, True]
+    assert batch.kept["text"].equals(kept["text"])
 
 
 def test_a_batch_does_not_depend_on_its_neighbours(tiny: EngineSpec) -> None:

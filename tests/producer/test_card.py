@@ -100,7 +100,7 @@ def test_a_card_says_what_the_vectors_are(job: Job) -> None:
         "| longest row | 512 tokens; what is longer is truncated |",
         "| computed by | a (fp32), b (fp16) |",
         "| truncated | 1,234, which have more than 512 tokens |",
-        "| without a text | 5 |",
+        "| without a text (null, empty or only white space) | 5 |",
         "| with an error in place of a vector | 6 |",
         "| 1-32 | 43 | 1.6e-15 | 6.0e-13 | 1.0000000 | – | 0 |",
         "| all | 256 | – | – | – | – | 3 |",

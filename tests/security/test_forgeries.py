@@ -56,7 +56,7 @@ def test_a_batch_that_was_forged_with_its_hash_is_refused_too(as_producer: Stati
     assert "2 of 2 batches were given up" in told.stderr
     dead = ledger.dead(job)
     assert "found batch 1 of job" in dead[0].error
-    assert "8 bytes are no batch" in dead[1].error
+    assert "no batch, but 8 bytes" in dead[1].error
     assert not job.committed()
     assert "40 of 40" in run("producer", "retry").stdout
 

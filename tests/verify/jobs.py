@@ -27,9 +27,9 @@ _ENTRIES = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-
 
 TEXTS: list[str | None] = [
     *[text for text in _ENTRIES if len(text) < 900][:40],
-    *(None, "", "🙂 \0 متن", "line\nend", "bar " * 600, "spam, spam and spam " * 300, None, "The last row."),
+    *(None, "\u200b", "🙂 \0 متن", "line\nend", "bar " * 600, "spam, spam and spam " * 300, None, "The last row."),
 ]
-"""48 rows of every length: rows 40 and 46 have no text, rows 44 and 45 are truncated."""
+"""48 rows of every length: rows 40 and 46 have no text, 41 has one without a token, 44 and 45 are truncated."""
 
 
 def save_texts(folder: Path, texts: list[str | None]) -> Path:
@@ -49,10 +49,11 @@ def finished_job(
     prefix: str = "",
     limit: int | None = None,
     columns: tuple[str, ...] = (),
+    text: str | None = None,
     **options: object,
 ) -> Job:
     """A job with every shard, below the output folder; ``options`` are further fields of a ``Job``."""
-    texts = open_dataset(str(dataset), columns=columns)
+    texts = open_dataset(str(dataset), columns=columns, text=text)
     tokenizer, embedder = open_tokenizer(spec), Embedder(threads=1)
     output = settings().output.absolute()
     job = job_of(texts, spec, output, limit=limit, prefix=prefix, batch_rows=batch_rows, **options)

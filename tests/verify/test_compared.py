@@ -58,7 +58,7 @@ def test_a_row_at_the_lowest_cosine_of_its_precision_is_not_stopped_by_the_other
 
 
 def test_a_row_that_is_not_finite() -> None:
-    assert judged(np.array([[1, np.inf]]), unit(1, 0)).problem == "NaN or infinity in 1 of 1 vectors"
+    assert judged(np.array([[1, np.inf]]), unit(1, 0)).problem == "NaN or infinity in 1 of 1 vector"
 
 
 def test_vectors_of_another_shape() -> None:

@@ -187,8 +187,21 @@ def test_steps_that_are_off_throughout_are_found(tiny: EngineSpec, dataset: Path
     assert failing_rows(job) == [2]
 
 
+def test_a_vector_of_another_width_in_a_plain_list_is_found(tiny: EngineSpec, dataset: Path) -> None:
+    job = finished_job(tiny, dataset, form=VectorForm(dtype="binary"))
+    rewrite(job, 1, with_value("embedding", 4, [0]))
+    told = verify(job.folder)
+    assert told.exit_code == 1
+    assert failed(job) >= {"shards"}
+    assert "a vector of 1 element, expected 4" in json.dumps(verdict(job))
+
+
 def test_vectors_of_another_type_are_no_shard_of_the_job(tiny: EngineSpec, dataset: Path) -> None:
     job, plain = finished_job(tiny, dataset, form=VectorForm(dtype="float16")), finished_job(tiny, dataset)
     job.shard(1).write_bytes(plain.shard(1).read_bytes())
     assert verify(job.folder).exit_code == 1
     assert "vectors of halffloat" in json.dumps(verdict(job))
+    whole = finished_job(tiny, dataset, form=VectorForm(dtype="binary"))
+    rewrite(whole, 1, lambda table: table.set_column(1, "embedding", table["embedding"].cast(pa.list_(pa.int8(), 4))))
+    assert verify(whole.folder).exit_code == 1
+    assert "vectors of int8" in json.dumps(verdict(whole))

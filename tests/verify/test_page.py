@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
@@ -47,9 +48,9 @@ def test_a_good_jobs_page_has_the_verdict_the_pictures_and_where_it_all_came_fro
     assert "48 rows accounted for (2 truncated, 2 without a text), 46 recomputed" in text
     assert page.count("<svg ") == 4
     assert "FAIL" not in text
-    assert "All 46 rows with a text" in text
-    assert "2 rows (4.3 %) were truncated" in text
-    assert "from when each of 3 shards was computed" in text
+    assert "46 rows with a text" in text
+    assert "Truncated: 2 rows (4.3 %)" in text
+    assert "from when each shard was computed (3 shards)" in text
     assert TEXTS[44] is not None
     for fact in (job.id, job.revision, job.fingerprint, tiny.model, "onnxruntime", "embedmill 0.1.0", "torch 2."):
         assert fact in text
@@ -66,8 +67,8 @@ def test_a_harmed_jobs_page_says_what_is_wrong_and_how_to_mend_it(job: Job) -> N
     assert "Not verified (shards, rows, finite, fp32 vectors)" in text
     assert "At fault: train-00000-of-00003.parquet, train-00001-of-00003.parquet" in text
     assert "missing: 1 (train-00002-of-00003.parquet)" in text
-    assert "✗ NaN or infinity in 1 of 1 vectors" in text
-    assert "1 rows are not drawn" in text
+    assert "✗ NaN or infinity in 1 of 1 vector" in text
+    assert "Not drawn, having no error that is a number: 1 row." in text
     worst = text[text.index("The worst of the sampled rows") :]
     assert worst.index("✗ NaN") < worst.index("✗ cosine")
     assert page.count("<svg ") == 4
@@ -189,3 +190,22 @@ def test_an_installed_package_has_the_template(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(installed))
+
+
+@pytest.mark.parametrize("harm", ["none", "a value that is not finite", "another width", "no shard"])
+def test_one_row_is_said_in_the_singular(harm: str, tiny: EngineSpec, workplace: Path) -> None:
+    job = finished_job(tiny, save_texts(workplace / "one", ["A single row."]), columns=("text",))
+    if harm == "a value that is not finite":
+        rewrite(job, 0, with_element(0, 7, float("nan")))
+    elif harm == "another width":
+        narrow = pa.list_(pa.float32(), 1)
+        rewrite(job, 0, lambda table: table.set_column(1, "embedding", pa.array([[0.5]], narrow)))
+    elif harm == "no shard":
+        job.shard(0).unlink()
+    told = CliRunner().invoke(main, [], env={"COLUMNS": "200"})
+    assert told.exit_code == (harm != "none"), told.output
+    for name in ("report.html", "verify.json"):
+        said = told.output + (job.folder / name).read_text(encoding="utf-8")
+        # Not the 80.1 rows/s of the throughput.
+        wrong = r"(?<![.\d])1 (?:sampled )?(?:rows|batches|shards|texts|vectors|files|values|elements|tokens)\b(?!/s)"
+        assert not re.findall(wrong, said)

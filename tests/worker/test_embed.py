@@ -20,7 +20,7 @@ from worker.embed import Embedder
 from worker.engine import Inference
 from worker.onnx_engine import OnnxEngine
 
-TEXTS = ["A foo.", None, "bar " * 600, "", "A longer text about bits and bytes."]
+TEXTS = ["A foo.", None, "bar " * 600, "\u200b", "A longer text about bits and bytes."]
 
 
 def job_for(spec: EngineSpec, folder: Path, fingerprint: str | None = None) -> Job:
