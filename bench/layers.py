@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.engine import load_engine
-from engine_build.__main__ import ShapeType
 from engine_build.bench import Shape
 from engine_build.bench_tensorrt import TensorRTBench
+from engine_build.command import ShapeType
 
 _EPILOG = """\b
 Example:

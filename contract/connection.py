@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import kombu
 import kombu.exceptions
 import redis
 import tenacity
@@ -46,8 +47,8 @@ CELERY_VARIABLES = (
     "CELERY_LOADER",
     "CELERY_CUSTOM_WORKER_POOL",
 )
-"""Variables that Celery puts before what its app says; ``celery -b`` and ``--config`` set them too. Messages would go to
-another server, past the checks of ``rediss://``."""
+"""Variables that Celery puts before what its app says; ``celery -b`` and ``--config`` set them too. Messages would go
+to another server, past the checks of ``rediss://``."""
 
 _CLUSTER = (MovedError, AskError, ClusterCrossSlotError, ClusterDownError)
 
@@ -92,6 +93,11 @@ def celery_client() -> "Celery":
     client = Celery(broker=settings().redis_url, set_as_current=False)
     client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=SOCKET)
     return client
+
+
+def direct_queue(name: str) -> kombu.Queue:
+    """The Celery queue that is the Redis list of this name, without an exchange, of which Redis would keep a record."""
+    return kombu.Queue(name, kombu.Exchange(""), routing_key=name, no_declare=True)
 
 
 def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:

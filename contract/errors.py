@@ -2,6 +2,8 @@
 
 import click
 
+from contract.entry import INTERRUPTED
+
 
 class UserError(click.ClickException):
     """Something the user can mend. Click prints it as one line, ``Error: …``, and exits with status 1.
@@ -15,6 +17,12 @@ class UserError(click.ClickException):
     def __init__(self, found: str, expected: str = "", mend: str = "") -> None:
         self.found, self.expected, self.mend = found, expected, mend
         super().__init__("; ".join(part for part in (found, expected, mend) if part))
+
+
+class Interrupted(UserError):
+    """Ctrl-C, and how to go on. The exit status is the one that shells have for it."""
+
+    exit_code = INTERRUPTED
 
 
 def reason(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from contract.settings import settings
+
 WORKERS = "embedmill:workers"
 
 KEPT = 3600
@@ -72,6 +74,11 @@ def read(record: bytes) -> Heartbeat | None:
         return Heartbeat.model_validate_json(record)
     except ValidationError:
         return None
+
+
+def alive_at(one: Heartbeat, now: float) -> bool:
+    """Whether a worker was heard of within ``EMBEDMILL_HEARTBEAT_TIMEOUT``."""
+    return one.silent(now) <= settings().heartbeat_timeout
 
 
 def computing(heartbeats: Iterable[Heartbeat]) -> list[Heartbeat]:

@@ -117,8 +117,8 @@ class Job(BaseModel):
 
     @property
     def due_id(self) -> str:
-        """The id that these fields have: the job's name, or else the dataset's and the split's, for people, and a hash of
-        ``identity``."""
+        """The id that these fields have: the job's name, or else the dataset's and the split's, for people, and a hash
+        of ``identity``."""
         stem = Path(self.dataset).name.split(".")[0]
         readable = self.name or re.sub(r"[^a-z0-9]+", "-", f"{stem}-{self.split}".lower()).strip("-")
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
@@ -126,8 +126,8 @@ class Job(BaseModel):
 
     @property
     def key(self) -> str:
-        """What tells the job from all others on a Redis: its id, and a hash of its folder. The same rows embedded into two
-        folders are two jobs there."""
+        """What tells the job from all others on a Redis: its id, and a hash of its folder. The same rows embedded into
+        two folders are two jobs there."""
         return f"{self.id}.{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}"
 
     @property
@@ -164,6 +164,10 @@ class Job(BaseModel):
         """Of the shards that are there."""
         there = entries(self.data)
         return sum(there[name].size for name in self._batches(there).values())
+
+    def leftovers(self) -> list[Path]:
+        """Files that killed workers left in ``staging``; none in an object store."""
+        return sorted(self.staging.iterdir()) if isinstance(self.staging, Path) and self.staging.is_dir() else []
 
     def _batches(self, names: Iterable[str]) -> dict[int, str]:
         """Which of these names are shards of this job: batch → name."""

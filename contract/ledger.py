@@ -10,12 +10,12 @@
     embedmill:<job>:attempts     hash: batch -> times begun           counted by the workers
     embedmill:<job>:search       hash: batch -> how far the search for its bad row is, JSON
     embedmill:<job>:dead         hash: batch -> DeadBatch, JSON       set by the worker that gave the batch up
-    embedmill:<job>:rows         rows that have a shard               for metrics; added to by workers, set by the producer
+    embedmill:<job>:rows         rows that have a shard               for metrics
     embedmill:<job>:cancelled    there for a day after ``python -m producer cancel``
 
-``<job>`` is ``Job.key``. A batch's ``out``, bytes, attempts and search go when its shard is there; all of a job's keys go
-at its end. Any of it may be lost at any time: the producer looks at the shards and publishes again. Besides there are
-the workers' heartbeats (``contract.heartbeat``) and Kombu's ``unacked``: the messages that workers hold.
+``<job>`` is ``Job.key``. A batch's ``out``, bytes, attempts and search go when its shard is there; all of a job's keys
+go at its end. Any of it may be lost at any time: the producer looks at the shards and publishes again. Besides there
+are the workers' heartbeats (``contract.heartbeat``) and Kombu's ``unacked``: the messages that workers hold.
 """
 
 import base64

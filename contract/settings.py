@@ -62,8 +62,8 @@ class Settings(BaseSettings):
 
     visibility_timeout: int = Field(default=600, ge=1)
     """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
-    takes. One that takes longer is computed twice, which costs time and nothing else. It is the way without a producer; a
-    producer publishes a vanished worker's batch after ``heartbeat_timeout``."""
+    takes. One that takes longer is computed twice, which costs time and nothing else. It is the way without a
+    producer; a producer publishes a vanished worker's batch after ``heartbeat_timeout``."""
 
     heartbeat_timeout: float = Field(default=30.0, ge=3)
     """Seconds for which a worker may be silent, which beats every second or two, before the producer takes it for dead

@@ -249,11 +249,16 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not _REFUSED.search(str(error))
 
 
+def _say_waiting(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1:
+        error = state.outcome and state.outcome.exception()
+        _log.warning("the object store does not answer (%s); trying again", error)
+
+
 _patiently = tenacity.Retrying(
     retry=tenacity.retry_if_exception(_passes),
     wait=tenacity.wait_exponential(multiplier=0.5, max=5),
     stop=tenacity.stop_after_delay(_PATIENCE),
-    before_sleep=lambda state: state.attempt_number == 1
-    and _log.warning("the object store does not answer (%s); trying again", state.outcome and state.outcome.exception()),
+    before_sleep=_say_waiting,
     reraise=True,
 )

@@ -1,5 +1,6 @@
 """What the command's options mean for a job, and what of them is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.form import VectorForm
-from contract.job import Job
+from contract.job import NAME, Job
 from contract.shard import COLUMNS
 from contract.store import ObjectPath, location
 from producer.batches import open_tokenizer
@@ -35,6 +36,13 @@ def in_utf8(context: click.Context, parameter: click.Parameter, value: str | Non
         (value or "").encode()
     except UnicodeEncodeError:
         raise click.BadParameter("expected UTF-8") from None
+    return value
+
+
+def job_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A name that can begin a folder's name."""
+    if value is not None and not re.fullmatch(NAME, value):
+        raise click.BadParameter("expected 1 to 64 letters a to z, digits and hyphens, such as reviews-minilm")
     return value
 
 

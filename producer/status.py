@@ -3,9 +3,11 @@
 import time
 from dataclasses import dataclass
 
-from contract.connection import celery_client
+from contract.heartbeat import computing
 from contract.job import Job
 from contract.ledger import DeadBatch, Ledger
+from contract.settings import settings
+from producer.reasons import View
 
 _WINDOW = 60.0
 """Seconds over which the speed is taken."""
@@ -20,14 +22,20 @@ class Status:
     """Rows that have a shard."""
     done: int
     """Batches that have a shard."""
-    out: int
-    """Batches that were published and have none yet."""
     out_bytes: int
+    """Of the batches that were published and have no shard yet."""
     dead: dict[int, DeadBatch]
     rows_per_s: float
     """Of the shards of the last minute."""
-    workers: int
-    """Workers that answered, of every job."""
+    ended: float | None
+    """When the last shard came, in seconds since the epoch, if all are there."""
+    view: View
+    """The workers and the job on Redis."""
+
+    @property
+    def out(self) -> int:
+        """Batches that were published and have no shard yet."""
+        return len(self.view.out)
 
     @property
     def waiting(self) -> int:
@@ -36,8 +44,8 @@ class Status:
 
     @property
     def eta(self) -> float | None:
-        """Seconds to the end; None if nothing moves."""
-        return (self.job.rows - self.rows) / self.rows_per_s if self.rows_per_s else None
+        """Seconds to the end; None if nothing moves, or nothing is left."""
+        return (self.job.rows - self.rows) / self.rows_per_s if self.rows_per_s and not self.ended else None
 
 
 def status_of(job: Job, ledger: Ledger) -> Status:
@@ -52,11 +60,35 @@ def status_of(job: Job, ledger: Ledger) -> Status:
         job=job,
         rows=sum(len(job.row_range(batch)) for batch in done),
         done=len(done),
-        out=len(out),
         out_bytes=sum(entry.size for entry in out.values()),
         dead={batch: record for batch, record in ledger.dead(job).items() if batch not in done},
         rows_per_s=_speed(job, done),
-        workers=len(celery_client().control.ping(timeout=1.0)),
+        ended=max(done.values()) if len(done) == job.batches else None,
+        view=view_of(job, ledger, frozenset(out)),
+    )
+
+
+def view_of(job: Job, ledger: Ledger, out: frozenset[int]) -> View:
+    """What Redis says of a job that nothing more is published of just now.
+
+    Args:
+        job: the job.
+        ledger: the job's keys.
+        out: its batches that are published and have no shard.
+
+    Raises:
+        UserError: Redis does not answer.
+    """
+    heartbeats = ledger.heartbeats()
+    return View(
+        job=job.key,
+        now=ledger.now(),
+        timeout=settings().heartbeat_timeout,
+        workers=tuple(computing(heartbeats)),
+        commands=tuple(one for one in heartbeats if not one.is_child),
+        queued=ledger.queued(job.key),
+        out=out,
+        others={key: waiting for key in ledger.jobs() - {job.key} if (waiting := ledger.queued(key))},
     )
 
 

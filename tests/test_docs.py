@@ -11,17 +11,17 @@ from pathlib import Path
 import click
 import pytest
 
-import engine_build.__main__
-import producer.__main__
-import verify.__main__
+import engine_build.command
+import producer.command
+import verify.command
 from contract.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 COMMANDS: dict[str, click.Command] = {
-    "engine_build": engine_build.__main__.main,
-    "producer": producer.__main__.main,
-    "verify": verify.__main__.main,
+    "engine_build": engine_build.command.main,
+    "producer": producer.command.main,
+    "verify": verify.command.main,
 }
 
 

@@ -20,7 +20,7 @@ from celery import Celery
 from click.testing import CliRunner, Result
 from sentence_transformers import SentenceTransformer
 
-import verify.__main__
+import verify.command
 from contract.compare import cosines
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
@@ -65,7 +65,7 @@ def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]
 
 def verified(*arguments: object) -> None:
     """``python -m verify`` in this process, which has PyTorch loaded already."""
-    told = CliRunner().invoke(verify.__main__.main, [str(argument) for argument in arguments])
+    told = CliRunner().invoke(verify.command.main, [str(argument) for argument in arguments])
     assert told.exit_code == 0, told.output
 
 
@@ -310,7 +310,7 @@ def test_what_the_verifier_advises_mends_the_job_and_destroys_nothing(
         job.shard(7).unlink()
     harmed = {name: (job.data / name).read_bytes() for name in removed}
 
-    told = CliRunner().invoke(verify.__main__.main, ["--sample", "3"])
+    told = CliRunner().invoke(verify.command.main, ["--sample", "3"])
     assert told.exit_code == 1, told.output
     ((python, dash_m, *command),) = advised(told)
     assert (python, dash_m) == ("python", "-m")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import verify.__main__
+import verify.command
 from contract.engine import load_engine
 from contract.job import Job, latest_job, load_job
 from contract.settings import settings
@@ -77,7 +77,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
         assert not list(Path(empty).rglob("*.parquet")) + list(Path(empty).rglob("*.arrow"))
 
     for one in (job, other):  # at its own commit, though the dataset has a newer one
-        told = CliRunner().invoke(verify.__main__.main, [str(one.folder), "--sample", "30"])
+        told = CliRunner().invoke(verify.command.main, [str(one.folder), "--sample", "30"])
         assert told.exit_code == 0, told.output
     ours, theirs = table(job), table(other)
     for column in ("row_id", "n_tokens", "truncated", "error", "ballast"):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-import verify.__main__
+import verify.command
 from contract import store
 from contract.engine import EngineSpec
 from contract.job import latest_job
@@ -98,7 +98,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     job = latest_job()
     assert str(job.folder).startswith(f"s3://{BUCKET}/jobs/jargon-train-")
     monkeypatch.chdir(here)
-    told = CliRunner().invoke(verify.__main__.main, ["--sample", "30"])
+    told = CliRunner().invoke(verify.command.main, ["--sample", "30"])
     assert told.exit_code == 0, told.output
     assert "Verified: 300 rows accounted for" in told.output
     assert str(job.folder) in told.output
@@ -118,7 +118,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     # A damaged shard is found, named and made again.
     broken = job.shard(3)
     broken.write_bytes(broken.read_bytes()[:-9])
-    told = CliRunner().invoke(verify.__main__.main, [])
+    told = CliRunner().invoke(verify.command.main, [])
     assert told.exit_code == 1
     assert f"python -m producer retry {job.folder}\n" in told.output
     assert f"At fault: {broken.name}\n" in told.output

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 
-import producer.__main__
-import verify.__main__
+import producer.command
+import verify.command
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
 from examples import search
@@ -28,7 +28,7 @@ QUERY = ("a sound that a machine makes",)
 
 def produced(*options: object) -> str:
     command = ["--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 10, *options]
-    done = CliRunner().invoke(producer.__main__.main, [str(part) for part in command])
+    done = CliRunner().invoke(producer.command.main, [str(part) for part in command])
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split())
 
@@ -38,7 +38,7 @@ def stored(job: Job) -> np.ndarray:
 
 
 def verified() -> None:
-    told = CliRunner().invoke(verify.__main__.main, ["--sample", "8"])
+    told = CliRunner().invoke(verify.command.main, ["--sample", "8"])
     assert told.exit_code == 0, told.output
 
 

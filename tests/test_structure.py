@@ -52,8 +52,8 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
     ("module", "unneeded"),
     [
         ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", "tensorrt", "pycuda")),
-        ("engine_build.__main__", ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib")),
-        ("producer.__main__", ("torch", "transformers", "onnx", "onnxruntime")),
+        ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib")),
+        ("producer.command", ("torch", "transformers", "onnx", "onnxruntime")),
         ("contract.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],
 )

@@ -1,0 +1,16 @@
+"""Step 2: batches from Redis become vectors, and vectors Parquet shards. ``celery -A worker worker``."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """``app``, which Celery asks for, and which takes most of a second to import: in that time Ctrl-C ends the
+    process."""
+    if name != "app":
+        raise AttributeError(name)
+    from contract.entry import end_at_once
+
+    end_at_once()
+    from worker.celery import app
+
+    return app

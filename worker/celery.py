@@ -4,51 +4,32 @@ Each child of the worker owns its engines, from its start to its end; the parent
 a message names a batch, the batch becomes a shard, and the message is acknowledged when the shard is on the disk.
 """
 
-import logging
 import os
-import signal
-import subprocess
 import sys
 import traceback
-from collections.abc import Callable
 
 from billiard import current_process
 from celery import Celery, Task
 from celery.apps.worker import Worker
-from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown, worker_ready
-from celery.worker.consumer import Consumer, Gossip, Mingle
-from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.message import Message
+from celery.exceptions import Reject
+from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown
+from celery.worker.consumer import Gossip, Mingle
 
-from contract.connection import SOCKET, tls_options
-from contract.engine import load_engine
+from contract.connection import SOCKET, direct_queue, ignore_celery_variables, tls_options
 from contract.errors import UserError
-from contract.ledger import QUEUE, TASK, AlteredBatch, DeadBatch, Ledger
+from contract.job import Job
+from contract.ledger import TASK, AlteredBatch, DeadBatch, Ledger, queue_of
 from contract.settings import settings
-from worker import logs, metrics
-from worker.embed import Embedder, patiently
-from worker.engine import EngineDead, log, takes_tensorrt
+from contract.words import count
+from worker import consuming, metrics, starting
+from worker.embed import Embedder
+from worker.engine import EngineDead, log
 from worker.gpus import gpu_count, lacking
+from worker.heartbeat import Heart, command_id
+from worker.jobs import Jobs
+from worker.serving import CannotServe
 from worker.stages import Stages
-
-
-class SturdyConsumer(Consumer):
-    """Refuses a message of another form than a task's. Celery's own dies of one, and the next worker after it."""
-
-    def create_task_handler(self, *arguments: object) -> Callable[[Message], None]:
-        receive = super().create_task_handler(*arguments)
-
-        def refuse_or_receive(message: Message) -> None:
-            try:
-                arguments, keywords, options = message.payload
-                if list(map(type, (arguments, keywords, options, message.headers["id"]))) != [list, dict, dict, str]:
-                    raise TypeError("expected an id, and a body of arguments, keywords and options")
-                receive(message)
-            except (ContentDisallowed, DecodeError, TypeError, ValueError, LookupError, AttributeError) as error:
-                self.on_invalid_task(None, message, error)
-
-        return refuse_or_receive
-
+from worker.stopping import Stop, grace
 
 try:
     settings(), tls_options()
@@ -56,9 +37,10 @@ except UserError as error:  # which Celery would show as a failure to import thi
     error.show()
     raise SystemExit(1) from None
 
+_ignored = ignore_celery_variables()
+
 app = Celery("embedmill", broker=settings().redis_url)
 app.conf.update(
-    task_default_queue=QUEUE,
     task_serializer="json",
     accept_content=["json"],
     task_ignore_result=True,
@@ -68,13 +50,13 @@ app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,
-    worker_consumer=SturdyConsumer,
+    worker_consumer=consuming.SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Two children for each GPU: while one reads or writes, the other computes. On a CPU one child uses all cores, and
     # several would only share them.
     worker_concurrency=1 if settings().runtime == "onnxruntime" or lacking() else 2 * gpu_count(),
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
-    worker_soft_shutdown_timeout=5,
+    worker_soft_shutdown_timeout=grace(),
     broker_use_ssl=tls_options() or None,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
@@ -86,6 +68,7 @@ app.conf.update(
         **SOCKET,
     },
 )
+app.steps["consumer"].add(consuming.JobQueues)
 
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.
@@ -98,46 +81,83 @@ _children = 1
 _embedder: Embedder | None = None
 
 
+class BatchWorker(Worker):
+    """``celery worker``, which takes every job's batches and ends in time."""
+
+    app = app
+    _stop: Stop | None = None
+
+    def setup_queues(self, include: object, exclude: object = None) -> None:
+        """The queues are the jobs', and no others."""
+        if include or exclude:
+            log.warning("the options -Q and -X are ignored: a worker takes the batches of every job that it can serve")
+        self.app.amqp.queues.deselect(list(self.app.amqp.queues))
+
+    def install_platform_tweaks(self, worker: Worker) -> None:
+        super().install_platform_tweaks(worker)
+        self._stop = Stop(self, lambda: _heart.close(children=True) if _heart else None)
+        self._stop.listen()
+
+    def start(self) -> None:
+        super().start()
+        if _heart:
+            _heart.close(children=True)
+        if self._stop and self._stop.exit_status is not None:
+            self.exitcode = self._stop.exit_status
+
+
+app.Worker = BatchWorker
+
+_heart: Heart | None = None
+"""This process's: the parent's, and in a child the child's."""
+
+
 @celeryd_init.connect
 def _before_start(instance: Worker, options: dict[str, object], **_: object) -> None:
     """In the parent, before it starts anything."""
-    global _children
-    # Has SIGTERM stop the worker within seconds and put its unfinished batch back, instead of waiting for the batch's
-    # end.
+    global _children, _heart
+    # Has children told to stop by SIGQUIT, which billiard reads as it is imported. Metrics of several processes are
+    # prometheus_client's choice as it is imported.
     wanted = {"REMAP_SIGTERM": "SIGQUIT"} | metrics.environment()
     if not wanted.keys() <= os.environ.keys():
         # Celery and prometheus_client have read them by now, so the process begins anew with them.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ)
-    logs.begin(instance)
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
-    logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
+    starting.set_up_log(instance, _ignored)
+    _heart = Heart(command_id(os.getpid()))
+    _heart.start()
     try:
+        starting.refuse_pool(options.get("pool_cls"))
         metrics.serve()
-        spec = load_engine()  # without an engine a worker could do nothing but fail every batch
-        on_gpu = takes_tensorrt(spec)
         Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
+        starting.wait_for_engine(_heart)
     except UserError as error:
+        _heart.close()
         error.show()
         raise SystemExit(1) from None
-    # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
-    if on_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
-        raise SystemExit(1)
-
-
-@worker_ready.connect
-def _stop_on_interrupt(**_: object) -> None:
-    """Ctrl-C is what SIGTERM is: Celery's own first Ctrl-C would wait for the batch's end."""
-    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    consuming.jobs = Jobs(_heart)
+    consuming.jobs.start()
 
 
 @worker_process_init.connect
 def _open(**_: object) -> None:
     """In each child, also in one that replaces a killed one: load the default engine before the first batch comes."""
-    global _embedder
+    global _embedder, _heart
     cores = len(os.sched_getaffinity(0))
-    child = getattr(current_process(), "index", None) or 0  # none in a solo pool; a killed child's goes to the next
-    _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=child % max(1, gpu_count()))
-    _embedder.engine(None)
+    child = getattr(current_process(), "index", None)  # none in a solo pool; a killed child's goes to the next
+    gpu = (child or 0) % max(1, gpu_count())
+    parent = os.getpid() if child is None else os.getppid()
+    heart = Heart(f"{command_id(parent)}/{child or 0}", None if lacking() else gpu)
+    heart.start()
+    heart.says("starting", waits_for="its engine, which is being loaded")
+    _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=gpu, heart=heart)
+    try:
+        _embedder.engine(None)
+    except CannotServe as error:  # another job's engine may do
+        log.error("the engine could not be loaded: %s", error)
+    heart.says("idle")
+    if child is not None:
+        _heart = heart
 
 
 @worker_process_shutdown.connect
@@ -146,57 +166,72 @@ def _close(**_: object) -> None:
         _embedder.close()
 
 
-@app.task(bind=True, name=TASK, max_retries=None)
-def embed_batch(self: Task, job_id: str, number: int) -> None:
+@app.task(bind=True, name=TASK, max_retries=None, Request=consuming.BatchRequest)
+def embed_batch(self: Task, key: str, number: int) -> None:
     """Make one batch's shard, unless it is there already.
 
     Args:
         self: the task.
-        job_id: the job's id.
+        key: the job's key.
         number: the batch's number.
     """
+    try:
+        with _ready().at(key, number):
+            _embed(self, key, number)
+    except CannotServe as error:
+        log.warning("batch %s of job %s goes back: %s", _shown(number), _shown(key), error)
+        raise Reject(str(error), requeue=True) from None
+
+
+def _embed(task: Task, key: str, number: int) -> None:
     ledger = Ledger(patience=None)
-    stages = _ready().stages = Stages()
+    embedder = _ready()
+    stages = embedder.stages = Stages()
     with stages.timed("fetch"):
-        job = ledger.job(job_id)
+        job = ledger.job(key)
     if job is None or type(number) is not int or number not in range(job.batches):
-        log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(job_id))
+        log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(key))
         return
-    if patiently(job.shard(number).exists):
-        ledger.settle(job_id, number)
+    engine = embedder.engine_for(job)
+    if embedder.patiently(job.shard(number).exists):
+        ledger.settle(key, number)
         return
-    about = {"job": job_id, "batch": number}  # for a log in JSON
+    about = {"job": job.id, "batch": number}  # for a log in JSON
     try:
         with stages.timed("fetch"):
-            payload = ledger.fetch(job_id, number)
+            payload = ledger.fetch(key, number)
     except AlteredBatch as error:
         says = "batch %d of job %s is refused: %s; its producer will publish it again"
-        log.error(says, number, job_id, error, extra=about)
-        ledger.withdraw(job_id, number)
+        log.error(says, number, job.id, error, extra=about)
+        ledger.withdraw(key, number)
         return
     if payload is None:
         says = "batch %d of job %s is not in Redis; its producer will publish it again"
-        log.warning(says, number, job_id, extra=about)
+        log.warning(says, number, job.id, extra=about)
         return
-    attempt = ledger.begin_attempt(job_id, number)
+    attempt = ledger.begin_attempt(key, number)
     metrics.ATTEMPTS.inc()
     suspect = attempt > settings().attempts
     if attempt > settings().attempts + _SEARCH_ATTEMPTS:
-        _give_up(ledger, job_id, number, attempt, None)
+        _give_up(ledger, job, number, None)
         return
     try:
-        _ready().embed(job, number, payload, ledger if suspect else None)
+        rows = embedder.embed(job, number, payload, engine, ledger if suspect else None)
     except EngineDead as error:
         # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
         log.critical("this process ends: %s", error)
         os._exit(1)
+    except CannotServe:
+        ledger.end_attempt(key, number)
+        raise
     except Exception as error:
         if suspect:
-            _give_up(ledger, job_id, number, attempt, error)
+            _give_up(ledger, job, number, error)
             return
-        log.exception("batch %d of job %s failed, attempt %d", number, job_id, attempt, extra=about)
-        raise self.retry(exc=error, countdown=attempt) from None
-    ledger.settle(job_id, number)
+        says = "batch %d of job %s failed, attempt %d of %d"
+        log.exception(says, number, job.id, attempt, settings().attempts, extra=about)
+        raise task.retry(exc=error, countdown=attempt, queue=direct_queue(queue_of(key))) from None
+    ledger.settle(key, number, rows)
 
 
 def _shown(name: object) -> str:
@@ -210,12 +245,14 @@ def _ready() -> Embedder:
     return _embedder
 
 
-def _give_up(ledger: Ledger, job_id: str, number: int, attempts: int, error: Exception | None) -> None:
+def _give_up(ledger: Ledger, job: Job, number: int, error: Exception | None) -> None:
     """Set a batch aside. ``error`` is None where it was the process that died."""
     says = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
     frames = traceback.extract_tb(error.__traceback__) if error else []
     where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     metrics.DEAD_BATCHES.inc()
-    about = {"job": job_id, "batch": number, "where": where}
-    log.error("batch %d of job %s is given up after %d attempts: %s", number, job_id, attempts, says, extra=about)
-    ledger.bury(job_id, number, DeadBatch(error=says, where=where, attempts=attempts))
+    attempts = settings().attempts
+    about = {"job": job.id, "batch": number, "where": where}
+    tries = f"{count(attempts, 'attempt')} and a search for the rows that it fails on"
+    log.error("batch %d of job %s is given up after %s: %s", number, job.id, tries, says, extra=about)
+    ledger.bury(job.key, number, DeadBatch(error=says, where=where, attempts=attempts))

@@ -1,4 +1,5 @@
-"""How ``celery worker`` itself consumes: from the queues of the jobs that it serves, sturdily, and one batch a child."""
+"""How ``celery worker`` itself consumes: from the queues of the jobs that it serves, sturdily, and one batch a
+child."""
 
 from collections.abc import Callable
 
@@ -6,10 +7,10 @@ from celery import bootsteps
 from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
-from kombu.entity import Exchange, Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
+from contract.connection import direct_queue
 from contract.ledger import queue_of
 from worker.jobs import Jobs
 
@@ -70,7 +71,7 @@ class JobQueues(bootsteps.StartStopStep):
             queues.deselect(name)
             consumer.task_consumer.cancel_by_queue(name)
         for name in wanted - there:
-            queue = Queue(name, Exchange(""), routing_key=name, no_declare=True)
+            queue = direct_queue(name)
             queues.select_add(queue)
             consumer.task_consumer.add_queue(queue)
         if wanted - there:

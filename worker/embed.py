@@ -2,9 +2,10 @@
 
 import errno
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +13,26 @@ import tenacity
 
 from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
-from contract.errors import UserError
-from contract.job import Job, load_job
+from contract.errors import reason
+from contract.job import Job
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError
+from contract.words import count
 from worker import metrics
 from worker.engine import Engine, fp32_engine, log, open_engine
+from worker.heartbeat import Heart
 from worker.isolate import failing_rows
 from worker.rows import Vectors, into_form, pool_windows, unfit
+from worker.serving import check_engine, check_folder, workers_fault
 from worker.stages import Stages
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_Result = TypeVar("_Result")
+
+_PATIENCE = 30.0
+"""Seconds that a batch waits for its shard's place before it goes back."""
 
 
 class Embedder:
@@ -32,61 +41,93 @@ class Embedder:
     Args:
         threads: cores to compute on, where an engine computes on a CPU.
         gpu: the GPU to compute on, where it does that.
+        heart: tells everybody what this process does; None for one that nobody asks about.
     """
 
-    def __init__(self, threads: int, gpu: int = 0) -> None:
+    def __init__(self, threads: int, gpu: int = 0, heart: Heart | None = None) -> None:
         self._threads = threads
         self._gpu = gpu
         self._engines: dict[str, Engine] = {}
         self._fp32: dict[str, Engine] = {}
         self._open = ExitStack()
+        self._heart = heart
+        self._waiting = _waiting(heart)
         self.stages = Stages()
         """Of the batch that is being worked on, or was last."""
 
-    def engine(self, name: str | None, fingerprint: str | None = None) -> Engine:
+    def patiently(self, use: Callable[..., _Result], *arguments: object) -> _Result:
+        """Call what uses the shard's place, again and again for half a minute while that is full or does not answer."""
+        try:
+            return self._waiting(use, *arguments)
+        finally:
+            if self._heart:
+                self._heart.waits("")
+
+    @contextmanager
+    def at(self, key: str, number: int) -> Iterator[None]:
+        """Tell everybody that the ``with`` block works on a batch."""
+        if self._heart:
+            self._heart.says("computing", job=key, batch=number)
+        try:
+            yield
+        finally:
+            if self._heart:
+                self._heart.says("idle")
+
+    def engine_for(self, job: Job) -> Engine:
+        """The job's engine, once this machine has all that the job needs.
+
+        Raises:
+            CannotServe: it has not.
+        """
+        with workers_fault():
+            check_engine(job)
+            self.patiently(check_folder, job)
+        return self.engine(job.engine)
+
+    def engine(self, name: str | None) -> Engine:
         """The engine of this name, loaded on first use.
 
         Args:
             name: None for the default engine.
-            fingerprint: what the engine must be.
 
         Raises:
-            UserError: there is no such engine here, or it is another than the fingerprint says.
+            CannotServe: there is no such engine here, or it cannot be loaded.
             EngineDead: the GPU failed.
         """
-        spec = load_engine(name)
-        if fingerprint and spec.fingerprint != fingerprint:
-            raise UserError(
-                f"engine {spec.name} has the fingerprint {spec.fingerprint} on this worker",
-                f"the job was made for {fingerprint}",
-                "give every worker the engine directory that the producer used",
-            )
-        if spec.fingerprint not in self._engines:
-            began = time.monotonic()
-            engine = self._open.enter_context(open_engine(spec, self._threads, self._gpu))
-            self._engines[spec.fingerprint] = engine
-            log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
-        return self._engines[spec.fingerprint]
+        with workers_fault():
+            spec = load_engine(name)
+            if spec.fingerprint not in self._engines:
+                began = time.monotonic()
+                engine = self._open.enter_context(open_engine(spec, self._threads, self._gpu))
+                self._engines[spec.fingerprint] = engine
+                log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
+        engine = self._engines[spec.fingerprint]
+        if self._heart:
+            self._heart.about(engine=spec.name, runtime=engine.runtime)
+        return engine
 
-    def embed(self, job: Job, number: int, payload: bytes, ledger: Ledger | None = None) -> None:
+    def embed(self, job: Job, number: int, payload: bytes, engine: Engine, ledger: Ledger | None = None) -> int:
         """Make and commit one batch's shard.
 
         Args:
             job: the job.
             number: the batch's number.
             payload: a ``Batch``'s bytes.
+            engine: the job's.
             ledger: keeps how far the search for a failing row is. None for a batch that is not under suspicion: a row
                 that fails then fails the batch.
 
+        Returns:
+            The shard's rows; 0 where another worker's shard was there first.
+
         Raises:
             ValueError: the bytes are no batch, or another one.
-            UserError: the engine or the job's folder is missing here, or another.
+            CannotServe: this machine cannot write into the job's folder, or lacks a package.
         """
         began, stages = time.monotonic(), self.stages
         with stages.timed("decode"):
-            _check_folder(job)
             batch = _decoded(job, number, payload)
-        engine = self.engine(job.engine, job.fingerprint)
         with stages.timed("compute"):
             errors = _search(engine, batch, ledger) if ledger else {}
             rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)
@@ -95,17 +136,19 @@ class Embedder:
         with stages.timed("write"):
             per_token, windowed = engine.spec.pooling == "tokens", job.overlap is not None
             table = table_of(rows, found.vectors, info, per_token=per_token, errors=found.errors, windowed=windowed)
-            won = patiently(commit, table, job.shard(number), job.staging)
+            with workers_fault():
+                won = self.patiently(commit, table, job.shard(number), job.staging)
         metrics.time(stages)
         if won:
-            metrics.count(info)
+            metrics.count(info, job)
         log.info(
-            "%s %d/%d: %d rows, %d tokens, %.1f %% padding computed, %.2f s (%s)%s",
-            *(job.id, number + 1, job.batches, info.rows, info.tokens),
+            "job %s, batch %d of 0 to %d: %s, %s, %.1f %% padding computed, %.2f s (%s)%s",
+            *(job.id, number, job.batches - 1, count(info.rows, "row"), count(info.tokens, "token")),
             *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
             f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
             extra=info.model_dump(mode="json", exclude={"digests"}),
         )
+        return info.rows if won else 0
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:
         """The batch's vectors, each finite and not zero; a row for which that cannot be had gets an error."""
@@ -128,7 +171,8 @@ class Embedder:
 
     def _recompute(self, spec: EngineSpec, batch: Batch) -> npt.NDArray[np.float32]:
         if spec.fingerprint not in self._fp32:
-            self._fp32[spec.fingerprint] = self._open.enter_context(fp32_engine(spec, self._threads))
+            with workers_fault():
+                self._fp32[spec.fingerprint] = self._open.enter_context(fp32_engine(spec, self._threads))
         return self._fp32[spec.fingerprint].infer(batch).vectors
 
     def close(self) -> None:
@@ -136,13 +180,6 @@ class Embedder:
         self._open.close()
         self._engines.clear()
         self._fp32.clear()
-
-
-def _check_folder(job: Job) -> None:
-    """Only into a folder that a producer made for this very job, whatever Redis says where that is."""
-    there = patiently(load_job, job.folder)
-    if there.identity != job.identity:
-        raise UserError(f"{job.folder} belongs to another job on this worker", f"expected job {job.id}")
 
 
 def _decoded(job: Job, number: int, payload: bytes) -> Batch:
@@ -201,17 +238,24 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    error = state.outcome and state.outcome.exception()
-    says = "waiting for the shard's place" if isinstance(error, StoreError) else "waiting for space for the shard"
-    log.warning("%s: %s", says, error)
+def _waiting(heart: Heart | None) -> tenacity.Retrying:
+    """A full disk or an object store that does not answer is a pause, not a failure of the batch. One that lasts longer
+    is this worker's, which then leaves the job to others and is free for other jobs."""
 
+    def say_waiting(state: tenacity.RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        where = f": {state.args[1]}" if isinstance(error, OSError) and len(state.args) > 1 else ""
+        says = f"{(isinstance(error, OSError) and error.strerror) or (error and reason(error))}{where}"
+        if state.attempt_number == 1:
+            what = "the shard's place" if isinstance(error, StoreError) else "space for the shard"
+            log.warning("waiting for %s: %s", what, says)
+        if heart:
+            heart.waits(says)
 
-patiently = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_passes),
-    wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-    before_sleep=_say_waiting,
-    reraise=True,
-)
-"""A full disk or an object store that does not answer is a pause, not a failure of the batch. So is one that refuses:
-a worker without credentials must not use up the attempts of batches that others can write."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_passes),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=5),
+        stop=tenacity.stop_after_delay(_PATIENCE),
+        before_sleep=say_waiting,
+        reraise=True,
+    )

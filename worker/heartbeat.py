@@ -22,8 +22,8 @@ _PATIENCE = 2.0
 
 
 def command_id(pid: int) -> str:
-    """The id of the ``celery worker`` of this process number, which its children can tell too. The name space of process
-    numbers is part of it: containers that share a host's name may have the same numbers."""
+    """The id of the ``celery worker`` of this process number, which its children can tell too. The name space of
+    process numbers is part of it: containers that share a host's name may have the same numbers."""
     return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:{pid}"
 
 
@@ -67,10 +67,16 @@ class Heart:
         self._said = self._said.model_copy(update=now)
         self._changed.set()
 
+    def about(self, **fields: object) -> None:
+        """Change other fields of ``Heartbeat`` than the state's."""
+        said = self._said
+        self.says(said.state, job=said.job, batch=said.batch, waits_for=said.waits_for, **fields)
+
     def waits(self, waits_for: str) -> None:
         """Say that the batch in hand waits for something; empty: not any more."""
         said = self._said
-        self.says("waiting" if waits_for else "computing", job=said.job, batch=said.batch, waits_for=waits_for)
+        if waits_for or said.state == "waiting":
+            self.says("waiting" if waits_for else "computing", job=said.job, batch=said.batch, waits_for=waits_for)
 
     def _beat(self) -> None:
         while not self._closed.is_set():
@@ -103,7 +109,7 @@ class Heart:
         worker = self._said.worker
         with contextlib.suppress(redis.RedisError, RuntimeError):
             self._thread.join(_PATIENCE)
-            known = [name.decode() for name in self._redis.smembers(WORKERS)] if children else []
+            known = list(map(os.fsdecode, self._redis.smembers(WORKERS))) if children else []
             gone = [worker, *(name for name in known if name.startswith(f"{worker}/"))]
             self._redis.delete(*map(key_of, gone))
             self._redis.srem(WORKERS, *gone)

@@ -6,13 +6,14 @@ prometheus_client's multi-process mode, which it chooses as it is imported: the 
 """
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, start_http_server
 from prometheus_client.core import GaugeMetricFamily
@@ -20,6 +21,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from contract.errors import UserError
+from contract.heartbeat import State, alive_at, computing
+from contract.job import Job
+from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import ShardInfo
 from worker.stages import Stages
@@ -28,14 +32,15 @@ _FOLDER, _PREFIX = "PROMETHEUS_MULTIPROC_DIR", "embedmill-metrics-"
 
 ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
 DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
-_BATCHES = Counter("embedmill_batches", "Shards committed.")
-_COMPUTED_TOKENS = Counter("embedmill_computed_tokens", "Tokens computed for committed shards, padding included.")
+_OF = ("job", "engine")
+_BATCHES = Counter("embedmill_batches", "Shards committed.", _OF)
+_COMPUTED_TOKENS = Counter("embedmill_computed_tokens", "Tokens computed for committed shards, padding included.", _OF)
 _SUMS = {
-    "rows": Counter("embedmill_rows", "Rows in committed shards."),
-    "tokens": Counter("embedmill_tokens", "Tokens in committed shards, after truncation, without padding."),
-    "truncated": Counter("embedmill_rows_truncated", "Rows with more tokens than the engine takes."),
-    "recomputed": Counter("embedmill_rows_recomputed", "Rows computed again in FP32."),
-    "failed": Counter("embedmill_rows_failed", "Rows with an error in place of a vector."),
+    "rows": Counter("embedmill_rows", "Rows in committed shards.", _OF),
+    "tokens": Counter("embedmill_tokens", "Tokens in committed shards, after truncation, without padding.", _OF),
+    "truncated": Counter("embedmill_rows_truncated", "Rows with more tokens than the engine takes.", _OF),
+    "recomputed": Counter("embedmill_rows_recomputed", "Rows computed again in FP32.", _OF),
+    "failed": Counter("embedmill_rows_failed", "Rows with an error in place of a vector.", _OF),
 }
 _SECONDS = Histogram(
     "embedmill_batch_seconds",
@@ -51,12 +56,12 @@ def time(stages: Stages) -> None:
         _SECONDS.labels(stage).observe(seconds)
 
 
-def count(info: ShardInfo) -> None:
+def count(info: ShardInfo, job: Job) -> None:
     """Add a committed shard's sums."""
-    _BATCHES.inc()
-    _COMPUTED_TOKENS.inc(info.computed_tokens)
+    _BATCHES.labels(job.id, job.engine).inc()
+    _COMPUTED_TOKENS.labels(job.id, job.engine).inc(info.computed_tokens)
     for field, counter in _SUMS.items():
-        counter.inc(getattr(info, field))
+        counter.labels(job.id, job.engine).inc(getattr(info, field))
 
 
 def environment() -> dict[str, str]:
@@ -81,6 +86,7 @@ def serve() -> None:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     registry.register(GpuMemory())
+    registry.register(WhatRedisKnows())
     try:
         start_http_server(port, registry=registry)
     except OSError as error:
@@ -89,6 +95,36 @@ def serve() -> None:
             "expected a port that nothing else listens on",
             "set EMBEDMILL_METRICS_PORT to another, or unset it",
         ) from None
+
+
+class WhatRedisKnows(Collector):
+    """What is the same whichever worker is asked: the jobs that are under way, and the workers. Nothing while Redis
+    does not answer."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger(patience=0)
+
+    def collect(self) -> Iterator[Metric]:
+        """embedmill's version, the jobs' rows and messages, the workers by what they do."""
+        build = GaugeMetricFamily("embedmill_build_info", "The version of embedmill.", labels=["version"])
+        build.add_metric([importlib.metadata.version("embedmill")], 1)
+        yield build
+        queued = GaugeMetricFamily("embedmill_queued_batches", "Batches that wait for a worker.", labels=_OF)
+        rows = GaugeMetricFamily("embedmill_job_rows", "Rows of a job that is under way.", labels=_OF)
+        done = GaugeMetricFamily("embedmill_job_rows_done", "Rows of it that have a shard.", labels=_OF)
+        workers = GaugeMetricFamily("embedmill_workers", "Workers by what they do.", labels=["state"])
+        try:
+            for job in filter(None, map(self._ledger.job, sorted(self._ledger.jobs()))):
+                queued.add_metric([job.id, job.engine], self._ledger.queued(job.key))
+                rows.add_metric([job.id, job.engine], job.rows)
+                done.add_metric([job.id, job.engine], self._ledger.rows(job.key))
+            now = self._ledger.now()
+            alive = [one for one in computing(self._ledger.heartbeats()) if alive_at(one, now)]
+        except UserError:
+            return
+        for state in get_args(State):
+            workers.add_metric([state], sum(one.state == state for one in alive))
+        yield from (queued, rows, done, workers)
 
 
 class GpuMemory(Collector):

@@ -33,7 +33,7 @@ def workers_fault() -> Iterator[None]:
         raise CannotServe(f"a Python package is missing ({reason(error)})") from None
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        raise CannotServe(f"{(error.strerror or reason(error)).lower()}{where}") from None
+        raise CannotServe(f"{error.strerror or reason(error)}{where}") from None
     except MemoryError:
         raise CannotServe("out of memory") from None
 
@@ -51,8 +51,12 @@ def check(job: Job) -> None:
         check_engine(job)
         if isinstance(job.folder, Path):
             check_folder(job)
-            with tempfile.TemporaryFile(dir=job.folder / "staging") as probe:
-                probe.write(bytes(_PROBE))
+            staging = job.folder / "staging"
+            try:
+                with tempfile.TemporaryFile(dir=staging) as probe:
+                    probe.write(bytes(_PROBE))
+            except OSError as error:  # whose own name is that of the file, or none
+                raise CannotServe(f"{error.strerror}: {staging}") from None
 
 
 def check_engine(job: Job) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -13,13 +12,11 @@ from celery.utils.log import in_sighandler
 from celery.worker import state
 from celery.worker.worker import SHUTDOWN_SOCKET_TIMEOUT, bound_open_broker_sockets
 
+from contract.entry import INTERRUPTED, say
 from contract.settings import settings
 
 _LAST = 3.0
 """Seconds before the end in which a batch that is not finished goes back, and the processes end."""
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and SIGINT's number."""
 
 
 def grace() -> float:
@@ -60,7 +57,7 @@ class Stop:
             waits = f"its batch has {grace():.0f} s to finish, and goes to another worker otherwise; " * bool(
                 state.active_requests
             )
-            _say(f"The worker stops: {waits}it ends within {settings().stop_seconds:.0f} s")
+            say(f"The worker stops: {waits}it ends within {settings().stop_seconds:.0f} s")
             self._cancel()
 
     def _cancel(self) -> None:
@@ -86,20 +83,3 @@ class Stop:
         ending.start()
         ending.join(0.3)
         os._exit(self.exit_status or 0)
-
-
-def before_start() -> None:
-    """Until a worker listens, Ctrl-C ends the process: there is nothing yet to put in order."""
-    pid = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == pid:
-            _say("Interrupted")
-            os._exit(INTERRUPTED)
-
-    signal.signal(signal.SIGINT, end)
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())

@@ -20,6 +20,7 @@ import tensorrt as trt
 
 from contract.batch import Batch
 from contract.engine import OUTPUT, EngineSpec
+from contract.errors import UserError
 from worker.engine import EngineDead, Gathered, Inference
 from worker.microbatch import MicroBatch
 from worker.plan import LoadedPlan, open_gpu
@@ -75,6 +76,11 @@ class TensorRTEngine:
             sm = open_gpu(self._gpu, stack)
             try:
                 self._load(sm, stack)
+            except cuda.MemoryError as error:
+                raise UserError(
+                    f"GPU {self._gpu} has too little free memory for engine {self.spec.name} ({error})",
+                    mend="end what else uses it (nvidia-smi), or start the worker with fewer children: -c 1",
+                ) from None
             except cuda.Error as error:
                 raise EngineDead(f"GPU {self._gpu} failed while engine {self.spec.name} was loaded: {error}") from error
             self._stack = stack.pop_all()

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from engine_build.__main__ import main
 from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, as_batch, inputs, measure, real, runs_of
 from engine_build.bench_table import tables
 from engine_build.chart import draw
+from engine_build.command import main
 from tests.contract.samples import engine_spec, plan_spec
 from tests.engine_build.encoders import encoder_of
 from worker.layout import layout_of

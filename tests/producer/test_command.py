@@ -13,7 +13,7 @@ from contract.engine import EngineSpec
 from contract.job import Job, latest_job
 from contract.ledger import QUEUE, Ledger
 from contract.settings import settings
-from producer.__main__ import main
+from producer.command import main
 
 
 @pytest.fixture

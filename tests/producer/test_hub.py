@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-import producer.__main__
+import producer.command
 from contract.errors import UserError
 from producer.dataset import TextDataset, dataset_of, open_dataset
 from producer.hub import ParquetTable
@@ -257,6 +257,6 @@ def test_a_dataset_that_was_downloaded_is_there_without_a_network(
 
 def test_the_command_refuses_a_stream_of_a_local_file(tmp_path: Path, tiny: object) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n')
-    told = CliRunner().invoke(producer.__main__.main, ["--dataset", "data.jsonl", "--stream"])
+    told = CliRunner().invoke(producer.command.main, ["--dataset", "data.jsonl", "--stream"])
     assert told.exit_code == 1
     assert "is on this machine" in told.stderr

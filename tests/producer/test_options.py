@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from contract.engine import EngineSpec
 from contract.job import latest_job
-from producer.__main__ import main
+from producer.command import main
 from tests.conftest import build_engine
 
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-import producer.__main__
-import verify.__main__
+import producer.command
+import verify.command
 from contract.engine import EngineSpec
 from contract.job import Job
 from producer import push as push_module
@@ -32,13 +32,13 @@ def job(tiny: EngineSpec, workplace: Path, hub: Hub, monkeypatch: pytest.MonkeyP
 
 
 def verified(job: Job, *, passes: bool = True) -> Job:
-    told = CliRunner().invoke(verify.__main__.main, [str(job.folder), "--sample", "20"])
+    told = CliRunner().invoke(verify.command.main, [str(job.folder), "--sample", "20"])
     assert told.exit_code == (0 if passes else 1), told.output
     return job
 
 
 def push(job: Job, *options: str, to: str = "mill/vectors") -> Result:
-    return CliRunner().invoke(producer.__main__.main, ["push", str(job.folder), "--to", to, *options])
+    return CliRunner().invoke(producer.command.main, ["push", str(job.folder), "--to", to, *options])
 
 
 def pushed(job: Job, *options: str) -> str:

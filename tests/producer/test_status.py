@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import producer.__main__
+import producer.command
 from contract.job import Job
 from contract.ledger import DeadBatch, Ledger
 from producer.status import status_of
@@ -54,7 +54,7 @@ def test_the_speed_is_that_of_the_last_minute(job: Job, ledger: Ledger) -> None:
 
 
 def test_the_command_shows_the_latest_job_and_names_what_is_dead(job: Job, ledger: Ledger) -> None:
-    told = CliRunner().invoke(producer.__main__.main, ["status"])
+    told = CliRunner().invoke(producer.command.main, ["status"])
     assert told.exit_code == 0, told.output
     for shown in (job.id, "6 of 18", "dead 2", "no vector", "[/embeddings/Gather]"):
         assert shown in told.output
@@ -63,6 +63,6 @@ def test_the_command_shows_the_latest_job_and_names_what_is_dead(job: Job, ledge
 def test_watching_ends_with_the_job(job: Job, ledger: Ledger) -> None:
     for number in (1, 3):
         commit_by_hand(job, batch(job, number))
-    told = CliRunner().invoke(producer.__main__.main, ["status", job.id, "--watch"])
+    told = CliRunner().invoke(producer.command.main, ["status", job.id, "--watch"])
     assert told.exit_code == 0, told.output
     assert "14 of 18" in told.output

@@ -12,9 +12,9 @@ import datasets
 import pytest
 from click.testing import CliRunner
 
-import engine_build.__main__
-import producer.__main__
-import verify.__main__
+import engine_build.command
+import producer.command
+import verify.command
 from contract.engine import EngineSpec
 from contract.ledger import Ledger
 from contract.settings import settings
@@ -60,18 +60,18 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
 @pytest.mark.parametrize(
     ("command", "arguments", "env", "says"),
     [
-        (verify.__main__.main, ["../../etc"], {}, "no job in ../../etc"),
-        (verify.__main__.main, ["/etc"], {}, "no job in /etc"),
-        (verify.__main__.main, ["a\0b"], {}, "no job in"),
-        (producer.__main__.main, ["status", "../../etc"], {}, "no job in ../../etc"),
-        (producer.__main__.main, ["retry", "../.."], {}, "no job in ../.."),
-        (producer.__main__.main, ["--dataset", str(JARGON)], {"EMBEDMILL_ENGINE": "../x"}, "'../x' is no engine name"),
-        (producer.__main__.main, ["--dataset", str(JARGON), "--engine", "/x"], {}, "'/x' is no engine name"),
-        (producer.__main__.main, ["--dataset", str(JARGON), "--engine", "a\0b"], {}, r"'a\x00b' is no engine name"),
-        (producer.__main__.main, ["--dataset", "../../nothing"], {}, "no dataset ../../nothing"),
-        (producer.__main__.main, ["--dataset", str(JARGON), "--split", "../x"], {}, "no split '../x'"),
-        (engine_build.__main__.main, ["--model", "{model}", "--name", "../x"], {}, "'../x' is no engine name"),
-        (engine_build.__main__.main, ["--model", "{model}", "--name", ".."], {}, "'..' is no engine name"),
+        (verify.command.main, ["../../etc"], {}, "no job in ../../etc"),
+        (verify.command.main, ["/etc"], {}, "no job in /etc"),
+        (verify.command.main, ["a\0b"], {}, "no job in"),
+        (producer.command.main, ["status", "../../etc"], {}, "no job in ../../etc"),
+        (producer.command.main, ["retry", "../.."], {}, "no job in ../.."),
+        (producer.command.main, ["--dataset", str(JARGON)], {"EMBEDMILL_ENGINE": "../x"}, "'../x' is no engine name"),
+        (producer.command.main, ["--dataset", str(JARGON), "--engine", "/x"], {}, "'/x' is no engine name"),
+        (producer.command.main, ["--dataset", str(JARGON), "--engine", "a\0b"], {}, r"'a\x00b' is no engine name"),
+        (producer.command.main, ["--dataset", "../../nothing"], {}, "no dataset ../../nothing"),
+        (producer.command.main, ["--dataset", str(JARGON), "--split", "../x"], {}, "no split '../x'"),
+        (engine_build.command.main, ["--model", "{model}", "--name", "../x"], {}, "'../x' is no engine name"),
+        (engine_build.command.main, ["--model", "{model}", "--name", ".."], {}, "'..' is no engine name"),
     ],
 )
 def test_a_name_on_the_command_line_cannot_leave_its_folder(
@@ -103,7 +103,7 @@ def test_a_saved_dataset_cannot_name_a_split_that_leaves_the_folder(tiny: Engine
     rows.save_to_disk(tmp_path / "saved" / "train")
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["../x"]}')
     shutil.copytree(tmp_path / "saved" / "train", tmp_path / "x")
-    told = CliRunner().invoke(producer.__main__.main, ["--dataset", str(tmp_path / "saved")])
+    told = CliRunner().invoke(producer.command.main, ["--dataset", str(tmp_path / "saved")])
     assert "Error: '../x' is no name of a split" in told.stderr
     # A part of a split is named as no file is, and is a dataset all the same.
     assert open_dataset(str(tmp_path / "x")).split == "train"

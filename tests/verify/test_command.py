@@ -28,7 +28,7 @@ from tests.verify.jobs import (
     with_element,
     with_value,
 )
-from verify.__main__ import main
+from verify.command import main
 
 
 def verify(*arguments: object) -> Result:

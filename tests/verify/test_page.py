@@ -19,7 +19,7 @@ from contract.job import Job
 from tests.browser import CHROMIUM, look
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_column, with_element
-from verify.__main__ import main
+from verify.command import main
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'}}{{ 7 * 7 }}</td></table><style>*{display:none}"""

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from contract.engine import EngineSpec
 from contract.job import Job
 from tests.verify.jobs import finished_job, plant, save_texts, scaled, with_column, with_element, with_value
-from verify.__main__ import main
+from verify.command import main
 
 ROWS, BATCH_ROWS = 2500, 256
 

@@ -12,7 +12,7 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from producer.dataset import open_dataset
 from tests.verify.jobs import finished_job
-from verify.__main__ import main
+from verify.command import main
 
 ROWS = [f"row {number}, in quotes" for number in range(12)]
 

@@ -1,0 +1,161 @@
+"""Why nothing moves, in one line: from what the producer sees to what it says. Pure."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from contract.heartbeat import Heartbeat
+from contract.words import count
+
+
+@dataclass(frozen=True)
+class View:
+    """A job and all workers at one instant. Times are seconds since the epoch."""
+
+    job: str
+    """The job's key."""
+    now: float
+    timeout: float
+    """Seconds after which a silent worker is taken for dead."""
+    workers: tuple[Heartbeat, ...] = ()
+    """One for each process that computes, of the last hour."""
+    commands: tuple[Heartbeat, ...] = ()
+    """``celery worker`` itself, of the last hour: what says which jobs are refused."""
+    queued: int = 0
+    """The job's messages that wait."""
+    out: frozenset[int] = frozenset()
+    """The job's batches that are published and have no shard."""
+    making: int = 0
+    """Batches that are being tokenized."""
+    unpublished: int = 0
+    """Batches that are neither published nor done nor dead."""
+    full: bool = False
+    """As much is in Redis as may be."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Keys of the other jobs that have messages waiting, and how many."""
+
+    def alive(self) -> list[Heartbeat]:
+        return [one for one in self.workers if one.silent(self.now) <= self.timeout]
+
+    def refusals(self) -> dict[str, str]:
+        """Commands that are alive and cannot serve this job → why."""
+        return {
+            one.worker: one.refuses[self.job]
+            for one in self.commands
+            if self.job in one.refuses and one.silent(self.now) <= self.timeout
+        }
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What keeps a job from moving."""
+
+    kind: str
+    """Stays the same while the same thing keeps it."""
+    says: str
+    """One line, with what mends it where something does."""
+
+
+START = "start one: celery -A worker worker"
+
+
+def reason(view: View) -> Reason:
+    """Why no shard has come for a while. Every state has a reason, if only that a worker computes."""
+    if not view.out:
+        if view.making or view.unpublished:
+            return Reason("tokenizing", f"{count(view.making, 'batch', 'batches')} being tokenized")
+        return Reason("ending", "every batch has its shard")
+    alive = view.alive()
+    here = [one for one in alive if one.job == view.job]
+    if waiting := [one for one in here if one.state == "waiting"]:
+        first = min(waiting, key=lambda one: one.since)
+        who = count(len(waiting), "worker waits", "workers wait")
+        return Reason(f"waits {first.waits_for}", f"{who}: {first.waits_for} (since {_for(view, first.since)})")
+    if here:
+        first = min(here, key=lambda one: one.since)
+        who = count(len(here), "worker computes", "workers compute")
+        return Reason("computing", f"{who}; the longest is at batch {first.batch}, since {_for(view, first.since)}")
+    if silent := [one for one in view.workers if one not in alive and one.job == view.job and one.batch in view.out]:
+        first = max(silent, key=lambda one: one.beat)
+        return Reason(
+            f"silent {first.worker}",
+            f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s: "
+            "it is published again" + ("" if alive else f". No worker is alive; {START}"),
+        )
+    dying = [one for one in alive if one.silent(view.now) > 6]
+    if alive and len(dying) == len(alive):
+        first = max(dying, key=lambda one: one.beat)
+        left = view.timeout - first.silent(view.now)
+        return Reason("dying", f"no worker has been heard of for {first.silent(view.now):.0f} s; dead in {left:.0f} s")
+    if not alive:
+        return Reason("no worker", f"no worker is alive; {START}")
+    refusals = view.refusals()
+    able = [one for one in alive if one.command not in refusals]
+    if not able:
+        why = Counter(refusals.values()).most_common(1)[0][0]
+        who = "the only worker" if len(alive) == 1 else f"none of {count(len(alive), 'worker')}"
+        can = "cannot" if len(alive) == 1 else "can"
+        return Reason(f"refused {why}", f"{who} {can} serve this job: {why}")
+    if all(one.state == "starting" for one in able):
+        first = min(able, key=lambda one: one.since)
+        who = count(len(able), "worker waits", "workers wait")
+        what = first.waits_for or "its first child"
+        return Reason(f"starting {what}", f"{who} for {what} (since {_for(view, first.since)})")
+    if busy := [one for one in able if one.job]:
+        return Reason("busy", _busy(view, able, busy))
+    if view.queued:
+        return Reason("idle", f"{count(len(able), 'worker')} idle, about to take the next batch")
+    return Reason("handed over", f"{count(len(view.out), 'batch', 'batches')} between Redis and a worker")
+
+
+def _busy(view: View, able: list[Heartbeat], busy: list[Heartbeat]) -> str:
+    jobs = Counter(one.job for one in busy if one.job)
+    key, _ = jobs.most_common(1)[0]
+    waits = [one for one in busy if one.job == key and one.state == "waiting"]
+    if waits:
+        first = min(waits, key=lambda one: one.since)
+        what = f"waits for {first.waits_for} with job {_name(key)} (since {_for(view, first.since)})"
+        return f"{count(len(busy), 'worker')}, none free: one {what}"
+    who = "the only worker computes" if len(able) == 1 else f"{count(len(busy), 'worker computes', 'workers compute')}"
+    more = f" and {count(len(jobs) - 1, 'other')}" if len(jobs) > 1 else ""
+    before = count(view.others.get(key, 0), "batch", "batches")
+    return f"{who} job {_name(key)}{more}, of which {before} wait; each job gets every next batch in turn"
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[0] or key
+
+
+def _for(view: View, since: float) -> str:
+    return str(timedelta(seconds=round(max(0.0, view.now - since))))
+
+
+def workers_line(view: View) -> str:
+    """What all workers do: ``3 workers: 2 computing, 1 waits: No space left on device: /data (since 0:01:20)``."""
+    alive = view.alive()
+    refusals = view.refusals()
+    parts = []
+    here = [one for one in alive if one.state == "computing" and one.job == view.job]
+    elsewhere = [one for one in alive if one.state == "computing" and one.job != view.job]
+    refusing = [one for one in alive if one.command in refusals and one not in here and one not in elsewhere]
+    rest = [one for one in alive if one not in refusing]
+    if here:
+        parts.append(f"{len(here)} computing")
+    if elsewhere:
+        parts.append(f"{len(elsewhere)} computing other jobs")
+    if idle := [one for one in rest if one.state == "idle"]:
+        parts.append(f"{len(idle)} idle")
+    parts += [_state(view, one) for one in rest if one.state in ("starting", "waiting")]
+    if refusing:
+        parts.append(f"{len(refusing)} cannot serve this job: {refusals[refusing[0].command]}")
+    silent = [one for one in view.workers if one not in alive and one.silent(view.now) < 10 * view.timeout]
+    if silent:
+        parts.append(f"{len(silent)} silent")
+    return f"{count(len(alive), 'worker')}{': ' if parts else ''}{', '.join(parts)}"
+
+
+def _state(view: View, one: Heartbeat) -> str:
+    verb = "waits" if one.state == "waiting" else "starts, waits for"
+    colon = ":" if one.state == "waiting" else ""
+    return f"1 {verb}{colon} {one.waits_for or 'its first child'} (since {_for(view, one.since)})"

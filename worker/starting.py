@@ -1,0 +1,73 @@
+"""What a ``celery worker`` sees to before it starts anything."""
+
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from celery.apps.worker import Worker
+from celery.concurrency import get_implementation
+
+from contract.engine import load_engine
+from contract.errors import UserError
+from worker import logs
+from worker.engine import log, takes_tensorrt
+from worker.heartbeat import Heart
+
+_POOLS = ("prefork", "solo")
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks for an engine."""
+
+
+def set_up_log(worker: Worker, ignored: Sequence[str]) -> None:
+    """Have this process's lines seen.
+
+    Args:
+        worker: the worker.
+        ignored: what is to be said of variables.
+    """
+    logs.begin(worker)
+    logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
+    for line in ignored:
+        log.warning(line)
+
+
+def refuse_pool(chosen: object) -> None:
+    """Take only pools whose children are processes with engines of their own.
+
+    Raises:
+        UserError: it is another one.
+    """
+    pool = get_implementation(chosen or "prefork")
+    if pool not in [get_implementation(name) for name in _POOLS]:
+        name = pool.__module__.rpartition(".")[2]
+        raise UserError(
+            f"the pool {name} shares one process among batches",
+            f"expected {' or '.join(_POOLS)}: each engine has a process, and one batch at a time, to itself",
+            "leave out -P",
+        )
+
+
+def wait_for_engine(heart: Heart) -> None:
+    """Wait until there is the default engine: what builds or copies it may still be at it.
+
+    Raises:
+        UserError: ``EMBEDMILL_RUNTIME`` asks for something that this machine has not.
+        SystemExit: the engine's plan cannot be opened on this machine's GPU; its reason is printed.
+    """
+    said = ""
+    while True:
+        try:
+            spec = load_engine()
+            break
+        except UserError as error:
+            if said != error.message:
+                said = error.message
+                log.warning("waits for its engine: %s", said)
+                heart.says("starting", waits_for=f"its engine: {error.found}")
+            time.sleep(_LOOK_EVERY)
+    # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
+    if takes_tensorrt(spec) and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+        raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", mend="see the line above")
