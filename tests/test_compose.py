@@ -200,6 +200,7 @@ def test_the_dashboard_asks_for_metrics_that_a_worker_has() -> None:
     told = {f"{next(iter(counter.describe())).name}_total" for counter in [*counters, *metrics._SUMS.values()]}
     told |= {f"embedmill_batch_seconds_{what}" for what in ("sum", "count", "bucket")}
     told |= {"embedmill_gpu_memory_used_bytes", "embedmill_gpu_memory_total_bytes"}
+    told |= {f"embedmill_{name}" for name in ("build_info", "queued_batches", "job_rows", "job_rows_done", "workers")}
     assert asked == told
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert all(re.sub(r"(batch_seconds)_\w+", r"\1", name) in page for name in told)
