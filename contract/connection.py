@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import kombu
 import kombu.exceptions
 import redis
 import tenacity
+from kombu.entity import Exchange, Queue
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
@@ -95,9 +95,9 @@ def celery_client() -> "Celery":
     return client
 
 
-def direct_queue(name: str) -> kombu.Queue:
+def direct_queue(name: str) -> Queue:
     """The Celery queue that is the Redis list of this name, without an exchange, of which Redis would keep a record."""
-    return kombu.Queue(name, kombu.Exchange(""), routing_key=name, no_declare=True)
+    return Queue(name, Exchange(""), routing_key=name, no_declare=True)
 
 
 def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:

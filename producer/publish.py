@@ -20,6 +20,7 @@ from contract.ledger import TASK, DeadBatch, Ledger, Outstanding, queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 from contract.store import ObjectPath
+from contract.words import count
 from producer.lost import Place, lost, places
 from producer.reasons import View
 from producer.status import view_of
@@ -177,7 +178,7 @@ class _Driver:
         job, ledger, progress = self._job, self._ledger, self._progress
         if ledger.cancelled(job):
             raise UserError(
-                f"job {job.id} was cancelled; {len(progress.done)} of {job.batches} shards are there",
+                f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
                 mend="run the same command again: the job goes on where it was",
             )
         self._sent |= self._out.keys()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -22,9 +23,10 @@ from sentence_transformers import SentenceTransformer
 
 import verify.command
 from contract.compare import cosines
+from contract.connection import direct_queue
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
-from contract.ledger import QUEUE, TASK, Ledger
+from contract.ledger import TASK, Ledger, queue_of
 from contract.settings import settings
 from examples.local import celery_worker, redis_server
 from tests.conftest import JARGON, MINILM, build_engine
@@ -175,7 +177,8 @@ def test_an_interrupted_producer_says_how_to_go_on_and_does(worker_log: Path, mi
         wait_until(lambda: list(Path("output").glob("*/data/*.parquet")))
         producer.send_signal(signal.SIGINT)
         told = producer.communicate(timeout=30)[1]
-    assert producer.returncode == 1
+    assert producer.returncode == 130
+    assert told.splitlines()[-1].startswith("Error: interrupted; ")
     assert "run the same command again" in told
     assert "Traceback" not in told
     before = {path: path.stat().st_mtime_ns for path in latest_job().data.iterdir()}
@@ -225,47 +228,47 @@ def test_a_stopped_worker_ends_soon_and_its_batch_goes_to_another(
             worker.send_signal(number)
             worker.wait(60)
             assert time.monotonic() - began < 30  # of the 90 s that the batch takes
-        assert (ledger.queued(), ledger.held()) == (1, 0)
+        assert (ledger.queued(latest_job().key), ledger.held()) == (1, [])
         with celery_worker(second):
             assert producer.wait(100) == 0, second.read_text()
     assert latest_job().committed() == {0}
 
 
 def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
-    tiny: EngineSpec, redis_url: str, session_engines: Path, tmp_path: Path
+    tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
-    """Here the worker's machine has an engine of the same name that is another one."""
-    other = tmp_path / "engines"
     command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--batch-rows", 50)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBEDMILL_ENGINES", str(other))
-        settings.cache_clear()
-        build_engine(MINILM, "tiny")
-    settings.cache_clear()
-    with celery_worker(tmp_path / "wrong.log", env={"EMBEDMILL_ENGINES": str(other), "EMBEDMILL_ATTEMPTS": "1"}):
+    run(*command, "--detach")
+    job, ledger = latest_job(), Ledger(patience=5)
+    for number in range(2):  # bytes with a right hash that are no batch
+        ledger.withdraw(job.key, number)
+        ledger.publish(job, number, b"no batch")
+    with celery_worker(tmp_path / "worker.log", env={"EMBEDMILL_ATTEMPTS": "1"}):
         told = run(*command, expect=1)
-    assert "2 of 2 batches were given up: 0, 1" in told.stderr
-    assert tiny.fingerprint in told.stderr
-    assert "python -m producer retry" in told.stderr
-    dead = Ledger(patience=5).dead(latest_job())
-    assert all(record.attempts == 2 and "embed.py" in record.where for record in dead.values())
-    assert "dead 1" in run("producer", "status").stdout
-    with celery_worker(tmp_path / "right.log"):
+        assert "2 of 2 batches given up: 0, 1; batch 0: ValueError: no batch" in told.stderr
+        assert "python -m producer retry" in told.stderr
+        assert all(record.attempts == 1 and "batch.py" in record.where for record in ledger.dead(job).values())
+        assert re.search(r"dead 1 .*\(after 1 attempt\)", run("producer", "status").stdout)
+        assert "dead batches" in run("producer", "list").stdout
         run(*command, expect=1)
         assert "100 of 100" in run("producer", "retry").stdout
+    assert (
+        "given up after 1 attempt and a search for the rows that it fails on" in (tmp_path / "worker.log").read_text()
+    )
 
 
 def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
     sender = Celery(broker=settings().redis_url, set_as_current=False)
-    sender.send_task(TASK, args=("no-such-job", 0), queue=QUEUE)
-    wait_until(lambda: "no-such-job, which nobody announced" in worker_log.read_text())
     run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 10)
-    job = latest_job()
-    sender.send_task(TASK, args=(job.id, 99), queue=QUEUE)
-    wait_until(lambda: f"batch 99 of job {job.id}, which nobody announced" in worker_log.read_text())
-    sender.send_task(TASK, args=(job.id, 0), queue=QUEUE)
-    ledger = Ledger(patience=5)
-    wait_until(lambda: ledger.queued() + ledger.held() == 0)
+    job, ledger = latest_job(), Ledger(patience=5)
+    ledger.announce(job)  # as if it were not done
+    queue = direct_queue(queue_of(job.key))
+    sender.send_task(TASK, args=("no-such-job", 0), queue=queue)
+    wait_until(lambda: "no-such-job, which nobody announced" in worker_log.read_text())
+    sender.send_task(TASK, args=(job.key, 99), queue=queue)
+    wait_until(lambda: f"batch 99 of job {job.key}, which nobody announced" in worker_log.read_text())
+    sender.send_task(TASK, args=(job.key, 0), queue=queue)
+    wait_until(lambda: ledger.queued(job.key) + len(ledger.held()) == 0)
     assert job.committed() == {0}
 
 

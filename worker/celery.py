@@ -189,10 +189,12 @@ def _embed(task: Task, key: str, number: int) -> None:
     stages = embedder.stages = Stages()
     with stages.timed("fetch"):
         job = ledger.job(key)
-    if job is None or type(number) is not int or number not in range(job.batches):
+    sent_to = task.request.delivery_info.get("routing_key")
+    stranger = job is None or sent_to != queue_of(key)  # whose message may not come back into another job's queue
+    if job is None or stranger or type(number) is not int or number not in range(job.batches):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(key))
         return
-    engine = embedder.engine_for(job)
+    embedder.get_ready_for(job)
     if embedder.patiently(job.shard(number).exists):
         ledger.settle(key, number)
         return
@@ -216,7 +218,7 @@ def _embed(task: Task, key: str, number: int) -> None:
         _give_up(ledger, job, number, None)
         return
     try:
-        rows = embedder.embed(job, number, payload, engine, ledger if suspect else None)
+        rows = embedder.embed(job, number, payload, ledger if suspect else None)
     except EngineDead as error:
         # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
         log.critical("this process ends: %s", error)

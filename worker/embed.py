@@ -74,16 +74,17 @@ class Embedder:
             if self._heart:
                 self._heart.says("idle")
 
-    def engine_for(self, job: Job) -> Engine:
-        """The job's engine, once this machine has all that the job needs.
+    def get_ready_for(self, job: Job) -> None:
+        """Load the job's engine, once it is known that this machine has all that the job needs.
 
         Raises:
             CannotServe: it has not.
+            EngineDead: the GPU failed.
         """
         with workers_fault():
             check_engine(job)
             self.patiently(check_folder, job)
-        return self.engine(job.engine)
+        self.engine(job.engine)
 
     def engine(self, name: str | None) -> Engine:
         """The engine of this name, loaded on first use.
@@ -107,14 +108,13 @@ class Embedder:
             self._heart.about(engine=spec.name, runtime=engine.runtime)
         return engine
 
-    def embed(self, job: Job, number: int, payload: bytes, engine: Engine, ledger: Ledger | None = None) -> int:
+    def embed(self, job: Job, number: int, payload: bytes, ledger: Ledger | None = None) -> int:
         """Make and commit one batch's shard.
 
         Args:
             job: the job.
             number: the batch's number.
             payload: a ``Batch``'s bytes.
-            engine: the job's.
             ledger: keeps how far the search for a failing row is. None for a batch that is not under suspicion: a row
                 that fails then fails the batch.
 
@@ -128,6 +128,7 @@ class Embedder:
         began, stages = time.monotonic(), self.stages
         with stages.timed("decode"):
             batch = _decoded(job, number, payload)
+        engine = self.engine(job.engine)
         with stages.timed("compute"):
             errors = _search(engine, batch, ledger) if ledger else {}
             rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)

@@ -12,7 +12,8 @@ import redis
 from celery import Celery
 
 from bench.chaos.rig import Rig
-from contract.ledger import QUEUE, TASK
+from contract.connection import direct_queue
+from contract.ledger import TASK, queue_of
 
 
 @dataclass(frozen=True)
@@ -141,22 +142,23 @@ def confuse(rig: Rig, scale: Scale, dice: random.Random) -> None:
     rig.wait_for(rig.job)
     job = rig.job()
     assert job is not None
+    queue = direct_queue(queue_of(job.key))
     sender = Celery(broker=f"redis://{rig.redis_host}:{rig.port}/0", set_as_current=False)
     sent: set[int] = set()
     spoilt = 0
     with rig.client() as client:
         while rig.running:
-            out = sorted({int(batch) for batch in client.hkeys(f"embedmill:{job.id}:out")} - sent)
+            out = sorted({int(batch) for batch in client.hkeys(f"embedmill:{job.key}:out")} - sent)
             for batch in out:
-                sender.send_task(TASK, args=(job.id, batch), queue=QUEUE)
+                sender.send_task(TASK, args=(job.key, batch), queue=queue)
                 sent.add(batch)
                 rig.fault()
-                if dice.random() < 0.05 and client.set(f"embedmill:{job.id}:batch:{batch}", b"garbage", xx=True):
+                if dice.random() < 0.05 and client.set(f"embedmill:{job.key}:batch:{batch}", b"garbage", xx=True):
                     spoilt += 1
                     rig.fault()
             if len(sent) % 50 == 1:
-                for stranger in (("no-such-job", 0), (job.id, 10**6), (job.id, -1), ("../../etc", 0)):
-                    sender.send_task(TASK, args=stranger, queue=QUEUE)
+                for stranger in (("no-such-job", 0), (job.key, 10**6), (job.key, -1), ("../../etc", 0)):
+                    sender.send_task(TASK, args=stranger, queue=queue)
                     rig.fault()
             time.sleep(0.1)
 

@@ -39,7 +39,7 @@ def test_a_wrong_password_is_refused_and_is_not_shown(redis_url: str, monkeypatc
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", redis_url.replace("//", "//:grain@"))
     settings.cache_clear()
     with pytest.raises(UserError, match="refuses this user") as caught:
-        Ledger(patience=0).queued()
+        Ledger(patience=0).queued("j")
     assert "grain" not in str(caught.value)
 
 
@@ -106,7 +106,7 @@ def test_protected_mode_is_named_and_not_waited_for(tmp_path: Path, monkeypatch:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{relay.server_address[1]}/0")
         settings.cache_clear()
-        for ask in (Ledger(patience=30).queued, Ledger(patience=30).knock):
+        for ask in (Ledger(patience=30).jobs, Ledger(patience=30).knock):
             began = time.monotonic()
             with pytest.raises(
                 UserError, match=f":{relay.server_address[1]}/0 is in protected mode.*protected-mode no"

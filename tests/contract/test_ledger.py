@@ -1,10 +1,14 @@
+import base64
+import json
 from pathlib import Path
 
 import pytest
 import redis
 
 from contract.errors import UserError
-from contract.ledger import QUEUE, AlteredBatch, DeadBatch, Ledger
+from contract.heartbeat import WORKERS, Heartbeat, key_of
+from contract.job import Job
+from contract.ledger import JOBS, AlteredBatch, DeadBatch, Held, Ledger, queue_of
 from contract.settings import settings
 from tests.contract.samples import a_job
 
@@ -21,9 +25,9 @@ def client(redis_url: str) -> redis.Redis:
 
 def test_a_job_is_known_once_it_is_announced(ledger: Ledger, tmp_path: Path) -> None:
     job = a_job(tmp_path, prefix="ü: ")
-    assert ledger.job(job.id) is None
+    assert ledger.job(job.key) is None
     ledger.announce(job)
-    assert ledger.job(job.id) == job
+    assert ledger.job(job.key) == job
     assert ledger.job("another") is None
 
 
@@ -35,25 +39,25 @@ def test_a_record_that_is_no_jobs_is_no_job(record: bytes, ledger: Ledger, clien
 
 def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
     payload, job = bytes(range(256)) * 10, a_job(tmp_path, rows=40)
-    assert ledger.fetch(job.id, 7) is None
+    assert ledger.fetch(job.key, 7) is None
     assert ledger.publish(job, 7, payload)
-    assert ledger.fetch(job.id, 7) == payload
+    assert ledger.fetch(job.key, 7) == payload
     assert ledger.outstanding(job)[7].size == 2560
-    assert (ledger.fetch(job.id, 8), ledger.fetch("i", 7)) == (None, None)
-    ledger.begin_attempt(job.id, 7)
-    ledger.save_search(job.id, 7, "{}")
-    ledger.settle(job.id, 7)
-    assert (ledger.fetch(job.id, 7), ledger.outstanding(job)) == (None, {})
-    assert client.keys() == [f"embedmill:{job.id}:job".encode()]
-    ledger.settle(job.id, 7)
+    assert (ledger.fetch(job.key, 8), ledger.fetch("i", 7)) == (None, None)
+    ledger.begin_attempt(job.key, 7)
+    ledger.save_search(job.key, 7, "{}")
+    ledger.settle(job.key, 7)
+    assert (ledger.fetch(job.key, 7), ledger.outstanding(job)) == (None, {})
+    assert set(client.keys()) == {f"embedmill:{job.key}:job".encode(), b"embedmill:jobs"}
+    ledger.settle(job.key, 7)
 
 
 def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger: Ledger, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     assert [ledger.publish(job, 1, b"first"), ledger.publish(job, 1, b"second")] == [True, False]
-    assert ledger.fetch(job.id, 1) == b"first"
-    assert [ledger.withdraw(job.id, 1), ledger.withdraw(job.id, 1)] == [True, False]
-    assert ledger.fetch(job.id, 1) is None
+    assert ledger.fetch(job.key, 1) == b"first"
+    assert [ledger.withdraw(job.key, 1), ledger.withdraw(job.key, 1)] == [True, False]
+    assert ledger.fetch(job.key, 1) is None
 
 
 @pytest.mark.parametrize("other", [b"first!", b"fIrst", b"x" * 10_000])
@@ -62,9 +66,9 @@ def test_bytes_that_nobody_published_are_refused(
 ) -> None:
     job = a_job(tmp_path)
     ledger.publish(job, 1, b"first")
-    client.set(f"embedmill:{job.id}:batch:1", other)
+    client.set(f"embedmill:{job.key}:batch:1", other)
     with pytest.raises(AlteredBatch):
-        ledger.fetch(job.id, 1)
+        ledger.fetch(job.key, 1)
 
 
 def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +77,7 @@ def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monke
     monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
     settings.cache_clear()
     with pytest.raises(AlteredBatch, match="EMBEDMILL_BATCH_BYTES"):
-        ledger.fetch(job.id, 1)
+        ledger.fetch(job.key, 1)
 
 
 def test_a_batch_that_no_worker_would_take_is_not_published(
@@ -91,9 +95,9 @@ def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Re
     job = a_job(tmp_path)
     for number in range(3):
         ledger.publish(job, number, b"x")
-    client.delete(f"embedmill:{job.id}:batch:1")
-    assert ledger.vanished(job.id, [0, 1, 2]) == [1]
-    assert ledger.vanished(job.id, []) == []
+    client.delete(f"embedmill:{job.key}:batch:1")
+    assert ledger.vanished(job, [0, 1, 2]) == [1]
+    assert ledger.vanished(job, []) == []
 
 
 def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: Ledger) -> None:
@@ -115,12 +119,12 @@ WHY = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempt
 def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger, tmp_path: Path) -> None:
     job = a_job(tmp_path, rows=40)
     assert ledger.dead(job) == {}
-    ledger.bury(job.id, 3, WHY)
-    ledger.begin_attempt(job.id, 3)
+    ledger.bury(job.key, 3, WHY)
+    ledger.begin_attempt(job.key, 3)
     assert ledger.dead(job) == {3: WHY}
     ledger.revive(job)
     assert ledger.dead(job) == {}
-    assert ledger.begin_attempt(job.id, 3) == 1
+    assert ledger.begin_attempt(job.key, 3) == 1
     ledger.revive(job)
 
 
@@ -129,36 +133,96 @@ def test_what_is_noted_of_batches_that_the_job_has_not_is_not_seen(
 ) -> None:
     job = a_job(tmp_path)
     for name in (str(job.batches), "999999", "-1", "x", "", "²"):
-        client.hset(f"embedmill:{job.id}:out", name, "{}")
-        client.hset(f"embedmill:{job.id}:dead", name, WHY.model_dump_json())
+        client.hset(f"embedmill:{job.key}:out", name, "{}")
+        client.hset(f"embedmill:{job.key}:dead", name, WHY.model_dump_json())
     assert (ledger.outstanding(job), ledger.dead(job)) == ({}, {})
 
 
-def test_a_job_in_another_folder_is_tried_anew(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_job_in_another_folder_is_another_job(ledger: Ledger, tmp_path: Path) -> None:
     first, second = a_job(tmp_path / "first", rows=40), a_job(tmp_path / "second", rows=40)
     assert first.id == second.id
     ledger.announce(first)
-    ledger.begin_attempt(first.id, 1)
-    ledger.bury(first.id, 3, WHY)
-    ledger.announce(first)
-    assert ledger.dead(first) == {3: WHY}
+    ledger.begin_attempt(first.key, 1)
+    ledger.bury(first.key, 3, WHY)
     ledger.announce(second)
-    assert ledger.dead(second) == {}
-    assert ledger.begin_attempt(second.id, 1) == 1
+    assert (ledger.dead(first), ledger.dead(second)) == ({3: WHY}, {})
+    assert ledger.begin_attempt(second.key, 1) == 1
+    assert (ledger.job(first.key), ledger.job(second.key)) == (first, second)
+    assert ledger.jobs() == {first.key, second.key}
 
 
-def test_messages_wait_or_are_held(ledger: Ledger, client: redis.Redis) -> None:
-    assert (ledger.queued(), ledger.held()) == (0, 0)
-    client.rpush(QUEUE, "a", "b")
-    client.hset("unacked", "tag", "c")
-    assert (ledger.queued(), ledger.held()) == (2, 1)
+def message(job: Job, batch: int) -> str:
+    """As Celery writes it."""
+    return json.dumps({"body": base64.b64encode(json.dumps([[job.key, batch], {}, {}]).encode()).decode()})
+
+
+GARBAGE = ("", "{", "[]", "{}", '{"body": 1}', '{"body": "eA=="}', '{"body": "W1swXSwge30sIHt9XQ=="}')
+
+
+def test_messages_wait_or_are_held_and_garbage_is_neither(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+    job, other = a_job(tmp_path / "first"), a_job(tmp_path / "second")
+    assert (ledger.queued(job.key), ledger.waiting(job), ledger.held()) == (0, set(), [])
+    client.rpush(queue_of(job.key), message(job, 3), message(job, 4), message(other, 5), *GARBAGE)
+    assert (ledger.queued(job.key), ledger.queued(other.key), ledger.waiting(job)) == (3 + len(GARBAGE), 0, {3, 4})
+    client.hset("unacked", "tag", json.dumps([json.loads(message(job, 7)), "", "queue"]))
+    for number, garbage in enumerate(GARBAGE):
+        client.hset("unacked", f"garbage {number}", garbage)
+    client.zadd("unacked_index", {"tag": 1.0})
+    assert ledger.held() == [Held("tag", job.key, 7)]
+    ledger.take_back(ledger.held())
+    assert (ledger.held(), client.zcard("unacked_index"), client.hlen("unacked")) == ([], 0, len(GARBAGE))
+
+
+def test_a_cancelled_or_ended_job_leaves_nothing_and_another_keeps_all(
+    ledger: Ledger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job, other = a_job(tmp_path / "first"), a_job(tmp_path / "second")
+    for one in (job, other):
+        ledger.announce(one)
+        ledger.publish(one, 1, b"x")
+        ledger.begin_attempt(one.key, 1)
+        ledger.set_rows(one, 7)
+        client.rpush(queue_of(one.key), message(one, 1))
+        client.hset("unacked", f"tag of {one.folder}", json.dumps([json.loads(message(one, 1)), "", "queue"]))
+    before = {key for key in client.scan_iter() if job.key.encode() not in key}
+    assert ledger.cancel(job) == 1
+    assert {key for key in client.scan_iter() if job.key.encode() in key} == {f"embedmill:{job.key}:cancelled".encode()}
+    assert before <= set(client.keys())
+    assert (ledger.jobs(), [held.job for held in ledger.held()]) == ({other.key}, [other.key])
+    assert (ledger.cancelled(job), ledger.cancelled(other)) == (True, False)
+    ledger.announce(job)
+    assert not ledger.cancelled(job)
+    ledger.forget(job)
+    ledger.forget(other)
+    assert client.keys() == []
+
+
+def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: Ledger) -> None:
+    ledger.begin_attempt("j", 1)
+    ledger.end_attempt("j", 1)
+    assert ledger.begin_attempt("j", 1) == 1
+    ledger.settle("j", 1, rows=5)
+    ledger.settle("j", 1)
+    assert (ledger.rows("j"), ledger.rows("i")) == (5, 0)
+
+
+def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: Ledger, client: redis.Redis) -> None:
+    one = Heartbeat(worker="host:1:2/0", state="computing", beat=5.0, since=1.0, job="j", batch=3)
+    client.set(key_of(one.worker), one.model_dump_json())
+    client.set(key_of("garbage"), "no heartbeat")
+    client.sadd(WORKERS, one.worker, "garbage", "forgotten")
+    assert ledger.heartbeats() == [one]
+    assert client.smembers(WORKERS) == {one.worker.encode(), b"garbage"}
 
 
 def test_the_keys_are_the_documented_ones(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     ledger.publish(job, 3, b"x")
-    ledger.begin_attempt(job.id, 3)
-    ledger.save_search(job.id, 3, "{}")
-    ledger.bury(job.id, 4, DeadBatch(error="why", where="", attempts=1))
-    keys = ("job", "out", "batch:3", "attempts", "search", "dead")
-    assert set(client.keys()) == {f"embedmill:{job.id}:{key}".encode() for key in keys}
+    ledger.begin_attempt(job.key, 3)
+    ledger.save_search(job.key, 3, "{}")
+    ledger.bury(job.key, 4, DeadBatch(error="why", where="", attempts=1))
+    ledger.settle(job.key, 5, rows=2)
+    ledger.call("set", f"embedmill:{job.key}:cancelled", "1")
+    client.rpush(queue_of(job.key), "a message")
+    keys = ("job", "out", "batch:3", "attempts", "search", "dead", "rows", "cancelled", "queue")
+    assert set(client.keys()) == {f"embedmill:{job.key}:{key}".encode() for key in keys} | {JOBS.encode()}

@@ -22,6 +22,8 @@ VALUES = {
     "visibility_timeout": ("60", 60),
     "metrics_port": ("9808", 9808),
     "log": ("json", "json"),
+    "heartbeat_timeout": ("10", 10.0),
+    "stop_seconds": ("20", 20.0),
 }
 
 

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import redis
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
-from contract.ledger import QUEUE, Ledger
+from contract.ledger import Ledger
 from contract.settings import settings
 from producer.command import main
 
@@ -108,19 +107,19 @@ def test_detached_it_publishes_the_whole_job_and_leaves(redis_url: str, dataset:
     done = run("--dataset", dataset, "--batch-rows", 4, "--limit", 9, "--prefix", "of ", "--detach")
     assert (done.exit_code, done.exception) == (0, None)
     job = latest_job()
-    assert "0 of 3 shards are there" in done.stdout
+    assert "0 of 3 shards there" in done.stdout
     assert str(job.folder) in done.stdout
     assert (job.rows, job.batches, job.limit, job.prefix, job.text) == (9, 3, 9, "of ", "{text}")
     assert (job.dataset, job.engine, job.fingerprint) == (str(dataset), "tiny", tiny.fingerprint)
-    assert redis.Redis.from_url(redis_url).llen(QUEUE) == 3
-    assert Ledger(patience=1).job(job.id) == job
+    assert Ledger(patience=1).queued(job.key) == 3
+    assert Ledger(patience=1).job(job.key) == job
 
 
 def test_the_same_command_is_the_same_job(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
     for _ in range(2):
         assert run("--dataset", dataset, "--detach").exit_code == 0
     assert len(list(settings().output.iterdir())) == 1
-    assert redis.Redis.from_url(redis_url).llen(QUEUE) == 1
+    assert Ledger(patience=1).queued(latest_job().key) == 1
     for options in (["--limit", 5], ["--prefix", "x"], ["--batch-rows", 5], ["--text-column", "body"]):
         assert run("--dataset", dataset, "--detach", *options).exit_code == 0
     assert len(list(settings().output.iterdir())) == 5

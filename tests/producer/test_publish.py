@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,14 +17,17 @@ import redis
 from contract import connection
 from contract.batch import Batch
 from contract.errors import UserError
+from contract.heartbeat import WORKERS, Heartbeat, key_of
 from contract.job import Job
-from contract.ledger import QUEUE, TASK, DeadBatch, Ledger
+from contract.ledger import TASK, DeadBatch, Ledger, queue_of
 from contract.settings import settings
 from examples.local import redis_server
-from producer import publish
-from producer.publish import Progress, drive
+from producer import lost, publish
+from producer.publish import Progress, Times, drive
 from producer.tokenizing import Making
 from tests.contract.samples import a_job, commit_by_hand
+
+SOON = Times(look=0.02, see=0.05)
 
 NO_VECTOR = DeadBatch(error="ValueError: no vector", where="", attempts=4)
 
@@ -47,22 +51,22 @@ class ByHand:
         """Batches whose message was taken, in this order."""
 
     def take(self) -> int | None:
-        message = self.redis.rpop(QUEUE)
+        message = self.redis.rpop(queue_of(self.job.key))
         if message is None:
             return None
         assert isinstance(message, bytes)
-        (job_id, number), *_ = json.loads(base64.b64decode(json.loads(message)["body"]))
-        assert job_id == self.job.id
+        (key, number), *_ = json.loads(base64.b64decode(json.loads(message)["body"]))
+        assert key == self.job.key
         self.taken.append(number)
         return int(number)
 
     def embed(self) -> None:
         """Take a message, if there is one, and make its batch's shard."""
         if (number := self.take()) is not None:
-            payload = self.ledger.fetch(self.job.id, number)
+            payload = self.ledger.fetch(self.job.key, number)
             if payload is not None:
                 commit_by_hand(self.job, Batch.from_bytes(payload))
-                self.ledger.settle(self.job.id, number)
+                self.ledger.settle(self.job.key, number)
 
     @property
     def outstanding(self) -> int:
@@ -70,7 +74,7 @@ class ByHand:
 
     @property
     def messages(self) -> int:
-        return self.ledger.queued() + self.ledger.held()
+        return self.ledger.queued(self.job.key)
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def making(job: Job, ahead: int = 1) -> Making:
 
 
 def start(job: Job, *, detach: bool = False) -> Iterator[Progress]:
-    return drive(job, making(job), Ledger(patience=5), detach=detach)
+    return drive(job, making(job), Ledger(patience=5), detach=detach, times=SOON)
 
 
 def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) -> None:
@@ -114,19 +118,19 @@ def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) ->
     assert (progress.before, progress.rows, progress.dead) == (0, 18, {})
     assert (progress.tokens, progress.truncated, progress.without_text) == (16 * 3 + 8, 1, 1)
     assert worker.outstanding == worker.messages == 0
-    assert worker.redis.keys("embedmill:*") == [f"embedmill:{job.id}:job".encode()]
+    assert not [key for key in worker.redis.scan_iter() if not key.startswith(b"_kombu")]
 
 
 def test_a_message_is_json_with_the_job_and_the_batch_and_nothing_else(job: Job, worker: ByHand) -> None:
     list(start(job, detach=True))
-    message = worker.redis.lindex(QUEUE, -1)
+    message = worker.redis.lindex(queue_of(job.key), -1)
     assert isinstance(message, bytes)
     assert len(message) < 2_000
     envelope = json.loads(message)
     assert (envelope["content-type"], envelope["headers"]["task"]) == ("application/json", TASK)
     arguments, named, _ = json.loads(base64.b64decode(envelope["body"]))
-    assert (arguments, named) == ([job.id, 0], {})
-    assert worker.ledger.fetch(job.id, 0) == batch(job, 0).to_bytes()
+    assert (arguments, named) == ([job.key, 0], {})
+    assert worker.ledger.fetch(job.key, 0) == batch(job, 0).to_bytes()
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -135,7 +139,6 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
 ) -> None:
     size = len(batch(job, 0).to_bytes())
     monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once + 0.5))))
-    monkeypatch.setattr(publish, "_LOOK_EVERY", 0.01)
     settings.cache_clear()
     most = 0
     for turn, _ in enumerate(start(job)):
@@ -187,24 +190,23 @@ def test_a_finished_job_publishes_nothing(job: Job, worker: ByHand) -> None:
 
 
 def test_what_redis_loses_is_published_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "_LOST_AFTER", 0.4)
-    lost = False
+    monkeypatch.setattr(lost, "MISSED_AFTER", 0.4)
+    gone = False
     for _ in start(job):
-        if not lost and worker.messages == job.batches:
+        if not gone and worker.messages == job.batches:
             worker.embed()
             worker.redis.flushall()
-            lost = True
-        elif lost:
+            gone = True
+        elif gone:
             worker.embed()
     assert worker.taken == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
-    assert worker.ledger.job(job.id) == job  # announced again too
 
 
 def test_a_message_that_a_worker_drops_is_published_again(
     job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "_LOST_AFTER", 0.4)
+    monkeypatch.setattr(lost, "MISSED_AFTER", 0.4)
     for _ in start(job):
         if not worker.taken:
             worker.take()
@@ -214,30 +216,95 @@ def test_a_message_that_a_worker_drops_is_published_again(
     assert job.committed() == set(range(5))
 
 
-def test_a_message_that_a_worker_holds_is_not_lost(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "_LOST_AFTER", 0.1)
-    held = 0
+def beat(worker: ByHand, batch: int, *, silent: float = 0.0) -> None:
+    """The heartbeat of a worker of its own for this batch, which was last heard of so many seconds ago."""
+    now = worker.ledger.now() - silent
+    one = Heartbeat(worker=f"host:1:{batch}/0", state="computing", beat=now, since=now, job=worker.job.key, batch=batch)
+    worker.redis.set(key_of(one.worker), one.model_dump_json())
+    worker.redis.sadd(WORKERS, one.worker)
+
+
+def hold(worker: ByHand, batch: int) -> None:
+    """As Kombu notes a message that was taken."""
+    body = base64.b64encode(json.dumps([[worker.job.key, batch], {}, {}]).encode()).decode()
+    worker.redis.hset("unacked", f"tag {batch}", json.dumps([{"body": body}, "", "queue"]))
+    worker.redis.zadd("unacked_index", {f"tag {batch}": 1.0})
+
+
+def test_a_batch_that_a_living_worker_has_in_hand_is_not_lost(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost, "MISSED_AFTER", 0.1)
+    steps = 0
     for _ in start(job):
-        while worker.take() is not None:
-            worker.redis.hset("unacked", "tag", "as a worker that computes for long")
+        while (number := worker.take()) is not None:
+            beat(worker, number)
         if len(worker.taken) == job.batches:
-            held += 1
-        if held == 5:
+            steps += 1
+        if steps == 50:
             for number in range(5):
                 commit_by_hand(job, batch(job, number))
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_whose_worker_falls_silent_is_published_again_at_once_and_its_old_message_is_gone(
+    job: Job, worker: ByHand
+) -> None:
+    began = time.monotonic()
+    for _ in start(job):
+        if not worker.taken:
+            number = worker.take()
+            if number is not None:
+                hold(worker, number)
+                beat(worker, number, silent=settings().heartbeat_timeout + 1)
+        else:
+            worker.embed()
+    assert worker.taken.count(worker.taken[0]) == 2
+    assert job.committed() == set(range(5))
+    assert time.monotonic() - began < settings().heartbeat_timeout
+    assert (worker.redis.hlen("unacked"), worker.redis.zcard("unacked_index")) == (0, 0)
+
+
+def test_a_batch_that_was_taken_and_never_begun_is_published_again_after_the_timeout(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_HEARTBEAT_TIMEOUT", "3")
+    settings.cache_clear()
+    taken = 0.0
+    for _ in start(job):
+        if not worker.taken:
+            if (number := worker.take()) is not None:
+                hold(worker, number)
+                taken = time.monotonic()
+        else:
+            worker.embed()
+    assert worker.taken.count(worker.taken[0]) == 2
+    assert time.monotonic() - taken >= 3
+
+
+def test_a_cancelled_job_ends_its_producer_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
+    steps = start(job)
+    while worker.messages < job.batches:
+        next(steps)
+    worker.embed()
+    assert worker.ledger.cancel(job) == 4
+    with pytest.raises(UserError, match="was cancelled; 1 of 5 shards there; run the same command again"):
+        list(steps)
+    assert worker.messages == 0
+    worker.ledger.announce(job)
+    assert followed(start(job), worker).rows == 18
 
 
 def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByHand) -> None:
     for step in start(job):
         progress = step
         if (number := worker.take()) is not None:
-            worker.ledger.begin_attempt(job.id, number)
+            worker.ledger.begin_attempt(job.key, number)
             if number == 2:
-                worker.ledger.bury(job.id, number, NO_VECTOR)
+                worker.ledger.bury(job.key, number, NO_VECTOR)
             else:
                 commit_by_hand(job, batch(job, number))
-                worker.ledger.settle(job.id, number)
+                worker.ledger.settle(job.key, number)
     assert progress.dead == {2: NO_VECTOR}
     assert job.committed() == {0, 1, 3, 4}
 
@@ -248,16 +315,16 @@ def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByH
     progress = followed(start(job), worker)
     assert worker.taken == [2]
     assert (progress.dead, progress.before, progress.rows) == ({}, 14, 18)
-    assert worker.ledger.begin_attempt(job.id, 2) == 1
+    assert worker.ledger.begin_attempt(job.key, 2) == 1
 
 
 def test_a_batch_that_one_worker_gave_up_and_another_made_is_done(job: Job, worker: ByHand) -> None:
     for step in start(job):
         progress = step
         if (number := worker.take()) is not None:
-            worker.ledger.bury(job.id, number, NO_VECTOR)
+            worker.ledger.bury(job.key, number, NO_VECTOR)
             commit_by_hand(job, batch(job, number))
-            worker.ledger.settle(job.id, number)
+            worker.ledger.settle(job.key, number)
     assert (progress.dead, progress.rows) == ({}, 18)
 
 
@@ -330,7 +397,7 @@ def test_two_producers_of_one_job_make_each_shard_once(job: Job, worker: ByHand)
         for steps in list(running):
             if next(steps, None) is None:
                 running.remove(steps)
-        if not running or worker.ledger.queued() == job.batches:
+        if not running or worker.ledger.queued(job.key) == job.batches:
             for _ in range(job.batches):
                 worker.embed()
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
@@ -371,27 +438,12 @@ def test_what_is_wrong_with_a_batch_ends_the_drive_and_the_next_one_goes_on(job:
 def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(
     job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "_LOST_AFTER", 0.3)
+    monkeypatch.setattr(lost, "MISSED_AFTER", 0.3)
     assert worker.ledger.publish(job, 3, batch(job, 3).to_bytes())  # no message follows
     worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
-    worker.redis.delete(f"embedmill:{job.id}:batch:4")  # nor bytes
+    worker.redis.delete(f"embedmill:{job.key}:batch:4")  # nor bytes
     progress = followed(start(job), worker)
     assert progress.done == set(range(5))
-
-
-def test_a_batch_that_is_out_too_long_is_sent_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its worker's machine is gone, and what it held is still among Kombu's unacknowledged messages."""
-    monkeypatch.setattr(publish, "_LOST_AFTER", 0.2)
-    monkeypatch.setenv("EMBEDMILL_VISIBILITY_TIMEOUT", "1")
-    settings.cache_clear()
-    worker.redis.hset("unacked", "tag", "held by nobody")
-    for _ in start(job):
-        if not worker.taken:
-            worker.take()
-        else:
-            worker.embed()
-    assert worker.taken.count(0) == 2
-    assert job.committed() == set(range(5))
 
 
 def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: ByHand) -> None:

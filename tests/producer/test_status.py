@@ -29,7 +29,7 @@ def ledger(redis_url: str, job: Job) -> Ledger:
     for number in (0, 1):  # the worker of batch 0 died before it could say that it was done
         ledger.publish(job, number, b"x" * 1000)
     ledger.bury(
-        job.id,
+        job.key,
         2,
         DeadBatch(
             error="ValueError: no vector of {ForeignNode[/embeddings/Gather]}", where="embed.py:3 in f", attempts=4
@@ -41,7 +41,7 @@ def ledger(redis_url: str, job: Job) -> Ledger:
 def test_every_batch_is_counted_once(job: Job, ledger: Ledger) -> None:
     status = status_of(job, ledger)
     assert (status.done, status.out, len(status.dead), status.waiting) == (2, 1, 1, 1)
-    assert (status.rows, status.out_bytes, status.workers) == (6, 1000, 0)
+    assert (status.rows, status.out_bytes, status.view.alive()) == (6, 1000, [])
     assert status.eta == pytest.approx((18 - 6) / status.rows_per_s)
 
 

@@ -17,9 +17,13 @@ import redis
 import trustme
 from celery import Celery
 
-from contract.ledger import QUEUE, TASK
+from contract.connection import direct_queue
+from contract.engine import EngineSpec
+from contract.job import Job
+from contract.ledger import JOBS, TASK, queue_of
 from contract.settings import settings
 from tests.conftest import JARGON
+from tests.contract.samples import a_job
 from tests.test_end_to_end import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +127,16 @@ def point_at(monkeypatch: pytest.MonkeyPatch, url: str, ca: Path | None = None) 
 COMMAND = ("producer", "--dataset", JARGON, "--text-column", "text", "--batch-rows", 20)
 
 
-def send(station: Station, *arguments: object) -> None:
+def open_job(station: Station, spec: EngineSpec, folder: Path) -> Job:
+    """A job whose queue the worker takes messages from, announced by whoever may write into Redis."""
+    job = a_job(folder, engine=spec.name, fingerprint=spec.fingerprint)
+    job.save()
+    station.client().set(f"embedmill:{job.key}:job", job.model_dump_json())
+    station.client().sadd(JOBS, job.key)
+    return job
+
+
+def send(station: Station, job: Job, *arguments: object) -> None:
+    """A message in this job's queue."""
     with Celery(broker=f"redis://admin:admin@localhost:{station.port}/0", set_as_current=False) as celery:
-        celery.send_task(TASK, args=arguments, queue=QUEUE)
+        celery.send_task(TASK, args=arguments, queue=direct_queue(queue_of(job.key)))

@@ -19,7 +19,7 @@ def test_a_garbled_batch_is_refused_by_the_worker_and_published_again(as_produce
     with station.paused():
         run(*COMMAND, "--limit", 120, "--detach")
         job = latest_job()
-        keys = [f"embedmill:{job.id}:batch:{number}" for number in range(job.batches)]
+        keys = [f"embedmill:{job.key}:batch:{number}" for number in range(job.batches)]
         whole = client.get(keys[0])
         assert isinstance(whole, bytes)
         client.set(keys[0], whole[:-1] + bytes([whole[-1] ^ 1]))  # as long, another hash
@@ -27,9 +27,9 @@ def test_a_garbled_batch_is_refused_by_the_worker_and_published_again(as_produce
         client.set(keys[2], whole * 2)
         client.delete(keys[3])
         client.lpush(keys[3], "no bytes at all")
-        client.hset(f"embedmill:{job.id}:out", "4", "no entry at all")
-        client.hset(f"embedmill:{job.id}:out", "four", "{}")
-        client.hset(f"embedmill:{job.id}:dead", "5", "no record at all")
+        client.hset(f"embedmill:{job.key}:out", "4", "no entry at all")
+        client.hset(f"embedmill:{job.key}:out", "four", "{}")
+        client.hset(f"embedmill:{job.key}:dead", "5", "no record at all")
     told = run(*COMMAND, "--limit", 120)
     assert "120 of 120" in told.stdout
     assert job.committed() == set(range(6))
@@ -47,13 +47,13 @@ def test_a_batch_that_was_forged_with_its_hash_is_refused_too(as_producer: Stati
         with pytest.MonkeyPatch.context() as patch:
             point_at(patch, f"redis://admin:admin@localhost:{station.port}/0")
             ledger = Ledger(patience=5)
-        other = ledger.fetch(job.id, 1)
+        other = ledger.fetch(job.key, 1)
         assert other
         for number, forged in ((0, other), (1, b"no batch")):
-            ledger.withdraw(job.id, number)
+            ledger.withdraw(job.key, number)
             ledger.publish(job, number, forged)
     told = run(*COMMAND, "--limit", 40, expect=1)
-    assert "2 of 2 batches were given up" in told.stderr
+    assert "2 of 2 batches given up" in told.stderr
     dead = ledger.dead(job)
     assert "found batch 1 of job" in dead[0].error
     assert "no batch, but 8 bytes" in dead[1].error

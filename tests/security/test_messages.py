@@ -6,9 +6,9 @@ from pathlib import Path
 from kombu.connection import Connection
 from kombu.messaging import Producer
 
-from contract.ledger import QUEUE, TASK
-from tests.contract.samples import a_job
-from tests.security.station import Station, send
+from contract.engine import EngineSpec
+from contract.ledger import TASK, queue_of
+from tests.security.station import Station, open_job, send
 from tests.test_end_to_end import wait_until
 
 
@@ -22,7 +22,8 @@ class Bomb:
         return (open, (str(self.file), "w"))
 
 
-def test_nothing_but_json_of_a_tasks_form_is_taken(station: Station, tmp_path: Path) -> None:
+def test_nothing_but_json_of_a_tasks_form_is_taken(station: Station, tiny: EngineSpec, tmp_path: Path) -> None:
+    queue = queue_of(open_job(station, tiny, tmp_path / "output").key)
     file = tmp_path / "harm"
     arguments = ["job", 0]
     bodies = {
@@ -38,7 +39,7 @@ def test_nothing_but_json_of_a_tasks_form_is_taken(station: Station, tmp_path: P
         sender = Producer(connection)
         for kind, body in [*bodies.items(), *(("application/json", body) for body in formless)]:
             sender.publish(
-                body, exchange="", routing_key=QUEUE, content_type=kind, content_encoding="binary", headers=headers
+                body, exchange="", routing_key=queue, content_type=kind, content_encoding="binary", headers=headers
             )
     refused = "Received invalid task message: "
     wait_until(lambda: station.log.read_text().count(refused) == len(bodies) + len(formless), 20)
@@ -50,16 +51,25 @@ def test_nothing_but_json_of_a_tasks_form_is_taken(station: Station, tmp_path: P
     assert file.exists()  # it would have
 
 
-def test_a_message_that_names_no_job_is_dropped_in_one_line(station: Station, tmp_path: Path) -> None:
-    names: list[object] = ["../../etc", "/etc", "a/../b", "a\0b", "x\n[INFO] all is well", ["a", "list"], None, "a:out"]
+def test_a_message_that_names_no_job_is_dropped_in_one_line(station: Station, tiny: EngineSpec, tmp_path: Path) -> None:
+    job, other = open_job(station, tiny, tmp_path / "output"), open_job(station, tiny, tmp_path / "other")
+    names: list[object] = [
+        other.key,
+        "../../etc",
+        "/etc",
+        "a/../b",
+        "a\0b",
+        "x\n[INFO] all is well",
+        ["a", "list"],
+        None,
+        "a:out",
+    ]
     for name in names:
-        send(station, name, 0)
+        send(station, job, name, 0)
         shown = ascii(name)[:200].strip("'")
         station.said(f"dropped a message for batch 0 of job {shown}, which nobody announced")
-    job = a_job(tmp_path / "output")
-    station.client().set(f"embedmill:{job.id}:job", job.model_dump_json())
     for number in ("../0", 1.0, -1, 10**30, True, None, [0]):
-        send(station, job.id, number)
-        station.said(f"dropped a message for batch {ascii(number).strip(chr(39))} of job {job.id}")
+        send(station, job, job.key, number)
+        station.said(f"dropped a message for batch {ascii(number).strip(chr(39))} of job {job.key}")
     assert "\n[INFO] all is well" not in station.log.read_text()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.parquet"))

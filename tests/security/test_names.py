@@ -1,7 +1,6 @@
 """Names that would lead out of their folders."""
 
 import contextlib
-import functools
 import json
 import re
 import shutil
@@ -16,13 +15,12 @@ import engine_build.command
 import producer.command
 import verify.command
 from contract.engine import EngineSpec
-from contract.ledger import Ledger
+from contract.ledger import JOBS, Ledger
 from contract.settings import settings
 from producer.dataset import open_dataset
 from tests.conftest import JARGON
 from tests.contract.samples import a_job
 from tests.security.station import Station, point_at, send
-from tests.test_end_to_end import wait_until
 
 
 def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
@@ -39,21 +37,20 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
     point_at(monkeypatch, f"redis://admin:admin@localhost:{station.port}/0")
     before = sorted(tmp_path.rglob("*"))
     for job in forged:
-        ledger = Ledger(patience=5)
-        ledger.publish(job, 0, b"whatever")
-        send(station, job.id, 0)
-        station.said(f"batch 0 of job {job.id} is given up")
-        wait_until(functools.partial(ledger.dead, job))
-        assert "UserError" in ledger.dead(job)[0].error
+        Ledger(patience=5).publish(job, 0, b"whatever")
+        send(station, job, job.key, 0)
+        station.said(f"cannot serve job {job.key}, and leaves it to others: ")
+        assert Ledger(patience=5).queued(job.key) == 1
     assert [len(re.findall(words, station.log.read_text())) > 0 for words in ("no job in", "belongs to another job")]
     # No path: the record as a whole is refused. A name that is not the key's, or not the hash of the rest: likewise.
     record = json.loads(forged[0].model_dump_json())
     for name, folder in (("nul", f"{tmp_path}/nul\0/nul"), ("mine", f"{tmp_path}/yours"), ("..", f"{tmp_path}/..")):
+        client.sadd(JOBS, name)
         client.set(f"embedmill:{name}:job", json.dumps(record | {"folder": folder, "split": "train", "id": name}))
+    client.sadd(JOBS, "split")
     client.set("embedmill:split:job", json.dumps(record | {"folder": f"{tmp_path}/split", "split": "../../x"}))
     for name in ("nul", "mine", "split", ".."):
-        send(station, name, 0)
-        station.said(f"dropped a message for batch 0 of job {name}, which nobody announced")
+        station.said(f"cannot serve job {name}, and leaves it to others: its record in Redis is not a job's")
     assert sorted(tmp_path.rglob("*")) == before
 
 

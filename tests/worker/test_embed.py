@@ -10,7 +10,6 @@ import pytest
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.errors import UserError
 from contract.files import sha256_of
 from contract.job import Job
 from contract.shard import read_info
@@ -19,6 +18,7 @@ from tests.conftest import build_engine
 from worker.embed import Embedder
 from worker.engine import Inference
 from worker.onnx_engine import OnnxEngine
+from worker.serving import CannotServe
 
 TEXTS = ["A foo.", None, "bar " * 600, "\u200b", "A longer text about bits and bytes."]
 
@@ -82,16 +82,15 @@ def test_a_batch_of_another_job_number_or_engine_is_refused(tiny: EngineSpec, tm
 
 def test_an_engine_other_than_the_jobs_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path, fingerprint="0" * 16)
-    with pytest.raises(UserError, match=tiny.fingerprint):
-        Embedder(threads=1).embed(job, 0, batch_for(job, tiny).to_bytes())
+    with pytest.raises(CannotServe, match=tiny.fingerprint):
+        Embedder(threads=1).get_ready_for(job)
 
 
 def test_a_folder_that_holds_another_job_or_none_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path)
-    payload = batch_for(job, tiny).to_bytes()
     for other in (job.model_copy(update={"folder": tmp_path}), job.model_copy(update={"revision": "other"})):
-        with pytest.raises(UserError, match=r"no job in|another job"):
-            Embedder(threads=1).embed(other, 0, payload)
+        with pytest.raises(CannotServe, match=r"no job in|another job"):
+            Embedder(threads=1).get_ready_for(other)
     assert job.committed() == set()
 
 

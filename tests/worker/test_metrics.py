@@ -1,11 +1,13 @@
 """What Prometheus gets from a real worker, and the worker's log in JSON."""
 
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
 import sys
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
+from contract.ledger import Ledger, queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 from examples.local import celery_worker, free_port, redis_server
-from tests.conftest import JARGON, build_engine
+from tests.conftest import JARGON
+from tests.contract.samples import a_job
+from tests.test_end_to_end import wait_until
 from worker import metrics
 
 Samples = dict[tuple[str, str], float]
@@ -40,17 +45,15 @@ def measured_worker(log: Path, *options: str, **env: str) -> Iterator[tuple["sub
 def scrape(port: int) -> Samples:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         families = text_string_to_metric_families(answer.read().decode())
-        return {
-            (sample.name, sample.labels.get("stage", "")): sample.value
-            for family in families
-            for sample in family.samples
-            if "le" not in sample.labels
-        }
+        found: Samples = defaultdict(float)
+        for sample in (sample for family in families for sample in family.samples if "le" not in sample.labels):
+            found[sample.name, sample.labels.get("stage", "")] += sample.value  # over all jobs and engines
+        return found
 
 
-def produce(limit: int, expect: int = 0) -> Job:
+def produce(limit: int, *more: str, expect: int = 0) -> Job:
     command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text"]
-    options = ["--limit", str(limit), "--batch-rows", "20"]
+    options = ["--limit", str(limit), "--batch-rows", "20", *more]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
     assert done.returncode == expect, done.stderr
     return latest_job()
@@ -120,7 +123,7 @@ def test_the_childrens_figures_are_added_up_and_outlive_them(told: Told) -> None
         "dead_batches": 0,
     }
     assert {name: told.after[f"embedmill_{name}_total", ""] for name in expected} == expected
-    assert all(told.before[f"embedmill_{name}_total", ""] == 0 for name in expected)
+    assert all(told.before.get((f"embedmill_{name}_total", ""), 0) == 0 for name in expected)
 
 
 def test_every_stage_of_a_batch_is_timed(told: Told) -> None:
@@ -146,22 +149,19 @@ def test_a_log_in_json_has_an_object_on_every_line_and_a_shards_sums_in_its_own(
 
 
 def test_batches_that_are_given_up_are_counted_and_their_errors_logged(
-    tiny: EngineSpec, tiny_model: Path, redis_url: str, tmp_path: Path
+    tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
-    """Here the worker has an engine of the same name that is another one."""
-    other = tmp_path / "engines"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBEDMILL_ENGINES", str(other))
-        settings.cache_clear()
-        build_engine(tiny_model, "tiny", "cls")
-    settings.cache_clear()
-    log = tmp_path / "worker.log"
-    with measured_worker(log, EMBEDMILL_ENGINES=str(other), EMBEDMILL_ATTEMPTS="1") as (_, port):
-        job = produce(40, expect=1)
+    log, ledger = tmp_path / "worker.log", Ledger(patience=5)
+    job = produce(40, "--detach")
+    for number in range(2):  # bytes with a right hash that are no batch
+        ledger.withdraw(job.key, number)
+        ledger.publish(job, number, b"no batch")
+    with measured_worker(log, EMBEDMILL_ATTEMPTS="1") as (_, port):
+        produce(40, expect=1)
         found, lines = scrape(port), lines_of(log)
     assert found["embedmill_dead_batches_total", ""] == 2
     assert found["embedmill_attempts_total", ""] == 4
-    assert found["embedmill_rows_total", ""] == 0
+    assert found.get(("embedmill_rows_total", ""), 0) == 0
     assert {line["batch"] for line in lines if "given up" in line["message"] and line["job"] == job.id} == {0, 1}
     assert any("Traceback" in line.get("exc_info", "") for line in lines)
 
@@ -195,3 +195,28 @@ def test_the_memory_of_every_gpu_is_told_and_of_none_where_there_is_none() -> No
     for used, total in zip(*told.values(), strict=True):
         assert 0 <= used.value <= total.value
         assert used.labels == total.labels
+
+
+def test_what_redis_knows_is_told_by_job_engine_and_state(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
+    job, ledger = produce(40, "--detach"), Ledger(patience=5)
+    ledger.set_rows(job, 20)
+    unserved = a_job(tmp_path / "elsewhere", rows=30)  # of an engine that is not here, so that its messages stay
+    ledger.announce(unserved)
+    for number in range(3):
+        ledger.call("rpush", queue_of(unserved.key), f"message {number}")
+    with measured_worker(tmp_path / "worker.log") as (_, port):
+        wait_until(lambda: ledger.queued(job.key) == 0 and not ledger.held())
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    told = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    expected = {
+        ("embedmill_queued_batches", unserved.id, unserved.engine): 3,
+        ("embedmill_queued_batches", job.id, "tiny"): 0,
+        ("embedmill_job_rows", job.id, "tiny"): 40,
+        ("embedmill_job_rows_done", job.id, "tiny"): 60,  # 20 by the producer, 40 by the worker
+        ("embedmill_build_info", importlib.metadata.version("embedmill")): 1,
+        ("embedmill_workers", "computing"): 0,
+        ("embedmill_workers", "idle"): 1,
+    }
+    by_names = {(name, *sorted(labels)): value for (name, *labels), value in told.items()}
+    assert {(name, *labels): by_names[name, *sorted(labels)] for name, *labels in expected} == expected
