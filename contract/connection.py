@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -78,18 +79,22 @@ def tls_options() -> dict[str, Any]:
     )
 
 
-def ignore_celery_variables() -> list[str]:
-    """Have Celery see none of ``CELERY_VARIABLES`` in this process; returns a line about each that was set."""
-    there = [name for name in CELERY_VARIABLES if os.environ.pop(name, None) is not None]
-    return [f"{name} is ignored: EMBEDMILL_REDIS_URL says where Redis is, embedmill says all else" for name in there]
+def ignore_celery_variables() -> dict[str, str]:
+    """Have Celery see none of ``CELERY_VARIABLES`` in this process; returns those that were set."""
+    return {name: os.environ.pop(name) for name in CELERY_VARIABLES if name in os.environ}
+
+
+def ignored(name: str) -> str:
+    """What is to be said of such a variable."""
+    return f"{name} is ignored: EMBEDMILL_REDIS_URL says where Redis is, embedmill says all else"
 
 
 def celery_client() -> "Celery":
     """Celery on this Redis for those who are no worker: to send, and to ask."""
     from celery import Celery  # here: who reads shards needs none of it
 
-    for line in ignore_celery_variables():
-        _log.warning(line)
+    for name in ignore_celery_variables():
+        _log.warning(ignored(name))
     client = Celery(broker=settings().redis_url, set_as_current=False)
     client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=SOCKET)
     return client
@@ -164,6 +169,8 @@ class Connection:
         except (ResponseError, *UNREACHABLE) as error:
             if refusal := _refusal(error):
                 raise refusal from None
+            if plain := _plain(error):
+                raise plain from None
             if isinstance(error, ResponseError):
                 raise  # of a key that somebody else put something into
             raise UserError(
@@ -181,7 +188,7 @@ class Connection:
         try:
             self._redis.exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
-            if refusal := _refusal(error):
+            if refusal := _refusal(error) or _plain(error):
                 raise refusal from None
 
     def _say_waiting(self, state: tenacity.RetryCallState) -> None:
@@ -253,18 +260,28 @@ def _refusal(error: BaseException | None) -> UserError | None:
                 f"expected a certificate for this host name by an authority of {settings().redis_ca or 'this system'}",
                 "set EMBEDMILL_REDIS_CA to the file of the authority that signed it",
             )
-        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
-            return UserError(
-                f"Redis at {redis_address()} does not speak TLS ({cause.reason})",
-                "rediss:// is for one that does",
-                "set EMBEDMILL_REDIS_URL to redis://… with the same host, port, user and password",
-            )
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
-"""What OpenSSL says of a server that answers in plain text."""
+def _plain(error: BaseException) -> UserError | None:
+    """What to tell the user where ``rediss://`` is for a server without TLS, which just does not answer to it."""
+    url = urlsplit(settings().redis_url)
+    if url.scheme != "rediss" or not isinstance(error, UNREACHABLE):
+        return None
+    try:
+        with socket.create_connection((url.hostname or "localhost", url.port or 6379), timeout=2) as plain:
+            plain.sendall(b"PING\r\n")
+            answer = plain.recv(64)
+    except OSError:
+        return None
+    if not answer.startswith((b"+PONG", b"-NOAUTH", b"-DENIED")):
+        return None
+    return UserError(
+        f"Redis at {redis_address()} does not speak TLS",
+        "rediss:// is for one that does",
+        "set EMBEDMILL_REDIS_URL to redis://… with the same host, port, user and password",
+    )
 
 
 def _tls_hint(error: BaseException) -> str:

@@ -405,7 +405,8 @@ def _say_detached(progress: Progress, ledger: Ledger) -> None:
     view = view_of(job, ledger, frozenset(ledger.outstanding(job)))
     alive = view.alive()
     says = workers_line(view) if alive and len(view.refusals()) < len({one.command for one in alive}) else ""
-    _STDOUT.print(f"{says or reason(view).says.capitalize()}.", highlight=False, soft_wrap=True)
+    says = says or reason(view).says
+    _STDOUT.print(f"{says[0].upper()}{says[1:]}.", highlight=False, soft_wrap=True)
     _STDOUT.print(f"Next: python -m producer status --watch {job.id}", highlight=False, soft_wrap=True)
 
 

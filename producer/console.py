@@ -1,5 +1,6 @@
 """What a person sees of a job: a progress bar, what its workers do, a summary, a status, a list."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -81,10 +82,10 @@ def follow(steps: Iterable[Progress], console: Console) -> Progress:
     task = bar.add_task("rows", total=None)
     began = spoken = time.monotonic()
     said, stillness = -1, Stillness(began)
-    with Live(bar, console=console, refresh_per_second=4, auto_refresh=console.is_terminal) as live:
+    with Live(bar, console=console) if console.is_terminal else contextlib.nullcontext() as live:
         for progress in steps:
             now = time.monotonic()
-            if console.is_terminal:
+            if live:
                 bar.update(task, completed=progress.rows, total=progress.job.rows)
                 live.update(_bar_and_workers(bar, progress.view))
             elif now - spoken >= _SPEAK_EVERY and progress.rows != said:
@@ -92,8 +93,6 @@ def follow(steps: Iterable[Progress], console: Console) -> Progress:
                 spoken, said = now, progress.rows
             if line := stillness.line(progress, now):
                 console.print(line, highlight=False, soft_wrap=True)
-        if not console.is_terminal:
-            live.update(Text())
     return progress
 
 

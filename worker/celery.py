@@ -15,7 +15,7 @@ from celery.exceptions import Reject
 from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown
 from celery.worker.consumer import Gossip, Mingle
 
-from contract.connection import SOCKET, direct_queue, ignore_celery_variables, tls_options
+from contract.connection import SOCKET, direct_queue, ignore_celery_variables, ignored, tls_options
 from contract.errors import UserError
 from contract.job import Job
 from contract.ledger import TASK, AlteredBatch, DeadBatch, Ledger, queue_of
@@ -121,13 +121,13 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
     wanted = {"REMAP_SIGTERM": "SIGQUIT"} | metrics.environment()
     if not wanted.keys() <= os.environ.keys():
         # Celery and prometheus_client have read them by now, so the process begins anew with them.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ | _ignored)
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
-    starting.set_up_log(instance, _ignored)
+    starting.set_up_log(instance, map(ignored, _ignored))
     _heart = Heart(command_id(os.getpid()))
     _heart.start()
     try:
-        starting.refuse_pool(options.get("pool_cls"))
+        starting.refuse_pool(options.get("pool"))
         metrics.serve()
         Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
         starting.wait_for_engine(_heart)

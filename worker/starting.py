@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from celery.apps.worker import Worker
 from celery.concurrency import get_implementation
@@ -21,7 +21,7 @@ _LOOK_EVERY = 1.0
 """Seconds between two looks for an engine."""
 
 
-def set_up_log(worker: Worker, ignored: Sequence[str]) -> None:
+def set_up_log(worker: Worker, ignored: Iterable[str]) -> None:
     """Have this process's lines seen.
 
     Args:

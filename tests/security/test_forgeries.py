@@ -77,10 +77,17 @@ def altered_engine(spec: EngineSpec, name: str, file: str) -> Iterator[EngineSpe
 
 def test_an_altered_model_is_refused_by_the_worker(as_producer: Station, tiny: EngineSpec) -> None:
     with altered_engine(tiny, "altered-model", "model.onnx") as spec:
-        told = run(*COMMAND, "--limit", 20, "--engine", spec.name, expect=1)
-    assert f"engine.json records {spec.onnx_sha256}" in told.stderr
-    assert "rebuild the engine" in told.stderr
-    assert not latest_job().committed()
+        run(*COMMAND, "--limit", 20, "--engine", spec.name, "--detach")
+        job = latest_job()
+        as_producer.said(f"cannot serve job {job.key}, and leaves it to others: ")
+        told = run("producer", "status").stdout
+    line = next(line for line in as_producer.log.read_text().splitlines() if f"cannot serve job {job.key}" in line)
+    assert f"engine.json records {spec.onnx_sha256}" in line
+    assert "rebuild the engine" in line
+    assert "cannot serve this job" in " ".join(told.replace("│", " ").split())
+    ledger = Ledger(patience=5)
+    assert (ledger.queued(job.key), ledger.dead(job), job.committed()) == (1, {}, set())
+    ledger.forget(job)
 
 
 def test_an_altered_tokenizer_is_refused_by_the_producer(as_producer: Station, tiny: EngineSpec) -> None:

@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.engine import EngineSpec
+from contract.heartbeat import computing
 from contract.job import Job, latest_job
 from contract.ledger import Ledger, queue_of
 from contract.settings import settings
@@ -206,6 +207,7 @@ def test_what_redis_knows_is_told_by_job_engine_and_state(tiny: EngineSpec, redi
         ledger.call("rpush", queue_of(unserved.key), f"message {number}")
     with measured_worker(tmp_path / "worker.log") as (_, port):
         wait_until(lambda: ledger.queued(job.key) == 0 and not ledger.held())
+        wait_until(lambda: [one.state for one in computing(ledger.heartbeats())] == ["idle"])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
     told = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
