@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from contract.engine import EngineSpec, Pooling, load_engine
+from contract.entry import importing
 from contract.errors import UserError
 from contract.plan import PlanSpec, Profile
 from contract.words import count
@@ -117,7 +118,8 @@ def main(
         raise click.UsageError("Missing option '--model'.", context)
     if plan_too and lacking():
         raise _no_plan(f"add it where there is one: python -m engine_build plan --engine {name or 'NAME'}")
-    from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
+    with importing():
+        from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
 
     began = time.monotonic()
     with _STDERR.status("starting") as status:

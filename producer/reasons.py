@@ -57,6 +57,9 @@ class Reason:
     """One line, with what mends it where something does."""
 
 
+_LATE = 6.0
+"""Seconds of silence after which a worker, which beats every two, has probably died."""
+
 START = "start one: celery -A worker worker"
 
 
@@ -72,6 +75,11 @@ def reason(view: View) -> Reason:
         first = min(waiting, key=lambda one: one.since)
         who = count(len(waiting), "worker waits", "workers wait")
         return Reason(f"waits {first.waits_for}", f"{who}: {first.waits_for} (since {_for(view, first.since)})")
+    if here and all(one.silent(view.now) > _LATE for one in here):
+        first = min(here, key=lambda one: one.beat)
+        left = view.timeout - first.silent(view.now)
+        says = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
+        return Reason(f"late {first.worker}", f"{says}: if it stays silent, it is published again in {left:.0f} s")
     if here:
         first = min(here, key=lambda one: one.since)
         who = count(len(here), "worker computes", "workers compute")
@@ -83,7 +91,7 @@ def reason(view: View) -> Reason:
             f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s: "
             "it is published again" + ("" if alive else f". No worker is alive; {START}"),
         )
-    dying = [one for one in alive if one.silent(view.now) > 6]
+    dying = [one for one in alive if one.silent(view.now) > _LATE]
     if alive and len(dying) == len(alive):
         first = max(dying, key=lambda one: one.beat)
         left = view.timeout - first.silent(view.now)

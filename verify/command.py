@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract.engine import EngineSpec
+from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job, engine_of, find_job
 from verify.accounting import Accounting, account
@@ -72,8 +73,9 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     with console.status("counting rows …"):
         accounting = account(job)
     # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
-    from producer.dataset import dataset_of
-    from verify.reference import open_model
+    with importing():
+        from producer.dataset import dataset_of
+        from verify.reference import open_model
 
     try:
         spec, texts = engine_of(job), dataset_of(job)

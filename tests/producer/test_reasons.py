@@ -39,6 +39,10 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
             r"1 worker computes; the longest is at batch 3, since 0:01:20",
         ),
         (
+            view(worker(state="computing", job=JOB, batch=3, beat=NOW - 12), worker("host:1:2/1")),
+            r"batch 3 is in the hands of host:1:2/0, silent for 12 s: if it stays silent, it is published again in 18 s",
+        ),
+        (
             view(worker(state="waiting", job=JOB, batch=3, waits_for=FULL)),
             r"1 worker waits: No space left on device: /data/output \(since 0:01:20\)",
         ),
@@ -126,6 +130,8 @@ def test_in_a_thousand_states_the_line_is_true_and_no_alarm_is_false() -> None:
         if found.kind == "busy":
             assert not here
             assert any(one.job == OTHER for one in alive), says
+        if found.kind.startswith("late"):
+            assert all(NOW - one.beat > 6 for one in here), says
         if found.kind.startswith("silent"):
             assert any(one.batch in seen.out and one.job == JOB and NOW - one.beat > TIMEOUT for one in seen.workers)
         if not seen.out:
