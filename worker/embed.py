@@ -248,8 +248,10 @@ def _waiting(heart: Heart | None) -> tenacity.Retrying:
         where = f": {state.args[1]}" if isinstance(error, OSError) and len(state.args) > 1 else ""
         says = f"{(isinstance(error, OSError) and error.strerror) or (error and reason(error))}{where}"
         if state.attempt_number == 1:
-            what = "the shard's place" if isinstance(error, StoreError) else "space for the shard"
-            log.warning("waiting for %s: %s", what, says)
+            at_store = isinstance(error, StoreError)
+            log.warning(
+                f"waiting for the shard's place: {says}" if at_store else f"waiting for space for the shard: {says}"
+            )
         if heart:
             heart.waits(says)
 

@@ -40,7 +40,7 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
         ),
         (
             view(worker(state="computing", job=JOB, batch=3, beat=NOW - 12), worker("host:1:2/1")),
-            r"batch 3 is in the hands of host:1:2/0, silent for 12 s: if it stays silent, it is published again in 18 s",
+            r"batch 3 is in the hands of host:1:2/0, silent for 12 s: if it stays silent, it is published again in 18",
         ),
         (
             view(worker(state="waiting", job=JOB, batch=3, waits_for=FULL)),
