@@ -59,6 +59,8 @@ class Held(NamedTuple):
     job: str
     """The job's key."""
     batch: int
+    message: str
+    """As Kombu has it in the queue, JSON."""
 
 
 class Outstanding(BaseModel):
@@ -185,18 +187,25 @@ class Ledger(Connection):
         found = []
         for tag, value in self.call("hgetall", "unacked").items():
             try:
-                message, *_ = json.loads(value)
-            except (ValueError, TypeError):
+                message = json.dumps(json.loads(value)[0])
+            except (ValueError, TypeError, LookupError):
                 continue
-            if named := _named(json.dumps(message)):
-                found.append(Held(tag.decode(errors="replace"), *named))
+            if named := _named(message):
+                found.append(Held(tag.decode(errors="replace"), *named, message))
         return found
 
-    def take_back(self, messages: Iterable[Held]) -> None:
-        """Take messages out of the hands of workers that are gone. One that was only cut off may still acknowledge or
-        return them: neither does anything any more."""
-        for message in messages:
-            self.together(("hdel", "unacked", message.tag), ("zrem", "unacked_index", message.tag))
+    def take_back(self, message: Held) -> bool:
+        """Take a message out of the hand of a worker that is gone. One that was only cut off may still acknowledge or
+        return it: neither does anything any more.
+
+        Returns:
+            Whether it was still there, so that of several callers one goes on with it.
+        """
+        return bool(self.together(("hdel", "unacked", message.tag), ("zrem", "unacked_index", message.tag))[0])
+
+    def put_first(self, message: Held) -> None:
+        """Put a message that was taken back into its job's queue, as the next one: it has waited before."""
+        self.call("rpush", queue_of(message.job), message.message)
 
     def heartbeats(self) -> list[Heartbeat]:
         """What every worker last said, of the last hour."""
@@ -229,7 +238,9 @@ class Ledger(Connection):
             How many batches were out.
         """
         out = self.outstanding(job)
-        self.take_back(message for message in self.held() if message.job == job.key)
+        for message in self.held():
+            if message.job == job.key:
+                self.take_back(message)
         kept = ("dead",) if keep_dead else ()
         every = ("queue", "out", "attempts", "search", "rows", "job", "dead")
         self.together(

@@ -244,7 +244,12 @@ class _Driver:
             old = before.get(batch)
             self._since[batch] = old if old and old[0] is place else (place, at)
         gone = lost(found, {batch: since for batch, (_, since) in self._since.items()}, now=at, timeout=view.timeout)
-        ledger.take_back(message for message in held if message.batch in gone)
+        for message in held:
+            if message.batch in gone:
+                gone.discard(message.batch)
+                del self._since[message.batch]
+                if ledger.take_back(message):
+                    ledger.put_first(message)
         for batch in sorted(gone):
             self._send(batch)
             del self._since[batch]

@@ -168,8 +168,11 @@ def test_messages_wait_or_are_held_and_garbage_is_neither(ledger: Ledger, client
     for number, garbage in enumerate(GARBAGE):
         client.hset("unacked", f"garbage {number}", garbage)
     client.zadd("unacked_index", {"tag": 1.0})
-    assert ledger.held() == [Held("tag", job.key, 7)]
-    ledger.take_back(ledger.held())
+    (held,) = ledger.held()
+    assert held == Held("tag", job.key, 7, message(job, 7))
+    assert [ledger.take_back(held), ledger.take_back(held)] == [True, False]
+    ledger.put_first(held)
+    assert client.rpop(queue_of(job.key)) == message(job, 7).encode()
     assert (ledger.held(), client.zcard("unacked_index"), client.hlen("unacked")) == ([], 0, len(GARBAGE))
 
 
