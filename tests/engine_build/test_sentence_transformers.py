@@ -336,7 +336,7 @@ def test_more_tokens_than_the_embedding_has_rows_are_refused(tmp_path: Path) -> 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["a token more"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match="ids up to 1000, and the model's embedding 1000 rows"):
+    with pytest.raises(UserError, match="ids up to 1000, and the model's embedding 1,000 rows"):
         built(folder)
 
 

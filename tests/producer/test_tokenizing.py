@@ -178,7 +178,7 @@ def test_no_process_outlives_a_producer(
         lines = told.read()
     assert "Traceback" not in lines
     if number == signal.SIGINT:  # which a terminal sends to every process
-        assert "interrupted; 0 of 10 shards are there" in lines
+        assert "interrupted; 0 of 10 shards there" in lines
 
 
 def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
