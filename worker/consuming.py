@@ -32,6 +32,9 @@ class SturdyConsumer(Consumer):
                 arguments, keywords, options = message.payload
                 if list(map(type, (arguments, keywords, options, message.headers["id"]))) != [list, dict, dict, str]:
                     raise TypeError("expected an id, and a body of arguments, keywords and options")
+                if jobs and arguments and jobs.refuses(arguments[0]):
+                    message.requeue()  # it was on its way when its job was refused
+                    return
                 receive(message)
             except (ContentDisallowed, DecodeError, TypeError, ValueError, LookupError, AttributeError) as error:
                 self.on_invalid_task(None, message, error)

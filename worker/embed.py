@@ -137,7 +137,7 @@ class Embedder:
         with stages.timed("write"):
             per_token, windowed = engine.spec.pooling == "tokens", job.overlap is not None
             table = table_of(rows, found.vectors, info, per_token=per_token, errors=found.errors, windowed=windowed)
-            with workers_fault():
+            with workers_fault(job.data):
                 won = self.patiently(commit, table, job.shard(number), job.staging)
         metrics.time(stages)
         if won:

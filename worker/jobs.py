@@ -56,6 +56,10 @@ class Jobs:
             self.served -= {key}
         self._tell()
 
+    def refuses(self, key: object) -> bool:
+        """Whether no batch of this job is taken just now."""
+        return isinstance(key, str) and key in self._refused
+
     def look(self) -> None:
         """Bring ``served`` up to date.
 

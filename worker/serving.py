@@ -19,8 +19,11 @@ class CannotServe(Exception):
 
 
 @contextmanager
-def workers_fault() -> Iterator[None]:
+def workers_fault(place: object = "") -> Iterator[None]:
     """What is raised in the ``with`` block because of this machine becomes a ``CannotServe``.
+
+    Args:
+        place: what is written, for errors that do not say it.
 
     That is: no such engine or another one, no module, no such folder, no right to it, no space, no credentials, too
     little memory.
@@ -32,7 +35,7 @@ def workers_fault() -> Iterator[None]:
     except ImportError as error:
         raise CannotServe(f"a Python package is missing ({reason(error)})") from None
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {error.filename or place}" if error.filename or place else ""
         raise CannotServe(f"{error.strerror or reason(error)}{where}") from None
     except MemoryError:
         raise CannotServe("out of memory") from None
