@@ -363,7 +363,7 @@ def push(job: str | None, to: str, private: bool, replace: bool, unverified: boo
     """
     found = ready(find_job(job), unverified=unverified)
     size = decimal(found.job.bytes())
-    _STDERR.print(f"{found.job.batches:,} shards, {size}, to {to}", highlight=False, soft_wrap=True)
+    _STDERR.print(f"{count(found.job.batches, 'shard')}, {size}, to {to}", highlight=False, soft_wrap=True)
     if found.doubt:
         _STDERR.print(f"Not verified: {found.doubt}", highlight=False, soft_wrap=True)
     address = push_job(found, to, private=private, replace=replace)
@@ -381,11 +381,10 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
             progress = follow(drive(job, making, ledger, detach=detach), _STDERR)
     except KeyboardInterrupt:
         raise _interrupted(job) from None
-    out = _STDOUT
     if detach and len(progress.done) + len(progress.dead) < job.batches:
         _say_detached(progress, ledger)
         return False
-    out.print(summary(progress, spec, time.monotonic() - began))
+    _STDOUT.print(summary(progress, spec, time.monotonic() - began))
     if progress.dead:
         first = min(progress.dead)
         numbers = ", ".join(map(str, sorted(progress.dead)[:10])) + (" …" if len(progress.dead) > 10 else "")

@@ -217,7 +217,6 @@ class _Driver:
             view_of(job, ledger, frozenset(self._out)),
             making=len(self._begun),
             unpublished=len(todo),
-            full=self._full,
         )
         self._progress.view = view
         self._publish_lost(view)

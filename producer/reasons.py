@@ -30,8 +30,6 @@ class View:
     """Batches that are being tokenized."""
     unpublished: int = 0
     """Batches that are neither published nor done nor dead."""
-    full: bool = False
-    """As much is in Redis as may be."""
     others: Mapping[str, int] = field(default_factory=dict)
     """Keys of the other jobs that have messages waiting, and how many."""
 

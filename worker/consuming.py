@@ -1,5 +1,4 @@
-"""How ``celery worker`` itself consumes: from the queues of the jobs that it serves, sturdily, and one batch a
-child."""
+"""How ``celery worker`` takes messages: from the queues of the jobs that it serves, and of no others."""
 
 from collections.abc import Callable
 
