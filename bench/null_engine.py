@@ -9,10 +9,15 @@ from typing import Self
 
 import numpy as np
 
+# First: it prepares the environment that the next ones are imported in.
+# isort: split
+from worker import app
+
+# isort: split
+
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from worker.celery import app
 from worker.engine import Inference
 
 __all__ = ["app"]

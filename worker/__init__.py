@@ -11,6 +11,16 @@ def __getattr__(name: str) -> Any:
     from contract.entry import end_at_once
 
     end_at_once()
+    from contract.connection import tls_options
+    from contract.errors import UserError
+    from worker import environment
+
+    try:
+        environment.prepare()
+        tls_options()
+    except UserError as error:  # which Celery would show as a failure to import this module, with a traceback
+        error.show()
+        raise SystemExit(1) from None
     from worker.celery import app
 
     return app

@@ -5,7 +5,6 @@ a message names a batch, the batch becomes a shard, and the message is acknowled
 """
 
 import os
-import sys
 import traceback
 
 from billiard import current_process
@@ -30,12 +29,6 @@ from worker.jobs import Jobs
 from worker.serving import CannotServe
 from worker.stages import Stages
 from worker.stopping import Stop, grace
-
-try:
-    settings(), tls_options()
-except UserError as error:  # which Celery would show as a failure to import this module, with a traceback
-    error.show()
-    raise SystemExit(1) from None
 
 _ignored = ignore_celery_variables()
 
@@ -116,12 +109,6 @@ _heart: Heart | None = None
 def _before_start(instance: Worker, options: dict[str, object], **_: object) -> None:
     """In the parent, before it starts anything."""
     global _children, _heart
-    # Has children told to stop by SIGQUIT, which billiard reads as it is imported. Metrics of several processes are
-    # prometheus_client's choice as it is imported.
-    wanted = {"REMAP_SIGTERM": "SIGQUIT"} | metrics.environment()
-    if not wanted.keys() <= os.environ.keys():
-        # Celery and prometheus_client have read them by now, so the process begins anew with them.
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted | os.environ | _ignored)
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     starting.set_up_log(instance, map(ignored, _ignored))
     _heart = Heart(command_id(os.getpid()))

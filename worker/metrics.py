@@ -1,18 +1,12 @@
 """What a worker tells Prometheus, at ``EMBEDMILL_METRICS_PORT``.
 
 The children count, each in files of its own that outlive it; the parent adds all of them up when it is asked. That is
-prometheus_client's multi-process mode, which it chooses as it is imported: the worker must be started with
-``environment``.
+prometheus_client's multi-process mode, which it chooses as it is imported (``worker.environment``).
 """
 
-import atexit
 import importlib.metadata
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, start_http_server
@@ -27,8 +21,6 @@ from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import ShardInfo
 from worker.stages import Stages
-
-_FOLDER, _PREFIX = "PROMETHEUS_MULTIPROC_DIR", "embedmill-metrics-"
 
 ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
 DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
@@ -64,13 +56,6 @@ def count(info: ShardInfo, job: Job) -> None:
         counter.labels(job.id, job.engine).inc(getattr(info, field))
 
 
-def environment() -> dict[str, str]:
-    """What must be in the worker's environment before it starts, and is not yet: nothing where no port is set."""
-    if settings().metrics_port is None or _FOLDER in os.environ:
-        return {}
-    return {_FOLDER: tempfile.mkdtemp(prefix=_PREFIX)}
-
-
 def serve() -> None:
     """In the parent, before it has children: answer Prometheus from now on, if a port is set.
 
@@ -80,9 +65,6 @@ def serve() -> None:
     port = settings().metrics_port
     if port is None:
         return
-    folder = Path(os.environ[_FOLDER])
-    if folder.name.startswith(_PREFIX):  # and not one that the user chose
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     registry.register(GpuMemory())
