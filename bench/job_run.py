@@ -206,7 +206,7 @@ def _publishing(job: Job, sample: Sample) -> float:
         began = time.perf_counter()
         ledger.publish(job, number, payload)
         seconds.append(time.perf_counter() - began)
-        ledger.withdraw(job.id, number)
+        ledger.withdraw(job.key, number)
     return statistics.median(seconds)
 
 

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NewType
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -26,6 +27,9 @@ from contract.files import write_atomically
 from contract.form import VectorForm
 from contract.settings import settings
 from contract.store import Location, ObjectPath, entries, location, modified, move, names
+
+JobKey = NewType("JobKey", str)
+"""What tells a job from all others on a Redis (``Job.key``). Not its id: two jobs in two folders may share one."""
 
 SPLIT = r"^\w[\w.-]*$"
 """A split's name: it begins the names of files."""
@@ -125,10 +129,10 @@ class Job(BaseModel):
         return f"{readable}-{digest[:10]}"
 
     @property
-    def key(self) -> str:
+    def key(self) -> JobKey:
         """What tells the job from all others on a Redis: its id, and a hash of its folder. The same rows embedded into
         two folders are two jobs there."""
-        return f"{self.id}.{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}"
+        return JobKey(f"{self.id}.{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}")
 
     @property
     def batches(self) -> int:
@@ -242,7 +246,7 @@ def load_job(folder: Path | ObjectPath) -> Job:
         raise UserError(
             f"{file} was edited: it describes job {job.due_id} and says that it is {job.id}",
             "a job's id is a hash over its job.json, and its shards carry that id",
-            "undo the edit; for other settings run python -m producer with them, which makes another job",
+            "undo the edit; for other settings run python -m producer --dataset … with them, which makes another job",
         )
     return job.model_copy(update={"folder": folder.absolute()})
 

@@ -31,7 +31,7 @@ from contract import heartbeat
 from contract.connection import UNREACHABLE, Connection
 from contract.errors import UserError
 from contract.heartbeat import Heartbeat
-from contract.job import Job
+from contract.job import Job, JobKey
 from contract.settings import settings
 from contract.words import count
 
@@ -45,7 +45,7 @@ _REMEMBERED = 86_400
 be on a machine that is asleep."""
 
 
-def queue_of(key: str) -> str:
+def queue_of(key: JobKey) -> str:
     """The Celery queue of the job with this key, which is a Redis list of this name. Each job has its own: workers take
     from all in turn, and one that cannot serve a job leaves its queue alone."""
     return _key(key, "queue")
@@ -56,8 +56,7 @@ class Held(NamedTuple):
 
     tag: str
     """Kombu's name of it."""
-    job: str
-    """The job's key."""
+    job: JobKey
     batch: int
     message: str
     """As Kombu has it in the queue, JSON."""
@@ -140,7 +139,7 @@ class Ledger(Connection):
         """The batches that were published and not settled."""
         return {batch: _read(Outstanding, entry) or _NOBODYS for batch, entry in self._of_batches(job, "out")}
 
-    def withdraw(self, key: str, batch: int) -> bool:
+    def withdraw(self, key: JobKey, batch: int) -> bool:
         """Take back a batch that was published.
 
         Returns:
@@ -173,7 +172,7 @@ class Ledger(Connection):
                 ("delete", _batch_key(job.key, batch)),
             )
 
-    def queued(self, key: str) -> int:
+    def queued(self, key: JobKey) -> int:
         """Messages of a job that wait for a worker."""
         return int(self.call("llen", queue_of(key)))
 
@@ -261,25 +260,25 @@ class Ledger(Connection):
 
     # The worker's side
 
-    def jobs(self) -> set[str]:
+    def jobs(self) -> set[JobKey]:
         """Keys of the jobs that are under way, and of such as were left behind."""
-        return {key.decode(errors="replace") for key in self.call("smembers", JOBS)}
+        return {JobKey(key.decode(errors="replace")) for key in self.call("smembers", JOBS)}
 
     def job(self, key: str) -> Job | None:
         """The job of this key; None if nobody announced it or its record is not a job's."""
-        found = self.call("get", _key(key, "job"))
+        found = self.call("get", _key(JobKey(key), "job"))
         try:
             job = Job.model_validate_json(found) if found else None
         except ValidationError:
             return None
         return job if job and job.id == job.due_id and job.key == key else None
 
-    def rows(self, key: str) -> int:
+    def rows(self, key: JobKey) -> int:
         """Rows of a job that have a shard, as far as Redis knows."""
         found = self.call("get", _key(key, "rows"))
         return int(found) if found and found.isdigit() else 0
 
-    def fetch(self, key: str, batch: int) -> bytes | None:
+    def fetch(self, key: JobKey, batch: int) -> bytes | None:
         """A batch's bytes, which are the published ones; None if they are not, or no longer, there.
 
         Raises:
@@ -303,7 +302,7 @@ class Ledger(Connection):
             raise AlteredBatch(f"another SHA-256 than the {expected.sha256} that was published")
         return payload
 
-    def begin_attempt(self, key: str, batch: int) -> int:
+    def begin_attempt(self, key: JobKey, batch: int) -> int:
         """Count one more attempt at a batch; returns how many that makes."""
         try:
             return int(self._redis.hincrby(_key(key, "attempts"), str(batch), 1))
@@ -312,19 +311,19 @@ class Ledger(Connection):
         except UNREACHABLE:
             return int(self.call("hincrby", _key(key, "attempts"), str(batch), 1))
 
-    def search(self, key: str, batch: int) -> bytes | None:
+    def search(self, key: JobKey, batch: int) -> bytes | None:
         """How far the search for a batch's bad row is; None if there is none."""
         found: bytes | None = self.call("hget", _key(key, "search"), str(batch))
         return found
 
-    def save_search(self, key: str, batch: int, state: str) -> None:
+    def save_search(self, key: JobKey, batch: int, state: str) -> None:
         self.call("hset", _key(key, "search"), str(batch), state)
 
-    def end_attempt(self, key: str, batch: int) -> None:
+    def end_attempt(self, key: JobKey, batch: int) -> None:
         """Take an attempt back: it was this worker that failed, and not the batch."""
         self.call("hincrby", _key(key, "attempts"), str(batch), -1)
 
-    def settle(self, key: str, batch: int, rows: int = 0) -> None:
+    def settle(self, key: JobKey, batch: int, rows: int = 0) -> None:
         """Forget a batch that has its shard, of which ``rows`` rows are new."""
         counted = (("incrby", _key(key, "rows"), rows), ("expire", _key(key, "rows"), _REMEMBERED)) if rows else ()
         self.together(
@@ -333,7 +332,7 @@ class Ledger(Connection):
             *(("hdel", _key(key, what), str(batch)) for what in ("out", "attempts", "search")),
         )
 
-    def bury(self, key: str, batch: int, record: DeadBatch) -> None:
+    def bury(self, key: JobKey, batch: int, record: DeadBatch) -> None:
         """Set a batch aside as dead."""
         self.together(
             ("hset", _key(key, "dead"), str(batch), record.model_dump_json()),
@@ -342,21 +341,21 @@ class Ledger(Connection):
         )
 
 
-def _named(message: bytes | str) -> tuple[str, int] | None:
+def _named(message: bytes | str) -> tuple[JobKey, int] | None:
     """The job's key and the batch that a message names; None for what is none of ours."""
     try:
         arguments, *_ = json.loads(base64.b64decode(json.loads(message)["body"]))
         key, batch = arguments
     except (ValueError, TypeError, LookupError):
         return None
-    return (key, batch) if isinstance(key, str) and type(batch) is int else None
+    return (JobKey(key), batch) if isinstance(key, str) and type(batch) is int else None
 
 
-def _key(key: str, what: str) -> str:
+def _key(key: JobKey, what: str) -> str:
     return f"embedmill:{key}:{what}"
 
 
-def _batch_key(key: str, batch: int) -> str:
+def _batch_key(key: JobKey, batch: int) -> str:
     return _key(key, f"batch:{batch}")
 
 

@@ -233,7 +233,7 @@ def main(
 def _calibrate(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger) -> Ranges:
     """The ranges of a job's first rows, by a job of their own that is like it but for the form of its vectors."""
     few = min(job.rows, _CALIBRATION_ROWS)
-    _STDERR.print(f"The ranges for int8 come from the first {few:,} rows, as float32:", highlight=False)
+    _STDERR.print(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:", highlight=False)
     sample = job_of(
         replace(texts, columns=()),
         spec,

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from contract.errors import UserError
-from contract.job import Job, find_job, jobs_in
+from contract.job import Job, JobKey, find_job, jobs_in
 from contract.ledger import Ledger
 from contract.settings import settings
 
@@ -39,7 +39,7 @@ def listed(ledger: Ledger) -> list[Listed]:
     return [_seen(job, ledger, known) for job in here] + [_elsewhere(job, ledger) for job in elsewhere]
 
 
-def _seen(job: Job, ledger: Ledger, known: set[str]) -> Listed:
+def _seen(job: Job, ledger: Ledger, known: set[JobKey]) -> Listed:
     written = job.written()
     return Listed(
         job=job,
@@ -51,7 +51,7 @@ def _seen(job: Job, ledger: Ledger, known: set[str]) -> Listed:
     )
 
 
-def _state(job: Job, done: int, ledger: Ledger, known: set[str]) -> str:
+def _state(job: Job, done: int, ledger: Ledger, known: set[JobKey]) -> str:
     if done == job.batches:
         return "done"
     if ledger.cancelled(job):

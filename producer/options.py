@@ -12,6 +12,7 @@ from contract.form import VectorForm
 from contract.job import NAME, Job
 from contract.shard import COLUMNS
 from contract.store import ObjectPath, location
+from contract.words import count
 from producer.batches import open_tokenizer
 from producer.dataset import TextDataset
 
@@ -93,7 +94,9 @@ def dimensions_of(spec: EngineSpec, dimensions: int | None) -> int | None:
         UserError: they are more than that.
     """
     if dimensions and dimensions > spec.hidden:
-        raise UserError(f"engine {spec.name} computes {spec.hidden} dimensions", f"found --dimensions {dimensions}")
+        raise UserError(
+            f"engine {spec.name} computes {count(spec.hidden, 'dimension')}", f"found --dimensions {dimensions}"
+        )
     return None if dimensions == spec.hidden else dimensions
 
 
@@ -115,7 +118,9 @@ def overlap_of(spec: EngineSpec, long_texts: str, overlap: int | None) -> int | 
         )
     overlap = OVERLAP if overlap is None else overlap
     if overlap >= (window := open_tokenizer(spec).window):
-        raise UserError(f"windows of {window} tokens cannot share {overlap}", mend="choose a smaller --overlap")
+        raise UserError(
+            f"windows of {count(window, 'token')} cannot share {overlap}", mend="choose a smaller --overlap"
+        )
     return overlap
 
 

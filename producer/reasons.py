@@ -149,7 +149,7 @@ def workers_line(view: View) -> str:
     if here:
         parts.append(f"{len(here)} computing")
     if elsewhere:
-        parts.append(f"{len(elsewhere)} computing other jobs")
+        parts.append(f"{len(elsewhere)} computing for other jobs")
     if idle := [one for one in rest if one.state == "idle"]:
         parts.append(f"{len(idle)} idle")
     parts += [_state(view, one) for one in rest if one.state in ("starting", "waiting")]

@@ -13,6 +13,7 @@ import requests
 
 from contract.errors import UserError, reason
 from contract.store import Entry, ObjectPath
+from contract.words import count
 
 SCHEMES = ("http://", "https://", "s3://", "gs://")
 _CHUNK = 1 << 20
@@ -95,7 +96,7 @@ def _save(source: IO[bytes] | Any, target: Path, size: int | None) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
         if size is not None and staged.stat().st_size != size:
-            raise OSError(f"{staged.stat().st_size:,} of {size:,} bytes came")
+            raise OSError(f"{staged.stat().st_size:,} of {count(size, 'byte')} came")
         shutil.move(staged, target)
     finally:
         staged.unlink(missing_ok=True)

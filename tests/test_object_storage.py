@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -16,13 +17,15 @@ import verify.command
 from contract import store
 from contract.engine import EngineSpec
 from contract.job import latest_job
+from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import names
-from examples.local import celery_worker, free_port
+from examples.local import celery_worker, free_port, process
 from tests.buckets import BUCKET, client, credentials, s3_server
 from tests.conftest import JARGON
 from tests.hub import WRITER, Hub
+from tests.test_end_to_end import wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +55,16 @@ def ended(process: subprocess.Popen[str], expect: int = 0) -> str:
     told, _ = process.communicate(timeout=200)
     assert process.returncode == expect, told
     return told
+
+
+def listening(url: str) -> int:
+    """The number of the process that listens on this URL's port."""
+    port = int(url.rpartition(":")[2])
+    return next(
+        one.pid or 0
+        for one in psutil.net_connections("tcp4")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+    )
 
 
 def machine(folder: Path, tiny: EngineSpec, output: str) -> dict[str, str]:
@@ -148,3 +161,57 @@ def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
             with open_file(record.shard(1)) as shard:
                 assert shard.read(columns=["row_id"])["row_id"].to_pylist() == list(range(20, 40))
     assert "given up" not in log.read_text()
+
+
+def test_two_good_workers_do_what_one_without_credentials_leaves_to_them(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
+    settings.cache_clear()
+    rows = ("--dataset", JARGON, "--text-column", "text", "--limit", 250, "--batch-rows", 10)
+    without = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-n", "without@%h"]
+    with ExitStack() as stack:
+        url = stack.enter_context(s3_server(tmp_path))
+        for name, value in credentials(url).items():
+            monkeypatch.setenv(name, value)
+        log = tmp_path / "without.log"
+        wrong = {"AWS_SECRET_ACCESS_KEY": "", "AWS_ACCESS_KEY_ID": ""}
+        stack.enter_context(process(without, log, env=wrong, patience=5))
+        wait_until(lambda: " loaded: " in log.read_text())
+        producer = command("-m", "producer", *rows, cwd=tmp_path)
+        wait_until(lambda: "cannot serve job" in log.read_text(), 60)
+        for number in range(2):
+            stack.enter_context(celery_worker(tmp_path / f"{number}.log", "-n", f"{number}@%h"))
+        assert "250 of 250" in ended(producer)
+        assert latest_job().committed() == set(range(25))
+    assert "given up" not in "".join(file.read_text() for file in tmp_path.glob("*.log"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_ends_in_time_while_the_bucket_does_not_answer(
+    number: signal.Signals, tiny: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
+    settings.cache_clear()
+    log = tmp_path / "worker.log"
+    with s3_server(tmp_path) as url:
+        for name, value in credentials(url).items():
+            monkeypatch.setenv(name, value)
+        server = psutil.Process(listening(url))
+        ended(command("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--detach", cwd=tmp_path))
+        server.suspend()  # it takes connections, and never answers
+        try:
+            with log.open("wb") as output:
+                worker = subprocess.Popen(
+                    [sys.executable, "-m", "celery", "-A", "worker", "worker"], stdout=output, stderr=output
+                )
+            wait_until(lambda: any(one.batch is not None for one in Ledger(patience=5).heartbeats()))
+            began = time.monotonic()
+            worker.send_signal(number)
+            assert worker.wait(60) == (130 if number == signal.SIGINT else 0)
+            assert time.monotonic() - began < settings().stop_seconds + 1
+        finally:
+            server.resume()
+    assert log.read_text().count("The worker stops: ") == 1

@@ -90,8 +90,7 @@ def test_two_good_workers_do_what_bad_ones_leave_to_them_and_no_attempt_is_count
         "no engine": {"EMBEDMILL_ENGINES": str(empty)},
         "no module": {"PYTHONPATH": str(no_module)},
     }
-    attempts: set[bytes] = set()
-    client, told = redis.Redis.from_url(redis_url), tmp_path / "producer.log"
+    told = tmp_path / "producer.log"
     with ExitStack() as stack:
         for name, env in bad.items():
             command = [*WORKER, "-n", f"{name.replace(' ', '-')}@%h"]
@@ -103,10 +102,7 @@ def test_two_good_workers_do_what_bad_ones_leave_to_them_and_no_attempt_is_count
             )
         wait_until(lambda: len(computing(Ledger(patience=5).heartbeats())) == 5)
         producer = stack.enter_context(producing(told, "--limit", 250, "--batch-rows", 10))
-        while producer.poll() is None:
-            for key in client.scan_iter("embedmill:*:attempts"):
-                attempts |= set(map(os.fsencode, client.hvals(os.fsdecode(key))))
-            time.sleep(0.02)
+        attempts = every_attempt(producer, redis.Redis.from_url(redis_url))
         assert producer.wait(5) == 0, told.read_text()
     job = latest_job()
     assert job.committed() == set(range(25))
@@ -114,6 +110,52 @@ def test_two_good_workers_do_what_bad_ones_leave_to_them_and_no_attempt_is_count
     assert "has the fingerprint" in (tmp_path / "another fingerprint.log").read_text()
     assert "waits for its engine: no engine" in (tmp_path / "no engine.log").read_text()
     assert "a Python package is missing (no onnxruntime here)" in (tmp_path / "no module.log").read_text()
+
+
+def every_attempt(producer: "subprocess.Popen[bytes]", client: "redis.Redis") -> set[bytes]:
+    """Each value that the attempts of a batch had on Redis until the producer ended."""
+    found: set[bytes] = set()
+    while producer.poll() is None:
+        for key in client.scan_iter("embedmill:*:attempts"):
+            found |= set(map(os.fsencode, client.hvals(os.fsdecode(key))))
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a folder away from one process")
+def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path
+) -> None:
+    run(*COMMAND, "--limit", 250, "--batch-rows", 10, "--detach")
+    job = latest_job()
+    assert isinstance(job.folder, Path)
+    staging = job.folder / "staging"
+    for folder in (job.folder, *(one for one in job.folder.iterdir() if one.is_dir())):
+        os.chown(folder, 12345, 12345)
+    full = f'mount -t tmpfs -o size=4k tmpfs {staging} && cp {JARGON} {staging}/x; exec "$@"'
+    bad = {
+        "no right": ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"],
+        "full disk": ["unshare", "--mount", "sh", "-c", full, "sh"],
+    }
+    with ExitStack() as stack:
+        for name, prefix in bad.items():
+            command = [*prefix, *WORKER, "-n", f"{name.replace(' ', '-')}@%h"]
+            stack.enter_context(process(command, tmp_path / f"{name}.log", patience=5))
+        wait_until(lambda: len([one for one in Ledger(patience=5).heartbeats() if one.refuses]) == 2)
+        status = run("producer", "status", job.folder, expect=3).stdout
+        producer = stack.enter_context(producing(tmp_path / "producer.log", "--limit", 250, "--batch-rows", 10))
+        for number in range(2):
+            options = ("-n", f"{number}@%h")
+            stack.enter_context(
+                celery_worker(tmp_path / f"{number}.log", *options, app="bench.chaos.haunted", env=slow(0.2))
+            )
+        attempts = every_attempt(producer, redis.Redis.from_url(redis_url))
+        assert producer.wait(5) == 0, (tmp_path / "producer.log").read_text()
+    assert job.committed() == set(range(25))
+    assert attempts == {b"1"}
+    for name, reason in (("no right", "Permission denied"), ("full disk", "No space left on device")):
+        assert f"{reason}: {staging}" in (tmp_path / f"{name}.log").read_text()
+        assert reason in status
 
 
 def test_where_no_worker_can_serve_a_job_it_says_why_stays_whole_and_goes_on_once_one_can(

@@ -16,7 +16,7 @@ from celery.worker.consumer import Gossip, Mingle
 
 from contract.connection import SOCKET, direct_queue, ignore_celery_variables, ignored, tls_options
 from contract.errors import UserError
-from contract.job import Job
+from contract.job import Job, JobKey
 from contract.ledger import TASK, AlteredBatch, DeadBatch, Ledger, queue_of
 from contract.settings import settings
 from contract.words import count
@@ -154,7 +154,7 @@ def _close(**_: object) -> None:
 
 
 @app.task(bind=True, name=TASK, max_retries=None, Request=consuming.BatchRequest)
-def embed_batch(self: Task, key: str, number: int) -> None:
+def embed_batch(self: Task, key: JobKey, number: int) -> None:
     """Make one batch's shard, unless it is there already.
 
     Args:
@@ -170,7 +170,7 @@ def embed_batch(self: Task, key: str, number: int) -> None:
         raise Reject(str(error), requeue=True) from None
 
 
-def _embed(task: Task, key: str, number: int) -> None:
+def _embed(task: Task, key: JobKey, number: int) -> None:
     ledger = Ledger(patience=None)
     embedder = _ready()
     stages = embedder.stages = Stages()

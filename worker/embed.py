@@ -14,7 +14,7 @@ import tenacity
 from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import reason
-from contract.job import Job
+from contract.job import Job, JobKey
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError
@@ -64,7 +64,7 @@ class Embedder:
                 self._heart.waits("")
 
     @contextmanager
-    def at(self, key: str, number: int) -> Iterator[None]:
+    def at(self, key: JobKey, number: int) -> Iterator[None]:
         """Tell everybody that the ``with`` block works on a batch."""
         if self._heart:
             self._heart.says("computing", job=key, batch=number)
@@ -130,7 +130,7 @@ class Embedder:
             batch = _decoded(job, number, payload)
         engine = self.engine(job.engine)
         with stages.timed("compute"):
-            errors = _search(engine, batch, ledger) if ledger else {}
+            errors = _search(engine, job, batch, ledger) if ledger else {}
             rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)
             found = into_form(rows, found, job.form, engine.spec)
         info = _info(job, number, rows, engine, found, time.monotonic() - began)
@@ -193,19 +193,19 @@ def _decoded(job: Job, number: int, payload: bytes) -> Batch:
         or tuple(batch.kept) != job.columns
     ):
         raise ValueError(
-            f"found batch {batch.number} of job {batch.job} with {len(rows)} rows and {len(batch.kept)} more columns "
-            f"for engine {batch.engine}, expected batch {number} of {job.id} with rows {wanted.start} to "
-            f"{wanted.stop - 1} and {len(job.columns)} more columns for {job.fingerprint}"
+            f"found batch {batch.number} of job {batch.job} for engine {batch.engine} with {count(len(rows), 'row')} "
+            f"and the columns {tuple(batch.kept)}, expected batch {number} of {job.id} for {job.fingerprint}: row ids "
+            f"{wanted.start} to {wanted.stop - 1}, the columns {job.columns}"
         )
     return batch
 
 
-def _search(engine: Engine, batch: Batch, ledger: Ledger) -> dict[int, str]:
+def _search(engine: Engine, job: Job, batch: Batch, ledger: Ledger) -> dict[int, str]:
     errors = failing_rows(
         len(batch),
         lambda places: engine.infer(batch.take(np.array(places))),
-        ledger.search(batch.job, batch.number),
-        lambda note: ledger.save_search(batch.job, batch.number, note),
+        ledger.search(job.key, batch.number),
+        lambda note: ledger.save_search(job.key, batch.number, note),
     )
     for place, error in errors.items():
         log.error("row %d of job %s has no vector: %s", batch.row_id[place], batch.job, error)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from contract.errors import UserError
-from contract.job import Job
+from contract.job import Job, JobKey
 from contract.ledger import Ledger
 from worker.engine import log
 from worker.heartbeat import Heart
@@ -41,15 +41,15 @@ class Jobs:
     def __init__(self, heart: Heart, check: Callable[[Job], None] = check) -> None:
         self._heart, self._check = heart, check
         self._ledger = Ledger(patience=0)
-        self._refused: dict[str, Refusal] = {}
+        self._refused: dict[JobKey, Refusal] = {}
         self._lock = threading.Lock()
-        self.served: frozenset[str] = frozenset()
+        self.served: frozenset[JobKey] = frozenset()
         """Keys of the jobs whose batches are taken."""
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="jobs", daemon=True).start()
 
-    def refuse(self, key: str, why: str) -> None:
+    def refuse(self, key: JobKey, why: str) -> None:
         """Take no more of a job's batches for a while: one was given back."""
         with self._lock:
             self._note(key, Refusal(why, time.monotonic() + _AGAIN_AFTER))
@@ -76,13 +76,13 @@ class Jobs:
             self.served = frozenset(there - self._refused.keys())
         self._tell()
 
-    def _due(self, key: str) -> bool:
+    def _due(self, key: JobKey) -> bool:
         if key in self.served:
             return False
         refusal = self._refused.get(key)
         return refusal is None or time.monotonic() >= refusal.until
 
-    def _refusal(self, key: str) -> Refusal | None:
+    def _refusal(self, key: JobKey) -> Refusal | None:
         job = self._ledger.job(key)
         try:
             if job is None:
@@ -92,7 +92,7 @@ class Jobs:
             return Refusal(str(error), time.monotonic() + _TRY_EVERY)
         return None
 
-    def _note(self, key: str, refusal: Refusal | None) -> None:
+    def _note(self, key: JobKey, refusal: Refusal | None) -> None:
         before = self._refused.pop(key, None)
         if refusal is None:
             if before:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.plan import Profile
+from contract.words import count
 
 ALIGNMENT = 8
 """Tokens to a multiple of which a GPU's rows are padded: FP16 matrix units take 8 elements at a time."""
@@ -72,7 +73,9 @@ def cut_by_profiles(lengths: Lengths, profiles: Sequence[Profile]) -> list[Micro
         longest, left = int(lengths[order[start]]), len(order) - start
         fits = [number for number, profile in enumerate(profiles) if longest <= profile.length]
         if not fits:
-            raise ValueError(f"a row of {longest} tokens is longer than every profile: {', '.join(map(str, profiles))}")
+            raise ValueError(
+                f"a row of {count(longest, 'token')} is longer than every profile: {', '.join(map(str, profiles))}"
+            )
 
         def cost(number: int, longest: int = longest, left: int = left) -> tuple[float, int, int]:
             taken = min(profiles[number].rows, left)
@@ -107,11 +110,11 @@ def cut_packed(lengths: Lengths, profiles: Sequence[Profile]) -> list[MicroBatch
     sizes = lengths[order].tolist()
     left = sum(sizes)
     while first < last:
-        longest, count = sizes[first], last - first
+        longest, rows_left = sizes[first], last - first
         takes = [n for n in by_size if profiles[n].length >= longest]
         spare = profiles[takes[0]].length
-        filled = [n for n in takes if profiles[n].length <= left or profiles[n].rows <= count]
-        enough = [n for n in takes if 0 <= profiles[n].length - left <= spare and profiles[n].rows >= count]
+        filled = [n for n in takes if profiles[n].length <= left or profiles[n].rows <= rows_left]
+        enough = [n for n in takes if 0 <= profiles[n].length - left <= spare and profiles[n].rows >= rows_left]
         number = enough[0] if enough else filled[-1]
         room, most = profiles[number].length, profiles[number].rows
         begin, end = first, last

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.form import Stored, VectorForm
+from contract.words import count
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,6 @@ def into_form(batch: Batch, found: Vectors, form: VectorForm, spec: EngineSpec) 
     bad = unfit(stored if form.dtype == "float16" else shaped, owners)
     if not len(bad):
         return Vectors(stored, found.errors, found.recomputed, found.computed_tokens)
-    what = f"{form.dimensions or spec.hidden} dimensions as {form.dtype}"
+    what = f"{count(form.dimensions or spec.hidden, 'dimension')} as {form.dtype}"
     errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in bad}}
     return Vectors(stored[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)

@@ -154,6 +154,7 @@ def _engine(folder: Path) -> Path:
 def _record(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: float) -> dict[str, Any]:
     outcome = compare(rig.job(), undisturbed)
     injected = len(rig.faults) or len(fault.failed)
+    left = rig.left_on_redis()
     return {
         "fault": fault.name,
         "injected": injected,
@@ -166,7 +167,9 @@ def _record(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: floa
         "recovery_s": round(rig.recovery, 1),
         "seconds": round(seconds, 1),
         "exit_status": status,
+        "left_on_redis": left,
         "passed": status == 0
+        and not left
         and not (outcome.lost or outcome.twice or outcome.different)
         and outcome.failed == fault.failed
         and (injected > 0 or fault.inject is nothing),

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _LOADING = 1.0
 """Seconds in which a child may be loading its engine. Celery ends a worker whose first child dies in them."""
 
+_LAST_WORDS = 10.0
+"""Seconds after a job's end in which a worker may still be at its last word about a batch."""
+
 _PATIENCE = 240.0
 """Seconds in which a job must come to its end after the last fault."""
 
@@ -152,6 +155,21 @@ class Rig:
     def job(self) -> Job | None:
         found = list((self.folder / "output").glob("*/job.json"))
         return load_job(found[0].parent) if found else None
+
+    def left_on_redis(self) -> list[str]:
+        """Keys of the job that are on Redis after its end; a worker may still be at its last word about a batch."""
+        job = self.job()
+        if job is None:
+            return []
+        found: list[str] = []
+        until = time.monotonic() + _LAST_WORDS
+        while time.monotonic() < until:
+            with contextlib.suppress(redis.RedisError):
+                found = sorted(os.fsdecode(key) for key in self.client().scan_iter(f"embedmill:{job.id}*"))
+                if not found:
+                    break
+            time.sleep(0.1)
+        return found
 
     @property
     def recovery(self) -> float:

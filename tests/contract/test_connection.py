@@ -12,9 +12,12 @@ import redis
 
 from contract.connection import redis_address
 from contract.errors import UserError
+from contract.job import JobKey
 from contract.ledger import Ledger
 from contract.settings import settings
 from examples.local import free_port, process, redis_server
+
+J = JobKey("j")
 
 
 def test_an_unreachable_redis_is_named_without_its_password(
@@ -24,7 +27,7 @@ def test_an_unreachable_redis_is_named_without_its_password(
     settings.cache_clear()
     began = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as caught:
-        Ledger(patience=0.6).begin_attempt("j", 0)
+        Ledger(patience=0.6).begin_attempt(J, 0)
     assert 0.5 < time.monotonic() - began < 10
     message = caught.value.format_message()
     assert f"no answer from Redis at redis://127.0.0.1:{port}/2" in message
@@ -39,7 +42,7 @@ def test_a_wrong_password_is_refused_and_is_not_shown(redis_url: str, monkeypatc
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", redis_url.replace("//", "//:grain@"))
     settings.cache_clear()
     with pytest.raises(UserError, match="refuses this user") as caught:
-        Ledger(patience=0).queued("j")
+        Ledger(patience=0).queued(J)
     assert "grain" not in str(caught.value)
 
 
@@ -48,7 +51,7 @@ def test_a_redis_that_comes_back_within_the_patience_is_waited_for(monkeypatch: 
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{port}/0")
     settings.cache_clear()
     answers: list[int] = []
-    waiting = threading.Thread(target=lambda: answers.append(Ledger(patience=None).begin_attempt("j", 0)))
+    waiting = threading.Thread(target=lambda: answers.append(Ledger(patience=None).begin_attempt(J, 0)))
     waiting.start()
     time.sleep(0.2)
     with redis_server(port=port):

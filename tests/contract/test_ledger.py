@@ -7,10 +7,12 @@ import redis
 
 from contract.errors import UserError
 from contract.heartbeat import WORKERS, Heartbeat, key_of
-from contract.job import Job
+from contract.job import Job, JobKey
 from contract.ledger import JOBS, AlteredBatch, DeadBatch, Held, Ledger, queue_of
 from contract.settings import settings
 from tests.contract.samples import a_job
+
+J, K = JobKey("j"), JobKey("k")
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redi
     assert ledger.publish(job, 7, payload)
     assert ledger.fetch(job.key, 7) == payload
     assert ledger.outstanding(job)[7].size == 2560
-    assert (ledger.fetch(job.key, 8), ledger.fetch("i", 7)) == (None, None)
+    assert (ledger.fetch(job.key, 8), ledger.fetch(K, 7)) == (None, None)
     ledger.begin_attempt(job.key, 7)
     ledger.save_search(job.key, 7, "{}")
     ledger.settle(job.key, 7)
@@ -101,16 +103,16 @@ def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Re
 
 
 def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: Ledger) -> None:
-    assert [ledger.begin_attempt("j", 1) for _ in range(3)] == [1, 2, 3]
-    assert (ledger.begin_attempt("j", 2), ledger.begin_attempt("i", 1)) == (1, 1)
-    ledger.settle("j", 1)
-    assert ledger.begin_attempt("j", 1) == 1
+    assert [ledger.begin_attempt(J, 1) for _ in range(3)] == [1, 2, 3]
+    assert (ledger.begin_attempt(J, 2), ledger.begin_attempt(K, 1)) == (1, 1)
+    ledger.settle(J, 1)
+    assert ledger.begin_attempt(J, 1) == 1
 
 
 def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: Ledger, client: redis.Redis) -> None:
     client.config_set("maxmemory", 1)
-    assert ledger.begin_attempt("j", 1) == 1
-    ledger.settle("j", 1)
+    assert ledger.begin_attempt(J, 1) == 1
+    ledger.settle(J, 1)
 
 
 WHY = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempts=4)
@@ -201,12 +203,12 @@ def test_a_cancelled_or_ended_job_leaves_nothing_and_another_keeps_all(
 
 
 def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: Ledger) -> None:
-    ledger.begin_attempt("j", 1)
-    ledger.end_attempt("j", 1)
-    assert ledger.begin_attempt("j", 1) == 1
-    ledger.settle("j", 1, rows=5)
-    ledger.settle("j", 1)
-    assert (ledger.rows("j"), ledger.rows("i")) == (5, 0)
+    ledger.begin_attempt(J, 1)
+    ledger.end_attempt(J, 1)
+    assert ledger.begin_attempt(J, 1) == 1
+    ledger.settle(J, 1, rows=5)
+    ledger.settle(J, 1)
+    assert (ledger.rows(J), ledger.rows(K)) == (5, 0)
 
 
 def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: Ledger, client: redis.Redis) -> None:

@@ -152,7 +152,7 @@ def test_the_workers_line_says_what_each_does() -> None:
         commands=REFUSES,
     )
     assert workers_line(seen) == (
-        "4 workers: 1 computing, 1 computing other jobs, 1 waits: No space left on device: /data/output "
+        "4 workers: 1 computing, 1 computing for other jobs, 1 waits: No space left on device: /data/output "
         "(since 0:01:20), 1 cannot serve this job: no engine bge in /engines, 1 silent"
     )
     assert workers_line(view()) == "0 workers"

@@ -20,6 +20,7 @@ import producer.tokenizing
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.job import JobKey
 from contract.ledger import JOBS, queue_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
@@ -146,7 +147,7 @@ def blocks(number: int, process: psutil.Process) -> bool:
 
 
 def published(client: redis.Redis) -> int:
-    return sum([int(client.llen(queue_of(os.fsdecode(key)))) for key in client.smembers(JOBS)])
+    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.smembers(JOBS)])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

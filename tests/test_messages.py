@@ -1,0 +1,103 @@
+"""Every message in the source: its counts agree with their numbers, and what it advises exists."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from contract.settings import Settings
+from tests.test_docs import COMMANDS, flags
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("contract", "engine_build", "producer", "verify", "worker")
+
+
+class Text(NamedTuple):
+    """A text in the source, with … for what is filled in."""
+
+    where: str
+    text: str
+    filled: tuple[str, ...]
+    """The expressions that are filled in, in order."""
+
+
+def _text(node: ast.AST, where: str) -> Text | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return Text(where, node.value, ())
+    if isinstance(node, ast.JoinedStr):
+        parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+        filled = [ast.unparse(part.value) for part in node.values if isinstance(part, ast.FormattedValue)]
+        return Text(where, "".join(parts), tuple(filled))
+    return None
+
+
+def texts() -> Iterator[Text]:
+    """All but docstrings and parts of longer ones."""
+    for file in sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        apart: set[int] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr):
+                apart.add(id(node.value))
+            elif isinstance(node, ast.JoinedStr):
+                apart |= {id(part) for part in node.values}
+        for node in ast.walk(tree):
+            if id(node) not in apart and (
+                found := _text(node, f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
+            ):
+                yield found
+
+
+COUNTED = (
+    "rows batches shards workers attempts files texts tokens vectors messages jobs engines processes children cores "
+    "bytes characters columns lines values parts runs sizes seconds minutes hours days splits names dimensions"
+)
+PLURAL = re.compile(rf"(…|%d) (?:[a-z]+ ){{0,2}}(?:{'|'.join(COUNTED.split())})\b(?!/s)")
+NEVER_ONE = {
+    "_CALIBRATION_ROWS", "_MOST_SHARDS",  # constants
+    "dataset", "file", "job.form.dtype", "precision",  # no numbers
+    "job.id",
+    "len(found)", "len(fitting)",  # several, or the message is another
+}  # fmt: skip
+
+
+def test_every_count_agrees_with_its_number() -> None:
+    strays = []
+    for one in texts():
+        ends = [match.start() for match in PLURAL.finditer(one.text)]
+        for start in ends:
+            number = one.text[:start].count("…")
+            if "%d" in one.text or not (one.filled[number] in NEVER_ONE or one.filled[number].startswith("count(")):
+                strays.append((one.where, one.text))
+    assert not strays, "use contract.words.count"
+
+
+ADVICE = [
+    one for one in texts() if re.search(r"python -m \w|celery -A|EMBEDMILL_|pip install|(?<!\S)--[a-z]", one.text)
+]
+
+
+def test_there_is_advice() -> None:
+    assert len(ADVICE) > 100
+
+
+@pytest.mark.parametrize("one", ADVICE, ids=lambda one: one.where)
+def test_what_a_message_advises_exists(one: Text) -> None:
+    settings = {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"EMBEDMILL_[A-Z_]+\b", one.text)) <= settings | {"EMBEDMILL_"}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"embedmill\[(\w+)\]", one.text)) <= extras.keys()
+    for name, rest in re.findall(r"python -m (\w+)((?: [^\n:;,()]+)?)", one.text):
+        command = COMMANDS[name]
+        words = rest.split()
+        parts = getattr(command, "commands", {})
+        if words and re.fullmatch("[a-z]+", words[0]) and parts:
+            assert words[0] in parts
+        assert {word for word in words if word.startswith("--")} <= flags(command)
+    every = set().union(*map(flags, COMMANDS.values()))
+    named = set(re.findall(r"(?<![\w(-])--[a-z][a-z-]+", one.text))
+    assert named <= every
