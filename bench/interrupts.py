@@ -1,4 +1,4 @@
-"""Ctrl-C at random instants of the four commands: ``python -m bench.interrupts``.
+"""Ctrl-C at random instants of all commands: ``python -m bench.interrupts``.
 
 Each run starts a command as a terminal does, in a process group of its own, sends SIGINT to the group after 0 to 8 s,
 and looks at what the command printed, how it ended, how long that took, and what it left behind: processes, files in
@@ -24,7 +24,9 @@ import psutil
 from bench.tiny_model import save_tiny_model
 from examples.local import celery_worker, redis_server
 
-_JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
+_ROOT = Path(__file__).parent.parent
+_PACKAGES = ("contract", "producer", "worker", "verify", "engine_build")
+_JARGON = _ROOT / "examples" / "jargon.jsonl"
 _PATIENCE = 20.0
 """Seconds after which a command that was interrupted counts as hanging."""
 
@@ -81,7 +83,7 @@ def interrupted(name: str, command: list[str], env: dict[str, str], folder: Path
         one.kill()
     text = told.read_text(errors="replace")
     traceback = "Traceback" in text
-    ours = any(f"/{package}/" in text for package in ("contract", "producer", "worker", "verify", "engine_build"))
+    ours = any(f'File "{_ROOT}/{package}/' in text for package in _PACKAGES)
     finished = finished or status == 0
     run = Run(
         command=name,
@@ -109,7 +111,7 @@ def _session(pid: int) -> list[psutil.Process]:
 
 
 @click.command()
-@click.option("--runs", default=200, show_default=True, help="Ctrl-Cs in all.")
+@click.option("--runs", default=250, show_default=True, help="Ctrl-Cs in all.")
 @click.option("--at-once", default=1, show_default=True, help="Commands at the same time; more than cores load them.")
 @click.option("--seconds", default=8.0, show_default=True, help="The latest instant.")
 @click.option("--seed", default=1, show_default=True)
@@ -138,10 +140,11 @@ def main(runs: int, at_once: int, seconds: float, seed: int, file: Path | None) 
                 folder = top / f"run-{number}"
                 folder.mkdir()
                 own = env | {"EMBEDMILL_OUTPUT": str(folder / "output")}
-                name = ("producer", "worker", "verify", "engine_build")[number % 4]
+                name = ("producer", "worker", "verify", "engine_build", "celery")[number % 5]
                 command, chosen = {
                     "producer": ([*python, "producer", *rows], own),
-                    "worker": ([*python, "celery", "-A", "worker", "worker", "-n", f"{number}@%h"], own),
+                    "worker": ([*python, "worker", "-n", f"{number}@%h"], own),
+                    "celery": ([*python, "celery", "-A", "worker", "worker", "-n", f"{number}@%h"], own),
                     "verify": ([*python, "verify", str(done), "--sample", "all"], env),
                     "engine_build": (
                         [*python, "engine_build", "--model", str(model), "--name", "tiny"],

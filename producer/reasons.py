@@ -99,7 +99,7 @@ def reason(view: View) -> Reason:
     refusals = view.refusals()
     able = [one for one in alive if one.command not in refusals]
     if not able:
-        why = Counter(refusals.values()).most_common(1)[0][0]
+        why = "; ".join(sorted({refusals[one.command] for one in alive}))
         who = "the only worker" if len(alive) == 1 else f"none of {count(len(alive), 'worker')}"
         can = "cannot" if len(alive) == 1 else "can"
         return Reason(f"refused {why}", f"{who} {can} serve this job: {why}")
@@ -153,8 +153,8 @@ def workers_line(view: View) -> str:
     if idle := [one for one in rest if one.state == "idle"]:
         parts.append(f"{len(idle)} idle")
     parts += [_state(view, one) for one in rest if one.state in ("starting", "waiting")]
-    if refusing:
-        parts.append(f"{len(refusing)} cannot serve this job: {refusals[refusing[0].command]}")
+    for why, number in Counter(refusals[one.command] for one in refusing).most_common():
+        parts.append(f"{number} cannot serve this job: {why}")
     silent = [one for one in view.workers if one not in alive and one.silent(view.now) < 10 * view.timeout]
     if silent:
         parts.append(f"{len(silent)} silent")

@@ -21,6 +21,8 @@ from contract.job import latest_job, load_job
 from contract.ledger import Ledger
 from contract.settings import settings
 from examples.local import celery_worker, free_port, process, redis_server
+from producer.reasons import workers_line
+from producer.status import view_of
 from tests.conftest import JARGON, build_engine
 from tests.test_end_to_end import run, wait_until
 
@@ -142,7 +144,7 @@ def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
             command = [*prefix, *WORKER, "-n", f"{name.replace(' ', '-')}@%h"]
             stack.enter_context(process(command, tmp_path / f"{name}.log", patience=5))
         wait_until(lambda: len([one for one in Ledger(patience=5).heartbeats() if one.refuses]) == 2)
-        status = run("producer", "status", job.folder, expect=3).stdout
+        seen = workers_line(view_of(job, Ledger(patience=5), frozenset()))
         producer = stack.enter_context(producing(tmp_path / "producer.log", "--limit", 250, "--batch-rows", 10))
         for number in range(2):
             options = ("-n", f"{number}@%h")
@@ -155,7 +157,7 @@ def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
     assert attempts == {b"1"}
     for name, reason in (("no right", "Permission denied"), ("full disk", "No space left on device")):
         assert f"{reason}: {staging}" in (tmp_path / f"{name}.log").read_text()
-        assert reason in status
+        assert f"1 cannot serve this job: {reason}" in seen
 
 
 def test_where_no_worker_can_serve_a_job_it_says_why_stays_whole_and_goes_on_once_one_can(

@@ -165,6 +165,10 @@ def embed_batch(self: Task, key: JobKey, number: int) -> None:
     try:
         with _ready().at(key, number):
             _embed(self, key, number)
+    except EngineDead as error:
+        # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
+        log.critical("this process ends: %s", error)
+        os._exit(1)
     except CannotServe as error:
         log.warning("batch %s of job %s goes back: %s", _shown(number), _shown(key), error)
         raise Reject(str(error), requeue=True) from None
@@ -206,10 +210,6 @@ def _embed(task: Task, key: JobKey, number: int) -> None:
         return
     try:
         rows = embedder.embed(job, number, payload, ledger if suspect else None)
-    except EngineDead as error:
-        # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
-        log.critical("this process ends: %s", error)
-        os._exit(1)
     except CannotServe:
         ledger.end_attempt(key, number)
         raise

@@ -120,6 +120,9 @@ def test_in_a_thousand_states_the_line_is_true_and_no_alarm_is_false() -> None:
         if "cannot serve" in says or "can serve" in says:
             assert alive
             assert not here
+            lively = [one for one in seen.commands if JOB in one.refuses and NOW - one.beat <= TIMEOUT]
+            reasons = {one.worker: one.refuses[JOB] for one in lively}
+            assert all(reasons[one.command] in says for one in alive), says
             refusing = {one.worker for one in seen.commands if JOB in one.refuses and NOW - one.beat <= TIMEOUT}
             assert {one.command for one in alive} <= refusing, says
         if found.kind == "computing":
