@@ -36,6 +36,7 @@ from contract.errors import UserError
 from contract.job import load_job
 from contract.settings import settings
 from contract.shard import read_info
+from contract.store import location
 from examples.local import celery_worker, die_with_parent, redis_server
 from producer.dataset import open_dataset
 
@@ -244,7 +245,7 @@ def _job(folder: Path, dataset: Path, batch_rows: int) -> JobRun:
             seconds = time.perf_counter() - began
     cores_taken = others.cores_taken()
     (made,) = (folder / "output").iterdir()
-    job = load_job(made)
+    job = load_job(location(made))
     shards = [job.shard(batch) for batch in range(job.batches)]
     infos = [read_info(shard) for shard in shards]
     vectors = [pq.read_table(shard, columns=["embedding"])["embedding"].combine_chunks() for shard in shards]

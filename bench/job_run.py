@@ -17,6 +17,7 @@ from contract.job import Job, load_job
 from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import read_info
+from contract.store import location
 from examples.local import celery_worker, die_with_parent, process, redis_server
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
@@ -78,7 +79,7 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
     """
     texts = open_dataset(str(file))
     job = Job.create(
-        folder,
+        location(folder),
         dataset=texts.dataset,
         config=None,
         split=texts.split,
@@ -150,7 +151,7 @@ def run_job(
         ended = time.time()
         if status:
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
-        job = load_job(next((folder / "output").iterdir()))
+        job = load_job(location(next((folder / "output").iterdir())))
         publish = _publishing(job, sample)
     written = job.written()
     infos = [read_info(job.shard(batch)) for batch in sorted(written)]

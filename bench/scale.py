@@ -21,6 +21,7 @@ from contract.errors import UserError
 from contract.job import Job
 from contract.ledger import Ledger
 from contract.settings import settings
+from contract.store import location
 from examples.local import redis_server
 from producer.publish import drive
 from producer.tokenizing import Making
@@ -150,7 +151,7 @@ def _units(
 
 def _job(folder: Path, batches: int) -> Job:
     job = Job.create(
-        folder, dataset="d", config=None, split="train", text="{text}", revision="r", limit=None, prefix="",
+        location(folder), dataset="d", config=None, split="train", text="{text}", revision="r", limit=None, prefix="",
         engine="e", fingerprint="f", rows=batches, batch_rows=1,
     )  # fmt: skip
     job.save()

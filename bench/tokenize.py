@@ -33,6 +33,7 @@ from bench.texts import JARGON, KINDS, write
 from contract.batch import Batch
 from contract.engine import load_engine
 from contract.job import Job
+from contract.store import location
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
 from producer.dataset import TextDataset, open_dataset
 from producer.tokenizing import Work, tokenizing_apart
@@ -151,7 +152,7 @@ def _measure(work: Work, processes: int) -> tuple[float, int]:
 def _job(dataset: TextDataset, rows: int, batch_rows: int) -> Job:
     """Of which no folder is made."""
     return Job.create(
-        Path("/none"),
+        location("/none"),
         dataset=dataset.dataset,
         config=None,
         split=dataset.split,

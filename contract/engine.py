@@ -217,7 +217,7 @@ class EngineSpec(BaseModel):
         Args:
             folder: None for the engine's own.
         """
-        write_atomically((folder or self.folder) / "engine.json", self.model_dump_json(indent=2) + "\n")
+        write_atomically((folder or self.folder) / "engine.json", f"{self.model_dump_json(indent=2)}\n".encode())
 
 
 def engine_folder(name: str) -> Path:

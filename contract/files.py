@@ -4,8 +4,6 @@ import hashlib
 import os
 from pathlib import Path
 
-from contract.store import ObjectPath
-
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
@@ -13,15 +11,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path | ObjectPath, text: str) -> None:
-    """Write a small text file so that a reader, or an interruption, sees the old one or the new one."""
-    if isinstance(path, ObjectPath):
-        path.write_bytes(text.encode())
-        return
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file so that a reader, or an interruption, sees the old one or the new one."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staging.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with staging.open("wb") as file:
+            file.write(data)
             file.flush()
             sync(file.fileno())
         staging.replace(path)

@@ -23,10 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from contract import template
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
-from contract.files import write_atomically
 from contract.form import VectorForm
 from contract.settings import settings
-from contract.store import Location, ObjectPath, entries, location, modified, move, names
+from contract.store import Location, LocationField, location
 
 JobKey = NewType("JobKey", str)
 """What tells a job from all others on a Redis (``Job.key``). Not its id: two jobs in two folders may share one."""
@@ -56,7 +55,7 @@ class Job(BaseModel):
 
     id: str
     """``due_id``, unless somebody edited ``job.json``."""
-    folder: Location
+    folder: LocationField
     """Absolute path or object store's URI of the job's folder, as the producer and the workers see it."""
     name: str | None = Field(default=None, pattern=NAME)
     """What its user calls it; None: it is called by its dataset and split."""
@@ -104,7 +103,7 @@ class Job(BaseModel):
         return template.parse(self.text)
 
     @classmethod
-    def create(cls, output: Path | ObjectPath, **fields: object) -> "Job":
+    def create(cls, output: Location, **fields: object) -> "Job":
         """A job whose folder below ``output`` has the job's id for a name.
 
         Args:
@@ -143,35 +142,35 @@ class Job(BaseModel):
         return range(batch * self.batch_rows, min((batch + 1) * self.batch_rows, self.rows))
 
     @property
-    def data(self) -> Path | ObjectPath:
+    def data(self) -> Location:
         return self.folder / "data"
 
     @property
-    def staging(self) -> Path | ObjectPath:
+    def staging(self) -> Location:
         """A sibling of ``data``: readers of Parquet folders stumble over any other file in ``data``."""
         return self.folder / "staging"
 
-    def shard(self, batch: int) -> Path | ObjectPath:
+    def shard(self, batch: int) -> Location:
         """Where a batch's shard lies once it is committed, named as the Hub names shards."""
         return self.data / f"{self.split}-{batch:05d}-of-{self.batches:05d}.parquet"
 
     def committed(self) -> set[int]:
         """The batches that have a shard. The folder is the truth: nothing else is asked."""
-        return set(self._batches(names(self.data)))
+        return set(self._batches(self.data.names()))
 
     def written(self) -> dict[int, float]:
         """When each shard that is there was written, in seconds since the epoch."""
-        there = entries(self.data)
+        there = self.data.entries()
         return {batch: there[name].modified for batch, name in self._batches(there).items()}
 
     def bytes(self) -> int:
         """Of the shards that are there."""
-        there = entries(self.data)
+        there = self.data.entries()
         return sum(there[name].size for name in self._batches(there).values())
 
-    def leftovers(self) -> list[Path]:
-        """Files that killed workers left in ``staging``; none in an object store."""
-        return sorted(self.staging.iterdir()) if isinstance(self.staging, Path) and self.staging.is_dir() else []
+    def leftovers(self) -> list[Location]:
+        """Files that killed workers left in ``staging``."""
+        return [self.staging / name for name in sorted(self.staging.names())]
 
     def _batches(self, names: Iterable[str]) -> dict[int, str]:
         """Which of these names are shards of this job: batch → name."""
@@ -180,15 +179,17 @@ class Job(BaseModel):
         found = {int(digits): name for digits, name in fit if digits.isdecimal() and digits == f"{int(digits):05d}"}
         return {batch: name for batch, name in found.items() if batch < self.batches}
 
-    def set_aside(self, name: str) -> Path | ObjectPath:
+    def set_aside(self, name: str) -> Location:
         """Move a file out of ``data``, where no reader takes it for a shard and nothing overwrites it.
 
         Returns:
             Where it is now.
         """
-        there = set(names(self.folder / "aside"))
+        there = set((self.folder / "aside").names())
         number = next(number for number in itertools.count(1) if f"{name}.{number}" not in there)
-        return move(self.data / name, self.folder / "aside" / f"{name}.{number}")
+        target = self.folder / "aside" / f"{name}.{number}"
+        (self.data / name).move_to(target)
+        return target
 
     def save(self) -> None:
         """Make the job's folder.
@@ -198,10 +199,9 @@ class Job(BaseModel):
         """
         try:
             self._check_folder()
-            for folder in (self.data, self.staging):
-                if isinstance(folder, Path):
-                    folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "job.json", self.model_dump_json(indent=2) + "\n")
+            self.data.make_folder()
+            self.staging.make_folder()
+            (self.folder / "job.json").put(f"{self.model_dump_json(indent=2)}\n".encode())
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be made ({error})", mend="choose another folder with --output"
@@ -228,7 +228,7 @@ class Job(BaseModel):
                 )
 
 
-def load_job(folder: Path | ObjectPath) -> Job:
+def load_job(folder: Location) -> Job:
     """The job in this folder; ``Job.folder`` says where it was found, should it have been moved.
 
     Raises:
@@ -284,19 +284,19 @@ def latest_job() -> Job:
     return load_job(folders[-1])
 
 
-def jobs_in(output: Path | ObjectPath) -> list[Job]:
+def jobs_in(output: Location) -> list[Job]:
     """The jobs whose folders lie in this one, the one begun or resumed last at the end; no edited or damaged one."""
     return [job for folder in _folders(output) for job in _loaded(folder)]
 
 
-def _folders(output: Path | ObjectPath) -> list[Path | ObjectPath]:
+def _folders(output: Location) -> list[Location]:
     """The folders in ``output`` that have a ``job.json``, the one written last at the end."""
-    times: dict[Path | ObjectPath, float] = {}
-    for name in names(output):
+    times: dict[Location, float] = {}
+    for name in output.names():
         # Whatever else lies there, a folder that nobody may read or a key that is no path, is no job.
         with contextlib.suppress(PermissionError, ValueError):
             folder = output / name
-            if (when := modified(folder / "job.json")) is not None:
+            if (when := (folder / "job.json").modified()) is not None:
                 times[folder] = when
     return sorted(times, key=lambda folder: times[folder])
 
@@ -304,7 +304,7 @@ def _folders(output: Path | ObjectPath) -> list[Path | ObjectPath]:
 def _called(name: str) -> Job | None:
     """The job in the output folder that ``--name`` calls so."""
     with contextlib.suppress(PermissionError):
-        begun = [entry for entry in names(settings().output) if re.fullmatch(rf"{name}-[0-9a-f]{{10}}", entry)]
+        begun = [entry for entry in settings().output.names() if re.fullmatch(rf"{name}-[0-9a-f]{{10}}", entry)]
         found = [job for entry in begun for job in _loaded(settings().output / entry) if job.name == name]
         if len(found) > 1:
             raise UserError(
@@ -315,7 +315,7 @@ def _called(name: str) -> Job | None:
     return None
 
 
-def _loaded(folder: Path | ObjectPath) -> list[Job]:
+def _loaded(folder: Location) -> list[Job]:
     with contextlib.suppress(UserError):
         return [load_job(folder)]
     return []
@@ -335,9 +335,9 @@ def find_job(name: str | None) -> Job:
         given = location(name)
     except ValueError as error:
         raise UserError(f"no job in {name!r} ({error})") from None
-    if isinstance(given, Path):
+    if given.local:
         with contextlib.suppress(PermissionError):
             below = settings().output / name
-            if not (given / "job.json").is_file() and (below / "job.json").exists():
+            if not (given / "job.json").exists() and (below / "job.json").exists():
                 return load_job(below)
     return load_job(given)

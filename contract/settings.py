@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import UserError
-from contract.store import Location
+from contract.store import LocationField, location
 
 
 class Settings(BaseSettings):
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
 
-    output: Location = Path("output")
+    output: LocationField = location("output")
     """Folder that holds one folder per job: a path, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
 
     engine: str | None = None

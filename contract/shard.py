@@ -15,13 +15,9 @@ unless there are fewer dimensions or bits. ``embedding_type`` says why integers 
 The file's key-value metadata holds a ``ShardInfo``: what made it, its sums, and a digest of each column.
 """
 
-import errno
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -32,9 +28,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.digest import digests_of
-from contract.files import sync, sync_folder
 from contract.form import Stored
-from contract.store import ObjectPath
+from contract.store import Location
 
 COLUMNS = ("row_id", "embedding", "n_tokens", "truncated", "error")
 """A shard's own columns."""
@@ -167,45 +162,22 @@ def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
     return ShardInfo.model_validate_json(metadata[_KEY])
 
 
-def commit(table: pa.Table, shard: Path | ObjectPath, staging: Path | ObjectPath) -> bool:
-    """Write a shard so that it is there in full or not at all, also if the power goes.
-
-    On a disk the first writer wins: a second one of the same batch leaves the first's file as it is. In an object
-    store two that write at the same time both succeed and the last one wins; their rows are equivalent.
+def commit(table: pa.Table, shard: Location, staging: Location) -> bool:
+    """Write a shard so that it is there in full or not at all, also if the power goes. Of two workers that write the
+    same shard the first one wins; the other's file is dropped.
 
     Args:
         table: what ``table_of`` returned.
         shard: where the shard belongs.
-        staging: a folder of the same file system for the unfinished file; an object store needs none.
+        staging: a folder of the same file system for the unfinished file.
 
     Returns:
         Whether this call's file was put there.
     """
-    if isinstance(shard, ObjectPath):
-        return _put(table, shard)
-    staged = Path(str(staging)) / f"{shard.stem}.{uuid.uuid4().hex}"
-    try:
-        with staged.open("wb") as file:
-            _write(table, file)
-            file.flush()
-            sync(file.fileno())
-        won = _link(staged, shard)
-    finally:
-        staged.unlink(missing_ok=True)
-    sync_folder(shard.parent)
-    return won
+    return shard.create(lambda file: _write(table, file), staging)
 
 
-def _put(table: pa.Table, shard: ObjectPath) -> bool:
-    if shard.exists():
-        return False
-    whole = pa.BufferOutputStream()
-    _write(table, whole)
-    shard.write_bytes(whole.getvalue())
-    return True
-
-
-def _write(table: pa.Table, file: IO[bytes] | pa.NativeFile) -> None:
+def _write(table: pa.Table, file: IO[bytes]) -> None:
     pq.write_table(
         table,
         file,
@@ -214,19 +186,6 @@ def _write(table: pa.Table, file: IO[bytes] | pa.NativeFile) -> None:
         write_page_checksum=True,
         use_byte_stream_split=_split_columns(table.schema.field("embedding").type),
     )
-
-
-def _link(staged: Path, shard: Path) -> bool:
-    try:
-        os.link(staged, shard)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        # A file system without hard links (some network shares): the last writer wins, with equivalent rows.
-        staged.replace(shard)
-    return True
 
 
 def _split_columns(kind: pa.DataType) -> list[str]:
@@ -238,7 +197,7 @@ def _split_columns(kind: pa.DataType) -> list[str]:
 
 
 @contextmanager
-def open_file(shard: Path | ObjectPath) -> Iterator[pq.ParquetFile]:
+def open_file(shard: Location) -> Iterator[pq.ParquetFile]:
     """A shard's file, of which nothing but the footer is read yet.
 
     Raises:
@@ -247,11 +206,11 @@ def open_file(shard: Path | ObjectPath) -> Iterator[pq.ParquetFile]:
         StoreError: its object store refuses, or does not answer.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(shard.open()) if isinstance(shard, ObjectPath) else shard
+        source = stack.enter_context(shard.reading())
         yield stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
 
 
-def read_info(shard: Path | ObjectPath) -> ShardInfo:
+def read_info(shard: Location) -> ShardInfo:
     """What a shard's footer says; its rows are not read.
 
     Raises:

@@ -4,7 +4,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.store import entries, modified
 
 
 class Check(BaseModel):
@@ -80,7 +79,7 @@ def at_fault(job: Job) -> list[str]:
         raise UserError(
             f"{job.folder / 'verify.json'} is another job's", mend=f"verify this one: python -m verify {job.folder}"
         )
-    seen, there = modified(job.folder / "verify.json") or 0, entries(job.data)
+    seen, there = (job.folder / "verify.json").modified() or 0, job.data.entries()
     return [name for name in verdict.at_fault if name in there and there[name].modified <= seen]
 
 
@@ -96,6 +95,6 @@ def doubt(job: Job, verdict: Verdict | None) -> str:
         return "its verify.json is another job's"
     if not verdict.passed:
         return f"the verifier found fault ({', '.join(check.name for check in verdict.checks if not check.passed)})"
-    if max(job.written().values(), default=0) > (modified(job.folder / "verify.json") or 0):
+    if max(job.written().values(), default=0) > ((job.folder / "verify.json").modified() or 0):
         return "it was verified before its last shard was made"
     return ""

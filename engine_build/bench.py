@@ -264,5 +264,5 @@ def add_to(path: Path, records: Sequence[Record]) -> list[Record]:
         by_key.values(), key=lambda one: (one.model, one.gpu, one.length, one.batch, SYSTEMS.index(one.system))
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps([asdict(one) for one in every], indent=1) + "\n")
+    write_atomically(path, f"{json.dumps([asdict(one) for one in every], indent=1)}\n".encode())
     return every

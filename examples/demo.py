@@ -25,7 +25,7 @@ from rich.console import Console
 
 from contract.errors import UserError
 from contract.job import latest_job
-from contract.store import ObjectPath
+from contract.store import Location
 from contract.words import count
 from examples.local import celery_worker, die_with_parent, redis_server
 
@@ -161,8 +161,8 @@ def _shard_lines(log: Path) -> Iterator[str]:
             yield match[1]
 
 
-def _short(path: Path | ObjectPath) -> str:
-    return str(path.relative_to(ROOT)) if isinstance(path, Path) and path.is_relative_to(ROOT) else str(path)
+def _short(path: Path | Location) -> str:
+    return str(path).removeprefix(f"{ROOT}/")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -8,7 +8,6 @@ No index and no database: every vector is compared with the query. One shard is 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import numpy as np
@@ -24,7 +23,7 @@ from contract.form import VectorForm
 from contract.job import Job, find_job
 from contract.settings import settings
 from contract.shard import open_file
-from contract.store import ObjectPath
+from contract.store import Location
 from producer.batches import open_tokenizer, tokenize
 from producer.dataset import dataset_of
 from worker.engine import open_engine
@@ -126,7 +125,7 @@ def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArra
 
 
 def nearest(
-    shards: Sequence[Path | ObjectPath], queries: npt.NDArray[np.float32], count: int, form: VectorForm = _PLAIN
+    shards: Sequence[Location], queries: npt.NDArray[np.float32], count: int, form: VectorForm = _PLAIN
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The ``count`` rows nearest to each query by cosine, the nearest first, of equals the one that comes first.
 

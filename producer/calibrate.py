@@ -7,7 +7,7 @@ import pyarrow as pa
 from contract.errors import UserError, reason
 from contract.job import Job, find_job
 from contract.shard import open_file
-from contract.store import ObjectPath, location
+from contract.store import location
 
 Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -58,9 +58,9 @@ def ranges_of(job: Job) -> Ranges:
 def _read(file: str) -> npt.NDArray[np.floating]:
     try:
         place = location(file)
-        if isinstance(place, ObjectPath):
+        if not place.local:
             raise ValueError("it is not on a disk")
-        found = np.load(place, allow_pickle=False)
+        found = np.load(str(place), allow_pickle=False)
         if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all() or (found[0] > found[1]).any():
             raise ValueError(f"an array of shape {found.shape}, or its values are out of order")
     except (OSError, ValueError, EOFError, TypeError) as error:

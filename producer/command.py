@@ -18,7 +18,7 @@ from contract.form import Dtype, VectorForm
 from contract.job import Job, engine_of, find_job
 from contract.ledger import Ledger
 from contract.settings import settings
-from contract.store import ObjectPath
+from contract.store import Location
 from contract.verdict import at_fault
 from contract.words import count
 from producer.batches import open_tokenizer
@@ -168,7 +168,7 @@ def main(
     limit: int | None,
     prefix: str | None,
     engine: str | None,
-    output: Path | ObjectPath | None,
+    output: Location | None,
     name: str | None,
     batch_rows: int | None,
     dtype: Dtype,

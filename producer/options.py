@@ -1,7 +1,6 @@
 """What the command's options mean for a job, and what of them is refused."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +10,7 @@ from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import NAME, Job
 from contract.shard import COLUMNS
-from contract.store import ObjectPath, location
+from contract.store import Location, location
 from contract.words import count
 from producer.batches import open_tokenizer
 from producer.dataset import TextDataset
@@ -25,10 +24,12 @@ class Folder(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         try:
-            place = location(value)
+            found = location(value)
         except ValueError as error:
             self.fail(str(error), parameter, context)
-        return place if isinstance(place, ObjectPath) else super().convert(value, parameter, context)
+        if found.local:
+            super().convert(value, parameter, context)  # fails for what is no folder
+        return found
 
 
 def in_utf8(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -124,9 +125,7 @@ def overlap_of(spec: EngineSpec, long_texts: str, overlap: int | None) -> int | 
     return overlap
 
 
-def job_of(
-    texts: TextDataset, spec: EngineSpec, output: Path | ObjectPath, *, limit: int | None, **chosen: object
-) -> Job:
+def job_of(texts: TextDataset, spec: EngineSpec, output: Location, *, limit: int | None, **chosen: object) -> Job:
     """A job, its folder below ``output`` and named after all that decides its rows.
 
     Args:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import kombu.exceptions
 
@@ -19,7 +18,7 @@ from contract.job import Job
 from contract.ledger import TASK, DeadBatch, Ledger, Outstanding, queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
-from contract.store import ObjectPath
+from contract.store import Location
 from contract.words import count
 from producer.lost import Place, lost, places
 from producer.reasons import View
@@ -108,7 +107,7 @@ class Progress:
             del self.dead[batch]
 
 
-def _info_of(shard: Path | ObjectPath, folder: Path | ObjectPath) -> ShardInfo:
+def _info_of(shard: Location, folder: Location) -> ShardInfo:
     try:
         return read_info(shard)
     except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from contract.errors import UserError, reason
 from contract.job import Job, engine_of
-from contract.store import ObjectPath
+from contract.store import Location
 from contract.verdict import doubt, load_verdict
 from contract.words import count
 from producer.card import card_of, pushed_job
@@ -122,13 +122,13 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
     return f"{made}"
 
 
-def _additions(api: HfApi, repo: str, shards: Mapping[str, Path | ObjectPath]) -> list[CommitOperationAdd]:
+def _additions(api: HfApi, repo: str, shards: Mapping[str, Location]) -> list[CommitOperationAdd]:
     """The shards, to be committed. From a bucket they are uploaded here, a few at a time: no more fit into memory."""
 
     def addition(path: str) -> CommitOperationAdd:
         shard = shards[path]
-        if isinstance(shard, Path):
-            return CommitOperationAdd(path, shard)
+        if shard.local:
+            return CommitOperationAdd(path, str(shard))
         fetched = CommitOperationAdd(path, shard.read_bytes())
         api.preupload_lfs_files(repo, [fetched], repo_type="dataset")
         return fetched

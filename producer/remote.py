@@ -12,7 +12,8 @@ import datasets
 import requests
 
 from contract.errors import UserError, reason
-from contract.store import Entry, ObjectPath
+from contract.store.bucket import BucketPath
+from contract.store.interface import Entry
 from contract.words import count
 
 SCHEMES = ("http://", "https://", "s3://", "gs://")
@@ -51,7 +52,7 @@ def _over_http(address: str, target: Path) -> Path:
 
 
 def _out_of_store(address: str, target: Path) -> Path:
-    place = ObjectPath(address)
+    place = BucketPath(address)
     if place.exists():
         entry = place.parent.entries()[place.name]
         _fetch(place, target / place.name, entry)
@@ -68,7 +69,7 @@ def _out_of_store(address: str, target: Path) -> Path:
     return folder
 
 
-def _below(place: ObjectPath, prefix: PurePosixPath) -> Iterator[tuple[PurePosixPath, Entry]]:
+def _below(place: BucketPath, prefix: PurePosixPath) -> Iterator[tuple[PurePosixPath, Entry]]:
     for name, entry in place.entries().items():
         if entry.modified:
             yield prefix / name, entry
@@ -76,11 +77,11 @@ def _below(place: ObjectPath, prefix: PurePosixPath) -> Iterator[tuple[PurePosix
             yield from _below(place / name, prefix / name)
 
 
-def _fetch(place: ObjectPath, target: Path, entry: Entry) -> None:
+def _fetch(place: BucketPath, target: Path, entry: Entry) -> None:
     if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (entry.size, entry.modified):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with place.open() as source:
+    with place.reading() as source:
         _save(source, target, entry.size)
     os.utime(target, (entry.modified, entry.modified))
 

@@ -1,6 +1,7 @@
 """An S3 server on the loopback interface, for tests: moto's, in a process of its own."""
 
 import contextlib
+import json
 import sys
 import time
 import urllib.request
@@ -32,12 +33,12 @@ def s3_server(folder: Path, port: int | None = None, *, checked: bool = False) -
     Args:
         folder: takes its log.
         port: None for a free one.
-        checked: refuse every request whose credentials are not known, once the bucket is there.
+        checked: refuse every request whose credentials are not known, once the bucket and ``a_user`` are there.
     """
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    env = {"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if checked else {}
+    env = {"INITIAL_NO_AUTH_ACTION_COUNT": "4"} if checked else {}
     with process(command, folder / "s3.log", env=env) as server:
         until = time.monotonic() + 60
         while True:
@@ -49,6 +50,17 @@ def s3_server(folder: Path, port: int | None = None, *, checked: bool = False) -
             time.sleep(0.05)
         client(url).create_bucket(Bucket=BUCKET)
         yield url
+
+
+def a_user(url: str) -> dict[str, str]:
+    """The credentials of a user who may do everything in S3, on a server that checks them."""
+    options = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+    iam = boto3.client("iam", endpoint_url=url, **options)
+    iam.create_user(UserName="miller")
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+    iam.put_user_policy(UserName="miller", PolicyName="all", PolicyDocument=json.dumps(policy))
+    key = iam.create_access_key(UserName="miller")["AccessKey"]
+    return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
 
 def client(url: str):  # type: ignore[no-untyped-def]  # boto3 makes its classes when it runs

@@ -16,6 +16,7 @@ import verify.command
 from contract.engine import load_engine
 from contract.job import Job, latest_job, load_job
 from contract.settings import settings
+from contract.store import location
 from examples.local import celery_worker
 from tests.conftest import JARGON, build_engine
 from tests.hub import READER, WRITER, Hub, files_of
@@ -72,7 +73,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
         empty = str(tmp_path / "another home")
         streamed = ("--dataset", "imdb", "--revision", imdb, "--stream", "--output", tmp_path / "streamed")
         run("-m", "producer", *streamed, *options, HF_HOME=empty, EMBEDMILL_TOKENIZERS="2")
-        other = load_job(tmp_path / "streamed" / job.id)  # the same job by the same name
+        other = load_job(location(tmp_path / "streamed" / job.id))  # the same job by the same name
         assert (other.identity, other.stream) == (job.identity, True)
         assert not list(Path(empty).rglob("*.parquet")) + list(Path(empty).rglob("*.arrow"))
 

@@ -14,15 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import verify.command
-from contract import store
 from contract.engine import EngineSpec
 from contract.job import latest_job
 from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import open_file
-from contract.store import names
+from contract.store import bucket as bucket_store
 from examples.local import celery_worker, free_port, process
-from tests.buckets import BUCKET, client, credentials, s3_server
+from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.conftest import JARGON
 from tests.hub import WRITER, Hub
 from tests.test_end_to_end import wait_until
@@ -35,9 +34,9 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server(tmp_path) as url:
         for name, value in credentials(url).items():
             monkeypatch.setenv(name, value)
-        store._file_system.cache_clear()
+        bucket_store._store.cache_clear()
         yield url
-    store._file_system.cache_clear()
+    bucket_store._store.cache_clear()
 
 
 def command(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
@@ -117,8 +116,8 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     assert str(job.folder) in told.output
     assert "cosine" in ended(command(ROOT / "examples/search.py", "junk mail", cwd=here))
     # In the bucket is the job and nothing else, and nothing of it is on a disk.
-    assert sorted(names(job.folder)) == ["data", "job.json", "report.html", "verify.json"]
-    assert len(names(job.data)) == job.batches == 30
+    assert sorted(job.folder.names()) == ["data", "job.json", "report.html", "verify.json"]
+    assert len(job.data.names()) == job.batches == 30
     assert not client(bucket).list_multipart_uploads(Bucket=BUCKET).get("Uploads")
     assert [path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()] == ["engines", "engines"]
     # From the bucket to the Hub, shard by shard.
@@ -130,7 +129,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     }
     # A damaged shard is found, named and made again.
     broken = job.shard(3)
-    broken.write_bytes(broken.read_bytes()[:-9])
+    broken.put(broken.read_bytes()[:-9])
     told = CliRunner().invoke(verify.command.main, [])
     assert told.exit_code == 1
     assert f"python -m producer retry {job.folder}\n" in told.output
@@ -145,7 +144,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
     settings.cache_clear()
-    store._file_system.cache_clear()
+    bucket_store._store.cache_clear()
     produce = ("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--limit", 40, "--batch-rows", 20)
     log = tmp_path / "worker.log"
     with s3_server(tmp_path, port):
@@ -172,12 +171,11 @@ def test_two_good_workers_do_what_one_without_credentials_leaves_to_them(
     rows = ("--dataset", JARGON, "--text-column", "text", "--limit", 250, "--batch-rows", 10)
     without = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-n", "without@%h"]
     with ExitStack() as stack:
-        url = stack.enter_context(s3_server(tmp_path))
-        for name, value in credentials(url).items():
+        url = stack.enter_context(s3_server(tmp_path, checked=True))
+        for name, value in (credentials(url) | a_user(url)).items():
             monkeypatch.setenv(name, value)
         log = tmp_path / "without.log"
-        wrong = {"AWS_SECRET_ACCESS_KEY": "", "AWS_ACCESS_KEY_ID": ""}
-        stack.enter_context(process(without, log, env=wrong, patience=5))
+        stack.enter_context(process(without, log, env=credentials(url), patience=5))
         wait_until(lambda: " loaded: " in log.read_text())
         producer = command("-m", "producer", *rows, cwd=tmp_path)
         wait_until(lambda: "cannot serve job" in log.read_text(), 60)

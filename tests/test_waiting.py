@@ -20,6 +20,7 @@ from contract.heartbeat import computing
 from contract.job import latest_job, load_job
 from contract.ledger import Ledger
 from contract.settings import settings
+from contract.store import location
 from examples.local import celery_worker, free_port, process, redis_server
 from producer.reasons import workers_line
 from producer.status import view_of
@@ -210,7 +211,7 @@ def test_two_detached_jobs_of_one_dataset_into_two_outputs_get_all_their_shards(
     outputs = [tmp_path / "first", tmp_path / "second"]
     for output in outputs:
         run(*COMMAND, "--limit", 40, "--batch-rows", 10, "--output", output, "--detach")
-    jobs = [load_job(next(output.glob("*"))) for output in outputs]
+    jobs = [load_job(location(next(output.glob("*")))) for output in outputs]
     with celery_worker(tmp_path / "worker.log"):
         wait_until(lambda: all(len(job.committed()) == 4 for job in jobs))
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from contract.job import Job
-from contract.store import names
 from verify.findings import NONE, Findings, Tally
 from verify.shards import BadShard, Missing, Stranger, open_shard, row_ids, side_by_side
 
@@ -52,7 +51,7 @@ class Accounting(Tally):
 def account(job: Job) -> Accounting:
     """Count a job's shards and rows."""
     expected = {job.shard(batch).name for batch in range(job.batches)}
-    strays = sorted(set(names(job.data)) - expected)
+    strays = sorted(set(job.data.names()) - expected)
     total, readable, at_fault = Accounting(unexpected_files=Findings.of(strays)), [], []
     for batch, one in side_by_side(functools.partial(_of_shard, job), range(job.batches)):
         total += one

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,9 +15,8 @@ from rich.text import Text
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.files import write_atomically
 from contract.job import Job
-from contract.store import ObjectPath
+from contract.store import Location
 from contract.words import count
 from verify.accounting import Accounting
 from verify.checks import Check
@@ -69,14 +67,14 @@ def as_json(report: Report) -> str:
     return json.dumps(_plain(_as_dict(report)), indent=2, ensure_ascii=False) + "\n"
 
 
-def write(path: Path | ObjectPath, text: str) -> None:
+def write(path: Location, text: str) -> None:
     """Write one of the verdict's files.
 
     Raises:
         UserError: the folder cannot be written to, or its object store refuses.
     """
     try:
-        write_atomically(path, text)
+        path.put(text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})", mend="make the job's folder writable") from None
 

@@ -1,12 +1,15 @@
 """``python -m worker``: ``celery -A worker worker`` with the same options. Ctrl-C is one line also while
 Celery is being imported."""
 
+import os
 import sys
 
 from contract.entry import end_at_once
+from worker.environment import STOP
 
 if __name__ == "__main__":
     end_at_once()
+    os.environ |= STOP
     from celery.__main__ import main
 
     sys.argv[:1] = ["celery", "-A", "worker", "worker"]

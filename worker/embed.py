@@ -17,7 +17,7 @@ from contract.errors import reason
 from contract.job import Job, JobKey
 from contract.ledger import Ledger
 from contract.shard import ShardInfo, commit, table_of
-from contract.store import StoreError
+from contract.store import StoreError, StoreRefuses
 from contract.words import count
 from worker import metrics
 from worker.engine import Engine, fp32_engine, log, open_engine
@@ -236,7 +236,9 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, s
 
 
 def _passes(error: BaseException) -> bool:
-    return isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno in _FULL)
+    return (isinstance(error, StoreError) and not isinstance(error, StoreRefuses)) or (
+        isinstance(error, OSError) and error.errno in _FULL
+    )
 
 
 def _waiting(heart: Heart | None) -> tenacity.Retrying:

@@ -1,37 +1,32 @@
 """Variables that Celery and prometheus_client read as they are imported, and that a worker depends on."""
 
 import atexit
-import importlib
 import os
 import shutil
 import sys
 import tempfile
-
-import billiard.common
+from pathlib import Path
 
 from contract.settings import settings
 
+STOP = {"REMAP_SIGTERM": "SIGQUIT"}
+"""Has children told to stop by SIGQUIT. SIGTERM may go to the whole group, and a child would leave its batch."""
+
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which the children count."""
-
-METRICS_PREFIX = "embedmill-metrics-"
-
-_TOO_LATE = ("billiard.pool", "billiard.popen_fork", "celery.apps.worker", "celery.concurrency.prefork")
-"""Modules that take ``billiard.common``'s constants as they are imported."""
 
 
 def prepare() -> None:
     """Set them, before ``worker.celery`` is imported.
 
-    ``celery -A worker worker`` imports ``billiard.common`` before it asks for the app, so that module is read again;
-    the modules that take its constants are imported later.
+    By the time that ``celery -A worker worker`` asks for the app, Celery has read ``REMAP_SIGTERM``: the process begins
+    anew with it. ``python -m worker`` sets it first.
 
     Raises:
         UserError: a setting is wrong.
     """
-    os.environ["REMAP_SIGTERM"] = "SIGQUIT"  # children are told to stop by SIGQUIT: SIGTERM may go to the whole group
-    if not sys.modules.keys() & set(_TOO_LATE):
-        importlib.reload(billiard.common)
+    if not STOP.keys() <= os.environ.keys() and "celery" in Path(sys.argv[0]).parts[-2:]:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], STOP | os.environ)
     if settings().metrics_port is not None and METRICS not in os.environ:
-        os.environ[METRICS] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
+        os.environ[METRICS] = tempfile.mkdtemp(prefix="embedmill-metrics-")
         atexit.register(shutil.rmtree, os.environ[METRICS], ignore_errors=True)

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from contract.engine import load_engine
 from contract.errors import UserError, reason
@@ -52,11 +51,11 @@ def check(job: Job) -> None:
     """
     with workers_fault():
         check_engine(job)
-        if isinstance(job.folder, Path):
+        if job.folder.local:
             check_folder(job)
             staging = job.folder / "staging"
             try:
-                with tempfile.TemporaryFile(dir=staging) as probe:
+                with tempfile.TemporaryFile(dir=str(staging)) as probe:
                     probe.write(bytes(_PROBE))
             except OSError as error:  # whose own name is that of the file, or none
                 raise CannotServe(f"{error.strerror}: {staging}") from None

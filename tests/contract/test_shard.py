@@ -19,6 +19,7 @@ from contract.digest import digests_of
 from contract.form import Stored
 from contract.job import Job
 from contract.shard import commit, embedding_type, info_of, read_info, table_of
+from contract.store import location
 from tests.contract.samples import a_batch, a_job, info_for
 
 VECTORS = np.array([[1.5, -2.0], [0.25, 1e-30]], np.float32)
@@ -110,10 +111,10 @@ def test_a_time_that_is_none_is_refused(wrong: dict[str, object]) -> None:
 def test_other_parquet_files_are_no_shards(tmp_path: Path, pooled: pa.Table) -> None:
     pq.write_table(pooled.replace_schema_metadata(None), tmp_path / "plain.parquet")
     with pytest.raises(ValueError, match="not a shard"):
-        read_info(tmp_path / "plain.parquet")
+        read_info(location(tmp_path / "plain.parquet"))
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="Parquet"):
-        read_info(tmp_path / "torn.parquet")
+        read_info(location(tmp_path / "torn.parquet"))
     with pytest.raises(ValueError, match="job"):
         info_of({b"embedmill": b"{}"})
 

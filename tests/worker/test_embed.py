@@ -13,6 +13,7 @@ from contract.engine import EngineSpec
 from contract.files import sha256_of
 from contract.job import Job
 from contract.shard import read_info
+from contract.store import location
 from producer.batches import batch_of, open_tokenizer
 from tests.conftest import build_engine
 from worker.embed import Embedder
@@ -25,7 +26,7 @@ TEXTS = ["A foo.", None, "bar " * 600, "\u200b", "A longer text about bits and b
 
 def job_for(spec: EngineSpec, folder: Path, fingerprint: str | None = None) -> Job:
     job = Job.create(
-        folder, dataset="d", config=None, split="train", text="{text}", revision="r", limit=None,
+        location(folder), dataset="d", config=None, split="train", text="{text}", revision="r", limit=None,
         prefix="", engine=spec.name, fingerprint=fingerprint or spec.fingerprint, rows=len(TEXTS),
         batch_rows=len(TEXTS),
     )  # fmt: skip
