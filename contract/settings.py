@@ -71,7 +71,7 @@ class Settings(BaseSettings):
 
     heartbeat_timeout: float = Field(default=30.0, ge=3)
     """Seconds of silence after which the producer takes a worker for dead and publishes its batch again. A worker sends
-    a heartbeat at least every two seconds."""
+    a heartbeat about every two seconds."""
 
     stop_seconds: float = Field(default=8.0, ge=1)
     """Seconds within which a worker ends after SIGTERM or Ctrl-C, whatever it waits for. Its batch has all but the last

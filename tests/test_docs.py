@@ -1,12 +1,14 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -174,3 +176,50 @@ def test_the_hooks_before_a_commit_are_the_commands_of_make_lint() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def records(name: str, **wanted: object) -> list[dict[str, Any]]:
+    """The records of a file in ``docs/benchmarks`` that have these values."""
+    found: list[dict[str, Any]] = json.loads((ROOT / "docs" / "benchmarks" / name).read_text(encoding="utf-8"))
+    return [record for record in found if wanted.items() <= record.items()]
+
+
+def rate(name: str, **wanted: object) -> float:
+    """The ``rows_per_s`` of the only record that has these values."""
+    (record,) = records(name, **wanted)
+    return float(record["rows_per_s"])
+
+
+SPEEDS = {  # line of the README's table → encode() and the job, rows/s
+    "2 CPU cores, MiniLM": (
+        rate("encode.json", system="sentence-transformers"),
+        rate("encode.json", system="embedmill job"),
+    ),
+    "two million reviews": (
+        rate("job.json", system="sentence-transformers fp16", dataset="reviews"),
+        rate("job.json", system="embedmill job", dataset="reviews", rows=2_000_000),
+    ),
+    "900,000 short texts": (
+        rate("job.json", system="sentence-transformers fp16", dataset="short"),
+        rate("job.json", system="embedmill job", dataset="short", rows=900_000),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPEEDS)
+def test_the_readmes_speeds_are_those_of_the_records(what: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("|") and what in line]
+    peer, job, factor = (float(cell.strip("× ").replace(",", "")) for cell in line.split("|")[2:5])
+    assert (peer, job) == pytest.approx(SPEEDS[what], rel=0.002)
+    assert factor == pytest.approx(SPEEDS[what][1] / SPEEDS[what][0], abs=0.05)
+
+
+def test_the_readmes_faults_are_those_of_the_record() -> None:
+    runs = records("chaos.json")
+    faults = [run for run in runs if run["fault"] != "undisturbed"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(faults)} faults (`make chaos`)" in text
+    assert "0 rows lost, 0 twice, 0 different" in text
+    assert not any(run["rows_lost"] or run["rows_twice"] or run["rows_different"] for run in runs)
+    assert f"of {sum(len(run['rows_with_error']) for run in runs)} rows made to fail" in text
