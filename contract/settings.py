@@ -14,15 +14,17 @@ from contract.store import LocationField, location
 
 
 class Settings(BaseSettings):
-    """What every command shares. A command's own flags come on top of these."""
+    """The settings of all commands. ``docs/settings.md`` shows these fields' defaults and docstrings as a table."""
 
     model_config = SettingsConfigDict(env_prefix="EMBEDMILL_", frozen=True, use_attribute_docstrings=True)
 
     redis_url: str = "redis://localhost:6379/0"
-    """The Redis that carries the batches: ``redis://`` or ``rediss://``, and after the database's number nothing."""
+    """Address of the Redis that carries the batches: ``redis://user:password@host:port/number``, or ``rediss://`` for
+    TLS. Nothing may follow the database's number. Percent-encode a password that holds more than letters and digits."""
 
     redis_ca: FilePath | None = None
-    """File of the authority that signed Redis's certificate, for ``rediss://``. Unset: the system's authorities."""
+    """File with the certificate authority that signed Redis's certificate, for ``rediss://``. Unset: the system's
+    authorities."""
 
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
@@ -31,53 +33,55 @@ class Settings(BaseSettings):
     """Folder that holds one folder per job: a path, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
 
     engine: str | None = None
-    """Name of the engine to use. Unset: the one built last."""
+    """Name of the engine to use. Unset: the engine that was built last."""
 
     runtime: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
-    """What a worker computes with. ``auto``: TensorRT if the engine has a plan and the machine a GPU, tensorrt and
-    pycuda; else ONNX Runtime on the CPU."""
+    """What a worker computes with: ``tensorrt``, ``onnxruntime`` or ``auto``. ``auto`` means TensorRT if the engine has
+    a plan and the machine has a GPU, tensorrt and pycuda; otherwise it means ONNX Runtime on the CPU."""
 
     token_budget: int = Field(default=512, ge=1)
-    """Most tokens, padding included, that one thread of the ONNX Runtime engine computes at once; a longer row is
-    computed alone. 512 was the fastest of 512, 1,024 and 2,048 in three rounds on two cores."""
+    """Most tokens of one micro-batch of ONNX Runtime, padding included; each core computes one micro-batch at a time. A
+    longer row is computed alone. 512 was the fastest of 512, 1,024 and 2,048 on two cores."""
 
     threads: int | None = Field(default=None, ge=1)
-    """Cores that one worker child computes on. Unset: the machine's, divided among the children."""
+    """CPU cores that one worker process computes on. Unset: the machine's cores, divided among the worker's
+    processes."""
 
     tokenizers: int | None = Field(default=None, ge=1)
-    """Processes that the producer tokenizes in. Unset: one for every other core of the machine, fewer for few batches.
-    1 is the producer itself."""
+    """Processes in which the producer tokenizes; 1 is the producer's own. Unset: half as many as the machine has cores,
+    and fewer for a small job."""
 
     attempts: int = Field(default=3, ge=1)
-    """How often a batch is tried as a whole. After that, the row that it fails on is looked for."""
+    """How many times a batch is tried as a whole. If all of them fail, the worker searches for the rows that make it
+    fail."""
 
     redis_patience: float = Field(default=30.0, ge=0)
-    """Seconds that the producer and the verifier wait for a Redis that does not answer. A worker waits for ever."""
+    """Seconds that the producer waits for a Redis that does not answer. A worker waits without a limit."""
 
     outstanding_bytes: int = Field(default=256 * 2**20, ge=1)
-    """Most bytes of batches that are in Redis at once; the producer waits above that."""
+    """Most bytes of batches that may be in Redis at once (default: 256 MiB). The producer waits above that, and above
+    half of Redis's ``maxmemory``."""
 
     batch_bytes: int = Field(default=256 * 2**20, ge=1)
-    """Most bytes of one batch that a worker takes."""
+    """Most bytes of one batch (default: 256 MiB). The producer publishes no larger one, and a worker takes none."""
 
     visibility_timeout: int = Field(default=600, ge=1)
-    """Seconds after which a batch whose worker vanished, machine and all, goes to another: more than the longest batch
-    takes. One that takes longer is computed twice, which costs time and nothing else. It is the way without a
-    producer; a producer publishes a vanished worker's batch after ``heartbeat_timeout``."""
+    """Seconds after which Celery gives a batch that a worker holds to another worker. It is the fallback for a lost
+    machine while no producer runs. Set it higher than the slowest batch takes: a slower batch is computed twice."""
 
     heartbeat_timeout: float = Field(default=30.0, ge=3)
-    """Seconds for which a worker may be silent, which beats every second or two, before the producer takes it for dead
-    and publishes its batch again."""
+    """Seconds of silence after which the producer takes a worker for dead and publishes its batch again. A worker sends
+    a heartbeat about every two seconds."""
 
     stop_seconds: float = Field(default=8.0, ge=1)
-    """Seconds within which SIGTERM or Ctrl-C ends a worker, whatever it waits for. Its batch may finish in all but the
-    last three of them."""
+    """Seconds within which a worker ends after SIGTERM or Ctrl-C, whatever it waits for. Its batch has all but the last
+    three of them to finish."""
 
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port at which a worker tells Prometheus how it is doing. Unset: it does not."""
+    """Port at which a worker serves Prometheus metrics. Unset: it serves none."""
 
     log: Literal["text", "json"] = "text"
-    """How a worker writes its log: lines for people, or one JSON object a line."""
+    """Format of a worker's log: ``text``, or ``json`` for one JSON object a line."""
 
     @field_validator("redis_url")
     @classmethod

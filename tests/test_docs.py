@@ -1,15 +1,18 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 
 import engine_build.command
 import producer.command
@@ -17,7 +20,10 @@ import verify.command
 from contract.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 COMMANDS: dict[str, click.Command] = {
     "engine_build": engine_build.command.main,
     "producer": producer.command.main,
@@ -78,11 +84,33 @@ def test_every_flag_and_command_explains_itself(name: str) -> None:
         assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter
 
 
-def test_the_readme_lists_every_setting() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields} <= set(
-        re.findall(r"EMBEDMILL_[A-Z_]+", text)
-    )
+def settings_table() -> str:
+    """The table of ``docs/settings.md``. To update the page after a change of ``contract/settings.py``, paste what
+    ``python -c 'from tests.test_docs import settings_table; print(settings_table())'`` prints."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default is None else f"`{field.default}`"
+        meaning = " ".join(str(field.description).split()).replace("``", "`")
+        rows.append(f"| `EMBEDMILL_{name.upper()}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def test_the_settings_page_is_that_of_the_settings() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    assert table == settings_table()
+
+
+def test_the_readme_links_to_the_settings() -> None:
+    assert "](docs/settings.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_page_names_a_setting_that_does_not_exist() -> None:
+    known = {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields}
+    of_tests = {"EMBEDMILL_FUZZ", "EMBEDMILL_PROMTOOL", "EMBEDMILL_TEST_ENGINES"}
+    for page in PAGES:
+        named = re.findall(r"EMBEDMILL_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8"))
+        assert set(named) <= known | of_tests, page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -95,7 +123,7 @@ def templates() -> set[str]:
     """Every text in the packages' code, with … for what is filled in."""
     found = set()
     for package in ("contract", "engine_build", "producer", "verify", "worker"):
-        for file in (ROOT / package).glob("*.py"):
+        for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     found.add(
@@ -133,3 +161,65 @@ def test_the_index_lists_every_page() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name}" in index
+
+
+def test_the_hooks_before_a_commit_are_the_commands_of_make_lint() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    lint = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    assert [hook["entry"] for hook in hooks] == lint
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}  # nothing is fetched
+    assert not any(hook["pass_filenames"] for hook in hooks)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def records(name: str, **wanted: object) -> list[dict[str, Any]]:
+    """The records of a file in ``docs/benchmarks`` that have these values."""
+    found: list[dict[str, Any]] = json.loads((ROOT / "docs" / "benchmarks" / name).read_text(encoding="utf-8"))
+    return [record for record in found if wanted.items() <= record.items()]
+
+
+def rate(name: str, **wanted: object) -> float:
+    """The ``rows_per_s`` of the only record that has these values."""
+    (record,) = records(name, **wanted)
+    return float(record["rows_per_s"])
+
+
+SPEEDS = {  # line of the README's table → encode() and the job, rows/s
+    "2 CPU cores, MiniLM": (
+        rate("encode.json", system="sentence-transformers"),
+        rate("encode.json", system="embedmill job"),
+    ),
+    "two million reviews": (
+        rate("job.json", system="sentence-transformers fp16", dataset="reviews"),
+        rate("job.json", system="embedmill job", dataset="reviews", rows=2_000_000),
+    ),
+    "900,000 short texts": (
+        rate("job.json", system="sentence-transformers fp16", dataset="short"),
+        rate("job.json", system="embedmill job", dataset="short", rows=900_000),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPEEDS)
+def test_the_readmes_speeds_are_those_of_the_records(what: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("|") and what in line]
+    peer, job, factor = (float(cell.strip("× ").replace(",", "")) for cell in line.split("|")[2:5])
+    assert (peer, job) == pytest.approx(SPEEDS[what], rel=0.002)
+    assert factor == pytest.approx(SPEEDS[what][1] / SPEEDS[what][0], abs=0.05)
+
+
+def test_the_readmes_faults_are_those_of_the_record() -> None:
+    runs = records("chaos.json")
+    faults = [run for run in runs if run["fault"] != "undisturbed"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {len(faults)} faults (`make chaos`)" in text
+    assert "0 rows lost, 0 twice, 0 different" in text
+    assert not any(run["rows_lost"] or run["rows_twice"] or run["rows_different"] for run in runs)
+    assert f"of {sum(len(run['rows_with_error']) for run in runs)} rows made to fail" in text
