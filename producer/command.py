@@ -23,8 +23,10 @@ from contract.verdict import at_fault
 from contract.words import count
 from producer.batches import open_tokenizer
 from producer.calibrate import Ranges, ranges_from, ranges_of
-from producer.console import follow, list_table, status_table, summary
+from producer.console import list_table, status_table, summary
 from producer.dataset import TextDataset, dataset_of, open_dataset
+from producer.display import progress_display
+from producer.driver import Driver
 from producer.jobs import cleaned, find_to_cancel, listed
 from producer.options import (
     OVERLAP,
@@ -39,11 +41,12 @@ from producer.options import (
     prefix_of,
     separator_of,
 )
-from producer.publish import Progress, drive
+from producer.progress import Progress
 from producer.push import push as push_job, ready
 from producer.reasons import reason, workers_line
-from producer.status import status_of, view_of
+from producer.status import status_of
 from producer.tokenizing import Work, get_ready, processes_for, tokenizing
+from producer.view import view_of
 
 _EPILOG = """\b
 Examples:
@@ -377,11 +380,14 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
     work = Work(job, texts, open_tokenizer(spec))
     began = time.monotonic()
     try:
-        with tokenizing(work, processes_for(job.batches - len(job.committed()))) as making:
-            progress = follow(drive(job, making, ledger, detach=detach), _STDERR)
+        with (
+            tokenizing(work, processes_for(job.batches - len(job.committed()))) as source,
+            progress_display(_STDERR) as report,
+        ):
+            progress = Driver(job, source, ledger, detach=detach).run(report)
     except KeyboardInterrupt:
         raise _interrupted(job) from None
-    if detach and len(progress.done) + len(progress.dead) < job.batches:
+    if detach and progress.totals.shards + len(progress.dead) < job.batches:
         _say_detached(progress, ledger)
         return False
     _STDOUT.print(summary(progress, spec, time.monotonic() - began))
@@ -399,7 +405,7 @@ def _run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, deta
 def _say_detached(progress: Progress, ledger: Ledger) -> None:
     """What was published, and who takes it."""
     job = progress.job
-    there = f"{len(progress.done)} of {count(job.batches, 'shard')} there"
+    there = f"{progress.totals.shards} of {count(job.batches, 'shard')} there"
     _STDOUT.print(f"Published; {there}: {job.folder}", highlight=False, soft_wrap=True)
     view = view_of(job, ledger, frozenset(ledger.outstanding(job)))
     alive = view.alive()

@@ -18,7 +18,8 @@ from contract.store import ObjectPath
 from contract.verdict import doubt, load_verdict
 from contract.words import count
 from producer.card import card_of, pushed_job
-from producer.publish import Progress
+from producer.progress import ShardTotals
+from producer.shards import ShardWatch
 
 _MOST_SHARDS = 10_000
 """Files that the Hub takes in one folder."""
@@ -32,8 +33,8 @@ class Ready:
     """A job that may be pushed."""
 
     job: Job
-    embedded: Progress
-    """The sums of all shards."""
+    totals: ShardTotals
+    """The sums over all shards."""
     doubt: str
     """Why it cannot count as verified; empty if it can."""
 
@@ -60,15 +61,14 @@ def ready(job: Job, *, unverified: bool) -> Ready:
             f"the Hub takes at most {_MOST_SHARDS:,} files in a folder",
             f'datasets.load_dataset("{job.folder}").push_to_hub("user/name") makes fewer and larger ones',
         )
-    embedded = Progress(job)
-    embedded.look()
+    totals = ShardWatch(job).refresh()
     why = doubt(job, load_verdict(job))
     if why and not unverified:
         raise UserError(
             f"{job.id} is not pushed: {why}",
             mend=f"run: python -m verify {job.folder}, or push it as it is with --unverified",
         )
-    return Ready(job, embedded, why)
+    return Ready(job, totals, why)
 
 
 def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
@@ -107,7 +107,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
                 "choose another name, or put this one in its place: --replace",
             )
         kept = {} if stale or other else front_matter
-        card = card_of(job, spec, ready.embedded, load_verdict(job), ready.doubt, repo, kept)
+        card = card_of(job, spec, ready.totals, load_verdict(job), ready.doubt, repo, kept)
         api.create_commit(
             repo,
             [

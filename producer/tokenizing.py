@@ -60,7 +60,7 @@ class Work(NamedTuple):
             ) from None
 
 
-class Making(NamedTuple):
+class BatchSource(NamedTuple):
     """How batches are made."""
 
     begin: Callable[[int], "Future[bytes]"]
@@ -88,7 +88,7 @@ def get_ready() -> None:
 
 
 @contextlib.contextmanager
-def tokenizing(work: Work, processes: int) -> Iterator[Making]:
+def tokenizing(work: Work, processes: int) -> Iterator[BatchSource]:
     """What makes a job's batches, gone when the ``with`` block ends.
 
     Args:
@@ -99,14 +99,14 @@ def tokenizing(work: Work, processes: int) -> Iterator[Making]:
         UserError: a process died.
     """
     if processes > 1:
-        with tokenizing_apart(work, processes) as making:
-            yield making
+        with tokenizing_apart(work, processes) as source:
+            yield source
     else:
-        yield Making(functools.partial(_made_here, work), ahead=1)
+        yield BatchSource(functools.partial(_made_here, work), ahead=1)
 
 
 @contextlib.contextmanager
-def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
+def tokenizing_apart(work: Work, processes: int) -> Iterator[BatchSource]:
     """Processes that make a job's batches, each on one core, gone when the ``with`` block ends, however it ends.
 
     Raises:
@@ -118,7 +118,7 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
     watch.start()
     try:
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
-        yield Making(functools.partial(_begun, pool), ahead=2 * processes)
+        yield BatchSource(functools.partial(_begun, pool), ahead=2 * processes)
     except BrokenProcessPool:
         raise UserError(
             "a tokenizing process died",

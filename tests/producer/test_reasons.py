@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from contract.heartbeat import Heartbeat
-from producer.reasons import View, reason, workers_line
+from producer.reasons import reason, workers_line
+from producer.view import View
 
 JOB, OTHER, NOW, TIMEOUT = "reviews-train-0123456789.abcdef", "imdb-train-9876543210.fedcba", 5000.0, 30.0
 
