@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 
+from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -13,6 +14,18 @@ from producer.jobs import Listed
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.status import Status
+
+STDOUT, STDERR = Console(markup=False), Console(stderr=True, markup=False)
+
+
+def print_line(text: str) -> None:
+    """A result, on stdout as it is, however long."""
+    STDOUT.print(text, highlight=False, soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """What a command does, on stderr as it is, however long."""
+    STDERR.print(text, highlight=False, soft_wrap=True)
 
 
 def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
@@ -57,7 +70,7 @@ def status_table(status: Status) -> Table:
     if not status.ended:
         table.add_row("they are", workers_line(status.view).partition(": ")[2] or "-")
         if not status.rows_per_s and status.out:
-            table.add_row("nothing moves", reason(status.view).says)
+            table.add_row("nothing moves", reason(status.view).line)
     for batch, record in sorted(status.dead.items())[:10]:
         table.add_row(f"dead {batch}", f"{record.error} (after {count(record.attempts, 'attempt')}) {record.where}")
     return table

@@ -82,7 +82,7 @@ class StallReport:
         if why.kind == self._kind and now - self._reported < _REPEAT_EVERY:
             return None
         self._kind, self._reported = why.kind, now
-        return f"No new shard for {timedelta(seconds=round(still))}: {why.says}"
+        return f"No new shard for {timedelta(seconds=round(still))}: {why.line}"
 
 
 class _Speed(ProgressColumn):

@@ -15,7 +15,7 @@ class Reason:
 
     kind: str
     """Stays the same while the same thing keeps it."""
-    says: str
+    line: str
     """One line, with what mends it where something does."""
 
 

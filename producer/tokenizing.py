@@ -25,7 +25,7 @@ from contract.errors import UserError
 from contract.job import Job
 from contract.settings import settings
 from producer.batches import RowTokenizer, batch_of
-from producer.dataset import TextDataset
+from producer.texts import TextDataset
 
 _PAYS_FROM = 8
 """Batches for each process from which on it is worth its start and the words that it has to meet."""

@@ -25,6 +25,7 @@ from contract.ledger import JOBS, queue_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from producer.tokenizing import Work, _uninterrupted, processes_for, tokenizing, tokenizing_apart
 from tests.contract.samples import a_job
 
@@ -36,7 +37,7 @@ def work(tiny: EngineSpec, tmp_path: Path) -> Work:
     """Ten batches of four rows."""
     file = tmp_path / "mills.csv"
     file.write_text("text\n" + "".join(f"the mill number {row} {'grinds ' * row}\n" for row in range(ROWS)))
-    return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(str(file)), open_tokenizer(tiny))
+    return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(DatasetSource(str(file))), open_tokenizer(tiny))
 
 
 def test_processes_make_the_bytes_that_the_producer_itself_makes(work: Work) -> None:
