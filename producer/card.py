@@ -100,7 +100,7 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
 
 
 def _size(rows: int) -> str:
-    step = sum(rows >= 1000 * 10**place for place in range(len(_SIZES)))
+    step = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
     if step in (0, len(_SIZES)):
         return f"n<{_SIZES[0]}" if step == 0 else f"n>{_SIZES[-1]}"
     return f"{_SIZES[step - 1]}<n<{_SIZES[step]}"
@@ -133,7 +133,7 @@ def _longer(job: Job) -> str:
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
     vector = f"{job.form.element}" + (", a list of vectors" if spec.pooling == "tokens" else "")
     return [
-        ("`row_id`", "the row's place in the source dataset"),
+        ("`row_id`", "the row's index in the source dataset"),
         ("`embedding`", f"{vector}; null for a row without a text or with an error"),
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),

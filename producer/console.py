@@ -88,8 +88,8 @@ def list_table(jobs: Iterable[Listed]) -> Table:
         waits = f", {one.queued:,} waiting" if one.queued else ""
         form = f"{job.form.dtype}{f', {job.form.dimensions} wide' if job.form.dimensions else ''}"
         age = "-" if one.age is None else f"{timedelta(seconds=round(one.age))} ago"
-        place = f"\n{job.folder}" if one.state == "elsewhere" else ""
+        folder = f"\n{job.folder}" if one.state == "elsewhere" else ""
         text = f"{job.dataset.rpartition('/')[2]} ({job.split}, {job.parts.shown}), {job.engine}, {form}"
         size = decimal(one.bytes) if one.bytes else "-"
-        table.add_row(f"{job.id}\n{text}{place}", rows, f"{one.state}{waits}", size, age)
+        table.add_row(f"{job.id}\n{text}{folder}", rows, f"{one.state}{waits}", size, age)
     return table

@@ -39,7 +39,14 @@ _log = logging.getLogger("embedmill.producer")
 
 
 def find_local(dataset: str) -> tuple[str, Path] | None:
-    """What the job calls a dataset of files, and where they are; None for one on the Hub."""
+    """Where a dataset of files is; None for one on the Hub.
+
+    Returns:
+        What the job calls it, and the path of its file, its folder, or a glob pattern.
+
+    Raises:
+        UserError: the name means files, and there are none.
+    """
     if dataset.startswith(SCHEMES):
         return dataset, downloaded(dataset)
     path = Path(os.path.expanduser(dataset))  # pathlib's fails for a user that is not there

@@ -71,7 +71,7 @@ def ready(job: Job, *, unverified: bool) -> Ready:
     return Ready(job, totals, why)
 
 
-def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
+def push(ready: Ready, to: str, *, private: bool, overwrite: bool) -> str:
     """Upload a job's shards and its card, and commit them together.
 
     Until the commit the repository is what it was; what was uploaded until then is not uploaded again.
@@ -80,7 +80,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
         ready: the job.
         to: the repository, ``user/name``; made if it is not there.
         private: whether a new one is private.
-        replace: whether the shards of another job, or other files in ``data/``, go.
+        overwrite: whether the shards of another job, or other files in ``data/``, go.
 
     Returns:
         The address of what the repository is now.
@@ -100,7 +100,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
         shards = {f"data/{job.shard(batch).name}": job.shard(batch) for batch in range(job.batches)}
         stale = sorted(file for file in files if file.startswith("data/") and file not in shards)
         other = pushed_job(front_matter) not in (None, job.id)
-        if (stale or other) and not replace:
+        if (stale or other) and not overwrite:
             raise UserError(
                 f"{repo} holds {pushed_job(front_matter) or ', '.join(stale[:3])}",
                 f"a repository holds one job, and this one is {job.id}",

@@ -25,6 +25,6 @@ def push(job: str | None, to: str, private: bool, replace: bool, unverified: boo
     print_note(f"{count(found.job.batches, 'shard')}, {size}, to {to}")
     if found.doubt:
         print_note(f"Not verified: {found.doubt}")
-    address = push_job(found, to, private=private, replace=replace)
+    address = push_job(found, to, private=private, overwrite=replace)
     print_line(f"Pushed: {address}")
     print_line(f'In Python: datasets.load_dataset("{to}")')

@@ -1,4 +1,4 @@
-"""Why nothing moves, in one line: from what the producer sees to what it says. Pure."""
+"""Why nothing moves, in one line. Pure functions over what Redis shows of a job and its workers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ def reason(view: View) -> Reason:
     if here and all(one.silent(view.now) > _LATE for one in here):
         first = min(here, key=lambda one: one.beat)
         left = view.timeout - first.silent(view.now)
-        says = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
-        return Reason(f"late {first.worker}", f"{says}: if it stays silent, it is published again in {left:.0f} s")
+        line = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
+        return Reason(f"late {first.worker}", f"{line}: if it stays silent, it is published again in {left:.0f} s")
     if here:
         first = min(here, key=lambda one: one.since)
         who = count(len(here), "worker computes", "workers compute")
