@@ -101,18 +101,18 @@ def _of_splits(
     splits: Mapping[str, Any], source: DatasetSource, text: str | None, kept: tuple[str, ...]
 ) -> TextDataset:
     """The texts of a dataset that the ``datasets`` library opened; ``source`` has its id and revision."""
-    name = source.dataset
-    split = choose_split(source.split, list(splits), name)
+    dataset = source.dataset
+    split = choose_split(source.split, list(splits), dataset)
     table = splits[split]
     if not table.num_rows:
-        raise UserError(f"{name} has no rows in split {split!r}", NOTHING)
+        raise UserError(f"{dataset} has no rows in split {split!r}", NOTHING)
     schema = table.features.arrow_schema
-    columns = Columns(choose_text(text_columns(schema), schema, name) if text is None else text, kept)
-    columns.check(schema, name, typed=True)
+    columns = Columns(choose_text(text_columns(schema), schema, dataset) if text is None else text, kept)
+    columns.check(schema, dataset, typed=True)
     roots = dict.fromkeys(column if column in schema.names else column.split(".")[0] for column in columns.needed)
     needed = table.select_columns(list(roots)).with_format("arrow")
     return TextDataset(
-        name,
+        dataset,
         source.config,
         split,
         columns.text,
