@@ -39,6 +39,7 @@ from contract.shard import read_info
 from contract.store import location
 from examples.local import celery_worker, die_with_parent, redis_server
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 
 _EPILOG = """\b
 Examples:
@@ -196,7 +197,7 @@ def main(
 
 def _sample(dataset: str, rows: int | None, seed: int) -> list[str]:
     """The texts, in the dataset's order. Rows without one, or with a blank one, are left out: they have no vector."""
-    opened = open_dataset(dataset)
+    opened = open_dataset(DatasetSource(dataset))
     texts = [text for text in map(unless_blank, opened.texts(range(opened.rows))) if text is not None]
     if rows is None or rows >= len(texts):
         return texts

@@ -21,6 +21,7 @@ from contract.store import location
 from examples.local import celery_worker, die_with_parent, process, redis_server
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from producer.tokenizing import Work
 
 _SAMPLED = 8
@@ -77,7 +78,7 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         spec: the engine whose tokenizer makes them.
         batch_rows: rows of a batch.
     """
-    texts = open_dataset(str(file))
+    texts = open_dataset(DatasetSource(str(file)))
     job = Job.create(
         location(folder),
         dataset=texts.dataset,

@@ -29,8 +29,9 @@ Examples:
 _FIRST = """
 import json, re, sys, time
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 began = time.perf_counter()
-rows = open_dataset(sys.argv[1]).texts(range(1024))
+rows = open_dataset(DatasetSource(sys.argv[1])).texts(range(1024))
 seconds = time.perf_counter() - began
 peak = re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]  # ru_maxrss counts the parent's too
 print(json.dumps([seconds, int(peak) / 1024]))

@@ -23,8 +23,8 @@ from contract.ledger import Ledger
 from contract.settings import settings
 from contract.store import location
 from examples.local import redis_server
-from producer.publish import drive
-from producer.tokenizing import Making
+from producer.driver import Driver
+from producer.tokenizing import BatchSource
 
 _EPILOG = """\b
 Examples:
@@ -171,8 +171,7 @@ def _publishing_seconds(size: int, batches: int = 100) -> float:
         os.environ |= {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_OUTSTANDING_BYTES": str(2 * size * batches)}
         settings.cache_clear()
         began = time.process_time()
-        for _ in drive(_job(Path(folder), batches), Making(begin, ahead=4), Ledger(patience=5), detach=True):
-            pass
+        Driver(_job(Path(folder), batches), BatchSource(begin, ahead=4), Ledger(patience=5), detach=True).run()
         return (time.process_time() - began) / batches
 
 

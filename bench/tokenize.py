@@ -35,7 +35,8 @@ from contract.engine import load_engine
 from contract.job import Job
 from contract.store import location
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
-from producer.dataset import TextDataset, open_dataset
+from producer.dataset import open_dataset
+from producer.texts import DatasetSource, TextDataset
 from producer.tokenizing import Work, tokenizing_apart
 
 _EPILOG = """\b
@@ -97,7 +98,7 @@ def main(processes: str, kind: str, batches: int, batch_rows: int, engine: str |
         file = folder / f"{kind}.parquet"
         write(file, kind, batch_rows * batches * max(numbers))
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
-        dataset = open_dataset(str(file))
+        dataset = open_dataset(DatasetSource(str(file)))
         works = {n: Work(_job(dataset, n * batches * batch_rows, batch_rows), dataset, tokenizer) for n in numbers}
         stages = _stages(works[numbers[0]])
         records: list[Record] = []

@@ -47,7 +47,7 @@ class Hit:
 
     cosine: float
     row: int
-    """``row_id``: the row's place in the dataset."""
+    """``row_id``: the row's index in the dataset."""
     text: str
 
 

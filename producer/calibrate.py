@@ -57,10 +57,10 @@ def ranges_of(job: Job) -> Ranges:
 
 def _read(file: str) -> npt.NDArray[np.floating]:
     try:
-        place = location(file)
-        if not place.local:
+        path = location(file)
+        if not path.local:
             raise ValueError("it is not on a disk")
-        found = np.load(str(place), allow_pickle=False)
+        found = np.load(str(path), allow_pickle=False)
         if found.ndim != 2 or len(found) != 2 or not np.isfinite(found).all() or (found[0] > found[1]).any():
             raise ValueError(f"an array of shape {found.shape}, or its values are out of order")
     except (OSError, ValueError, EOFError, TypeError) as error:

@@ -10,7 +10,7 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.verdict import Figures, Verdict
 from contract.words import count
-from producer.publish import Progress
+from producer.progress import ShardTotals
 
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 """Rows between which the Hub sorts datasets: a thousand, and ten times as many each."""
@@ -19,7 +19,7 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 def card_of(
     job: Job,
     spec: EngineSpec,
-    embedded: Progress,
+    totals: ShardTotals,
     verdict: Verdict | None,
     doubt: str,
     repo: str,
@@ -30,7 +30,7 @@ def card_of(
     Args:
         job: the job.
         spec: its engine.
-        embedded: the sums of all its shards.
+        totals: the sums over all its shards.
         verdict: what the verifier found, if it was asked.
         doubt: why the job cannot count as verified; empty if it can.
         repo: where it goes.
@@ -47,15 +47,15 @@ def card_of(
         f"{count(job.rows, 'row')}{limit}, in the dataset's order. Made by embedmill.",
         f'```python\nimport datasets\n\ndatasets.load_dataset("{repo}", split="{job.split}")\n```',
         "## Model",
-        _table(("", ""), _model_rows(job, spec, embedded, model)),
+        _table(("", ""), _model_rows(job, spec, totals, model)),
         "## Rows",
         _table(
             ("", ""),
             [
-                ("rows", f"{embedded.rows:,}"),
-                ("truncated", f"{embedded.truncated:,}{_truncated(job, spec)}"),
-                ("without a text (null, empty or only white space)", f"{embedded.without_text:,}"),
-                ("with an error in place of a vector", f"{embedded.failed:,}"),
+                ("rows", f"{totals.rows:,}"),
+                ("truncated", f"{totals.truncated:,}{_truncated(job, spec)}"),
+                ("without a text (null, empty or only white space)", f"{totals.without_text:,}"),
+                ("with an error in place of a vector", f"{totals.failed:,}"),
             ],
         ),
         _table(("column", ""), _columns(job, spec)),
@@ -100,13 +100,13 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
 
 
 def _size(rows: int) -> str:
-    step = sum(rows >= 1000 * 10**place for place in range(len(_SIZES)))
+    step = sum(rows >= 1000 * 10**power for power in range(len(_SIZES)))
     if step in (0, len(_SIZES)):
         return f"n<{_SIZES[0]}" if step == 0 else f"n>{_SIZES[-1]}"
     return f"{_SIZES[step - 1]}<n<{_SIZES[step]}"
 
 
-def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> list[tuple[str, str]]:
+def _model_rows(job: Job, spec: EngineSpec, totals: ShardTotals, model: str) -> list[tuple[str, str]]:
     return [
         ("model", model + (f", revision `{spec.revision[:12]}`" if spec.revision else "")),
         ("pooling", "none: a vector for each token" if spec.pooling == "tokens" else spec.pooling),
@@ -115,7 +115,7 @@ def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> l
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
         ("longest row", f"{spec.truncation}; what is longer {_longer(job)}"),
         ("text before each row", f"`{job.prefix!r}`" if job.prefix else "none"),
-        ("computed by", ", ".join(sorted(embedded.made_by))),
+        ("computed by", ", ".join(sorted(totals.runtimes))),
         ("engine", f"`{job.fingerprint}`"),
     ]
 
@@ -133,7 +133,7 @@ def _longer(job: Job) -> str:
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
     vector = f"{job.form.element}" + (", a list of vectors" if spec.pooling == "tokens" else "")
     return [
-        ("`row_id`", "the row's place in the source dataset"),
+        ("`row_id`", "the row's index in the source dataset"),
         ("`embedding`", f"{vector}; null for a row without a text or with an error"),
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),

@@ -1,131 +1,50 @@
-"""What a person sees of a job: a progress bar, what its workers do, a summary, a status, a list."""
+"""A job for people: the summary of a run, a status, a list."""
 
-import contextlib
 import time
 from collections.abc import Iterable
 from datetime import timedelta
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.filesize import decimal
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress as Bar,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from contract.engine import EngineSpec
 from contract.words import count
 from producer.jobs import Listed
-from producer.publish import Progress
-from producer.reasons import View, reason, workers_line
+from producer.progress import Progress
+from producer.reasons import reason, workers_line
 from producer.status import Status
 
-_SPEAK_EVERY = 10.0
-"""Seconds between two lines where there is no terminal for a bar, and for which nothing must move before it is said."""
-
-_REPEAT_EVERY = 60.0
-"""Seconds after which it is said again what still keeps a job."""
+STDOUT, STDERR = Console(markup=False), Console(stderr=True, markup=False)
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} rows/s", style="progress.data.speed")
+def print_line(text: str) -> None:
+    """A result, on stdout as it is, however long."""
+    STDOUT.print(text, highlight=False, soft_wrap=True)
 
 
-class Stillness:
-    """Says why nothing moves: once nothing has for ten seconds, and again when the reason is another or a minute has
-    passed.
-
-    Args:
-        began: when the job's run began, by the monotonic clock.
-    """
-
-    def __init__(self, began: float) -> None:
-        self._kind, self._said = "", began
-
-    def line(self, progress: Progress, now: float) -> str | None:
-        """The line to be said now; None if there is none.
-
-        Args:
-            progress: how far the job is.
-            now: by the monotonic clock.
-        """
-        still = now - progress.moved
-        if still < _SPEAK_EVERY:
-            self._kind = ""
-            return None
-        if progress.view is None:
-            return None
-        why = reason(progress.view)
-        if why.kind == self._kind and now - self._said < _REPEAT_EVERY:
-            return None
-        self._kind, self._said = why.kind, now
-        return f"No new shard for {timedelta(seconds=round(still))}: {why.says}"
-
-
-def follow(steps: Iterable[Progress], console: Console) -> Progress:
-    """Run a job to its end under a progress bar; where there is no terminal, with a line now and then.
-
-    Args:
-        steps: at least one; each is the same object.
-        console: takes the bar.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    bar = Bar(*columns, speed_estimate_period=120)
-    task = bar.add_task("rows", total=None)
-    began = spoken = time.monotonic()
-    said, stillness = -1, Stillness(began)
-    with Live(bar, console=console) if console.is_terminal else contextlib.nullcontext() as live:
-        for progress in steps:
-            now = time.monotonic()
-            if live:
-                bar.update(task, completed=progress.rows, total=progress.job.rows)
-                live.update(_bar_and_workers(bar, progress.view))
-            elif now - spoken >= _SPEAK_EVERY and progress.rows != said:
-                console.print(_rows_line(progress, now - began), highlight=False, soft_wrap=True)
-                spoken, said = now, progress.rows
-            if line := stillness.line(progress, now):
-                console.print(line, highlight=False, soft_wrap=True)
-    return progress
-
-
-def _bar_and_workers(bar: Bar, view: View | None) -> RenderableType:
-    return Group(bar, Text(workers_line(view), style="dim")) if view else bar
-
-
-def _rows_line(progress: Progress, seconds: float) -> str:
-    rows, job = progress.rows - progress.before, progress.job
-    line = f"{progress.rows:,} of {count(job.rows, 'row')}"
-    if not rows:
-        return line
-    left = timedelta(seconds=round((job.rows - progress.rows) * seconds / rows))
-    return f"{line}, {rows / seconds:,.0f} rows/s, {left} left"
+def print_note(text: str) -> None:
+    """What a command does, on stderr as it is, however long."""
+    STDERR.print(text, highlight=False, soft_wrap=True)
 
 
 def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
-    """What a run did."""
-    rows, job = progress.rows - progress.before, progress.job
+    """What a run did, in ``seconds``."""
+    job, totals, before, new = progress.job, progress.totals, progress.before, progress.new
     table = Table("job", job.id, title="Embedded", title_justify="left")
-    earlier = f" ({progress.before:,} were there)" if progress.before else ""
-    table.add_row("rows", f"{progress.rows:,} of {job.rows:,}{earlier}")
+    earlier = f" ({before.rows:,} were there)" if before.rows else ""
+    table.add_row("rows", f"{totals.rows:,} of {job.rows:,}{earlier}")
     cut = f", at {spec.truncation}" if job.overlap is None else ""
-    table.add_row("truncated", f"{progress.truncated:,}{cut}")
-    table.add_row("without a text", f"{progress.without_text:,}")
-    if progress.recomputed:
-        table.add_row("recomputed in FP32", f"{progress.recomputed:,}")
-    if progress.failed:
-        table.add_row("with an error", f"{progress.failed:,}: see the column error")
-    if rows:
+    table.add_row("truncated", f"{totals.truncated:,}{cut}")
+    table.add_row("without a text", f"{totals.without_text:,}")
+    if totals.recomputed:
+        table.add_row("recomputed in FP32", f"{totals.recomputed:,}")
+    if totals.failed:
+        table.add_row("with an error", f"{totals.failed:,}: see the column error")
+    if new.rows:
         table.add_row("seconds", f"{seconds:,.1f}")
-        table.add_row("rows/s", f"{rows / seconds:,.1f}")
-        table.add_row("tokens/s", f"{progress.tokens / seconds:,.0f}")
+        table.add_row("rows/s", f"{new.rows / seconds:,.1f}")
+        table.add_row("tokens/s", f"{new.tokens / seconds:,.0f}")
     table.add_row("folder", str(job.folder))
     return table
 
@@ -151,7 +70,7 @@ def status_table(status: Status) -> Table:
     if not status.ended:
         table.add_row("they are", workers_line(status.view).partition(": ")[2] or "-")
         if not status.rows_per_s and status.out:
-            table.add_row("nothing moves", reason(status.view).says)
+            table.add_row("nothing moves", reason(status.view).line)
     for batch, record in sorted(status.dead.items())[:10]:
         table.add_row(f"dead {batch}", f"{record.error} (after {count(record.attempts, 'attempt')}) {record.where}")
     return table
@@ -169,8 +88,8 @@ def list_table(jobs: Iterable[Listed]) -> Table:
         waits = f", {one.queued:,} waiting" if one.queued else ""
         form = f"{job.form.dtype}{f', {job.form.dimensions} wide' if job.form.dimensions else ''}"
         age = "-" if one.age is None else f"{timedelta(seconds=round(one.age))} ago"
-        place = f"\n{job.folder}" if one.state == "elsewhere" else ""
+        folder = f"\n{job.folder}" if one.state == "elsewhere" else ""
         text = f"{job.dataset.rpartition('/')[2]} ({job.split}, {job.parts.shown}), {job.engine}, {form}"
         size = decimal(one.bytes) if one.bytes else "-"
-        table.add_row(f"{job.id}\n{text}{place}", rows, f"{one.state}{waits}", size, age)
+        table.add_row(f"{job.id}\n{text}{folder}", rows, f"{one.state}{waits}", size, age)
     return table

@@ -128,9 +128,9 @@ def _walk(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise error
 
-    for place, folders, names in os.walk(folder, onerror=fail):
+    for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        inside += [Path(place, name) for name in names if not name.startswith(".")]
+        inside += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(file for file in inside if file.is_file())
 
 

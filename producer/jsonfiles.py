@@ -36,8 +36,6 @@ class JsonReader:
         self._texts, self._kept = set(texts), [name for name in kept if name not in texts]
         self.halves = 0
         """Halves of surrogate pairs that became U+FFFD: JSON can spell what no UTF-8 text can hold."""
-        self.seen: set[str] = set()
-        """Columns that some row had."""
 
     def schema(self, file: Path) -> pa.Schema:
         """The columns of the first rows: a type that is null or struct is that of all values seen."""
@@ -78,7 +76,6 @@ class JsonReader:
                 values = [_at(row, field.name) for _, row in rows]
                 if field.name in self._texts:
                     self._check(file, field.name, rows, values)
-                self.seen |= {field.name} if any(value is not None for value in values) else set()
                 try:
                     columns.append(pa.array(values, field.type))
                 except UnicodeEncodeError:
@@ -86,10 +83,10 @@ class JsonReader:
             yield pa.record_batch(columns, schema=schema)
 
     def _check(self, file: Path, name: str, rows: Sequence[tuple[int, Any]], values: Sequence[Any]) -> None:
-        for (place, _), value in zip(rows, values, strict=True):
+        for (index, _), value in zip(rows, values, strict=True):
             if value is not None and type(value) is not str:
                 raise UserError(
-                    f"{file}: row {place} has {_KINDS.get(type(value), 'a value')}, {json.dumps(value)[:60]}, "
+                    f"{file}: row {index} has {_KINDS.get(type(value), 'a value')}, {json.dumps(value)[:60]}, "
                     f"in column {name}",
                     "expected a string or null",
                     "mend the row, or choose another with --text-column",
@@ -108,7 +105,7 @@ class JsonReader:
 
 
 def _objects(file: Path, exact: bool, *, quiet: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects with their places, counted from 0.
+    """The objects with their row numbers, from 0.
 
     Args:
         file: what to read.
@@ -118,13 +115,13 @@ def _objects(file: Path, exact: bool, *, quiet: bool = False) -> Iterator[tuple[
     with opened(file, quiet=quiet) as source:
         start = source.peek(_CHUNK).lstrip()[:1]
         values = _array(file, source) if start == b"[" else _lines(file, source, exact)
-        for place, value in enumerate(values):
+        for index, value in enumerate(values):
             if not isinstance(value, dict):
                 raise UserError(
-                    f"{file}: row {place} is {_KINDS.get(type(value), 'null')}, {json.dumps(value)[:60]}",
+                    f"{file}: row {index} is {_KINDS.get(type(value), 'null')}, {json.dumps(value)[:60]}",
                     "expected an object a line, or an array of objects",
                 )
-            yield place, value
+            yield index, value
 
 
 def _lines(file: Path, source: io.BufferedReader, exact: bool) -> Iterator[Any]:
@@ -155,11 +152,11 @@ def _odd(file: Path, number: int, line: bytes) -> Any:
 def _array(file: Path, source: io.BufferedReader) -> Iterator[Any]:
     """The items of an array, one after the other: json.load would hold them all."""
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")().decode
-    text, place, end, first, count = "[", 1, False, True, 0
+    text, position, end, first, count = "[", 1, False, True, 0
     source.read(source.peek(_CHUNK).index(b"[") + 1)
     while True:
         try:
-            start = _after_space(text, place)
+            start = _after_space(text, position)
             if first and text[start] == "]":
                 mark, stop = "]", start
             else:
@@ -174,7 +171,7 @@ def _array(file: Path, source: io.BufferedReader) -> Iterator[Any]:
             chunk = source.read(max(_CHUNK, len(text)))
             end = not chunk
             try:
-                text, place = text[place:] + decode(chunk, end), 0
+                text, position = text[position:] + decode(chunk, end), 0
             except UnicodeDecodeError:
                 check_utf8(file)
                 raise
@@ -182,7 +179,7 @@ def _array(file: Path, source: io.BufferedReader) -> Iterator[Any]:
         if mark == "]" and first:
             break
         yield value
-        place, first, count = stop + 1, False, count + 1
+        position, first, count = stop + 1, False, count + 1
         if mark == "]":
             break
         if mark != ",":
@@ -195,10 +192,10 @@ def _no_array(file: Path, row: int, why: str) -> UserError:
     return UserError(f"{file}, row {row}: no JSON ({why})", "expected an object a line, or an array of objects")
 
 
-def _after_space(text: str, place: int) -> int:
-    while text[place : place + 1] in (" ", "\n", "\r", "\t"):
-        place += 1
-    return place
+def _after_space(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\n", "\r", "\t"):
+        position += 1
+    return position
 
 
 def _at(row: Any, path: str) -> Any:

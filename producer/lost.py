@@ -1,81 +1,104 @@
-"""Which published batches are on nobody's way to a shard any more. Pure: from what was seen to what follows."""
+"""Which published batches nothing will make a shard of any more. Pure functions over what Redis and workers show.
 
-from collections.abc import Collection, Iterable, Mapping
+Example, with a timeout of 30 s: a batch whose worker was last heard of 31 s ago is lost at once; one that a worker took
+and never reported on, for instance because it died in between, after 30 s; one without any message after 3 s.
+"""
+
+from collections.abc import Collection, Mapping
 from enum import Enum
+from typing import NamedTuple
 
-from contract.heartbeat import Heartbeat
+from producer.view import View
 
-MISSED_AFTER = 3.0
+MISSING_AFTER = 3.0
 """Seconds for which a batch's message must be nowhere: it is in neither of Kombu's structures for an instant while it
 is handed over."""
 
 
-class Place(Enum):
-    """Where a published batch is."""
+class BatchState(Enum):
+    """What becomes of a published batch that has no shard."""
 
-    WORKED_ON = "a worker that is alive says that it has it in hand"
-    QUEUED = "its message waits"
-    ABOUT_TO_START = "a worker took its message, and one is loading its engine"
-    TAKEN = "a worker took its message and has not said that it began"
-    SILENT = "the worker that had it in hand is silent"
-    NOWHERE = "there is no message"
+    COMPUTING = "a worker that is alive computes it"
+    QUEUED = "its message waits in the queue"
+    STARTING = "a worker took its message, and a worker is loading its engine"
+    TAKEN = "a worker took its message and has not reported that it computes it"
+    ORPHANED = "the worker that computed it is silent"
+    MISSING = "there is no message of it"
 
 
-def places(
-    job: str,
-    batches: Iterable[int],
-    heartbeats: Iterable[Heartbeat],
-    *,
-    queued: Collection[int],
-    held: Collection[int],
-    now: float,
-    timeout: float,
-) -> dict[int, Place]:
-    """Where each batch of a job is.
+class Sighting(NamedTuple):
+    """A batch's state, and since when it has had it without interruption."""
+
+    state: BatchState
+    since: float
+    """Seconds, by the monotonic clock."""
+
+
+def batch_states(view: View, *, queued: Collection[int], held: Collection[int]) -> dict[int, BatchState]:
+    """The state of each batch that is published and has no shard (``view.out``).
 
     Args:
-        job: the job's key.
-        batches: those that are published and have no shard.
-        heartbeats: of all workers.
+        view: the job and all workers.
         queued: batches whose messages wait.
         held: batches whose messages a worker took and did not acknowledge.
-        now: seconds since the epoch.
-        timeout: seconds after which a silent worker is taken for dead.
     """
     alive: set[int] = set()
     silent: set[int] = set()
-    starts = False
-    for one in heartbeats:
-        is_alive = one.silent(now) <= timeout
-        starts = starts or (is_alive and one.state == "starting")
-        if one.job == job and one.batch is not None:
-            (alive if is_alive else silent).add(one.batch)
+    starting = False
+    for worker in view.workers:
+        is_alive = worker.silent(view.now) <= view.timeout
+        starting = starting or (is_alive and worker.state == "starting")
+        if worker.job == view.job and worker.batch is not None:
+            (alive if is_alive else silent).add(worker.batch)
 
-    def place(batch: int) -> Place:
+    def state(batch: int) -> BatchState:
         if batch in alive:
-            return Place.WORKED_ON
+            return BatchState.COMPUTING
         if batch in queued:
-            return Place.QUEUED
+            return BatchState.QUEUED
         if batch in silent:
-            return Place.SILENT
+            return BatchState.ORPHANED
         if batch in held:
-            return Place.ABOUT_TO_START if starts else Place.TAKEN
-        return Place.NOWHERE
+            return BatchState.STARTING if starting else BatchState.TAKEN
+        return BatchState.MISSING
 
-    return {batch: place(batch) for batch in batches}
+    return {batch: state(batch) for batch in view.out}
 
 
-def lost(found: Mapping[int, Place], since: Mapping[int, float], *, now: float, timeout: float) -> set[int]:
+def sightings(states: Mapping[int, BatchState], before: Mapping[int, Sighting], now: float) -> dict[int, Sighting]:
+    """Each batch's state with the time since when it has it.
+
+    Args:
+        states: the states now.
+        before: what this function returned the last time.
+        now: seconds, by the monotonic clock.
+    """
+
+    def sighting(batch: int, state: BatchState) -> Sighting:
+        old = before.get(batch)
+        return old if old and old.state is state else Sighting(state, now)
+
+    return {batch: sighting(batch, state) for batch, state in states.items()}
+
+
+def lost(seen: Mapping[int, Sighting], *, now: float, timeout: float, missing_after: float = MISSING_AFTER) -> set[int]:
     """The batches that are to be published again.
 
     Args:
-        found: where each batch is.
-        since: since when it is there without interruption, in the same clock as ``now``.
-        now: seconds.
+        seen: each batch's state, and since when it has it.
+        now: seconds, by the same clock.
         timeout: seconds after which a silent worker is taken for dead.
-
-    Example: with a timeout of 30, a batch whose worker was last heard of 31 s ago is lost now; one that some worker
-    took and has said nothing of, for instance because it died in between, after 30 s; one without any message after 3.
+        missing_after: seconds for which a batch's message must be nowhere.
     """
-    limits = {Place.SILENT: 0.0, Place.TAKEN: timeout, Place.NOWHERE: MISSED_AFTER}
-    return {batch for batch, place in found.items() if place in limits and now - since[batch] >= limits[place]}
+    limits = {BatchState.ORPHANED: 0.0, BatchState.TAKEN: timeout, BatchState.MISSING: missing_after}
+    return {batch for batch, (state, since) in seen.items() if state in limits and now - since >= limits[state]}
+
+
+def unpublished(batches: int, *known: Collection[int]) -> list[int]:
+    """The batches to be made, in order.
+
+    Args:
+        batches: how many the job has.
+        known: batches that have a shard, that are published, or that were given up.
+    """
+    return [batch for batch in range(batches) if not any(batch in one for one in known)]

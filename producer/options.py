@@ -1,22 +1,15 @@
-"""What the command's options mean for a job, and what of them is refused."""
+"""What single options of the commands mean, and what of them is refused."""
 
 import re
 from typing import Any
 
 import click
 
-from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.form import VectorForm
-from contract.job import NAME, Job
+from contract.job import NAME
 from contract.shard import COLUMNS
-from contract.store import Location, location
-from contract.words import count
-from producer.batches import open_tokenizer
-from producer.dataset import TextDataset
-
-OVERLAP = 64
-"""Tokens that two windows share, unless told otherwise."""
+from contract.store import location
+from contract.template import of_column, parse
 
 
 class Folder(click.Path):
@@ -24,12 +17,12 @@ class Folder(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         try:
-            found = location(value)
+            folder = location(value)
         except ValueError as error:
             self.fail(str(error), parameter, context)
-        if found.local:
+        if folder.local:
             super().convert(value, parameter, context)  # fails for what is no folder
-        return found
+        return folder
 
 
 def in_utf8(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -72,85 +65,19 @@ def columns_of(names: str | None) -> tuple[str, ...]:
     return columns
 
 
-def prefix_of(spec: EngineSpec, prefix: str | None) -> str:
-    """The text before every row: ``--prefix``, or else the engine's own.
+def template_of(column: str | None, text: str | None) -> str | None:
+    """The template of a row's text that ``--text-column`` or ``--text`` gives; None where both are left out.
 
     Raises:
-        UserError: the engine's model leaves prompts out of its pooling.
+        UserError: both are given, or ``--text`` is no template.
     """
-    if prefix and not spec.include_prompt:
-        raise UserError(
-            f"--prefix {prefix!r}",
-            f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false), "
-            "and embedmill pools over all of a row's tokens",
-            "leave out --prefix, or choose another --engine",
-        )
-    return spec.prefix if prefix is None else prefix
-
-
-def dimensions_of(spec: EngineSpec, dimensions: int | None) -> int | None:
-    """``--dimensions``; None where they are all that the engine computes.
-
-    Raises:
-        UserError: they are more than that.
-    """
-    if dimensions and dimensions > spec.hidden:
-        raise UserError(
-            f"engine {spec.name} computes {count(spec.hidden, 'dimension')}", f"found --dimensions {dimensions}"
-        )
-    return None if dimensions == spec.hidden else dimensions
-
-
-def overlap_of(spec: EngineSpec, long_texts: str, overlap: int | None) -> int | None:
-    """``Job.overlap`` from ``--long-texts`` and ``--overlap``.
-
-    Raises:
-        UserError: they do not go together, or not with the engine.
-    """
-    if long_texts != "window":
-        if overlap is not None:
-            raise UserError("--overlap is for windows", mend="add --long-texts window")
-        return None
-    if spec.pooling == "tokens":
-        raise UserError(
-            f"engine {spec.name} gives a vector for each token",
-            "windows are pooled into one vector for each text",
-            "leave out --long-texts, or choose another --engine",
-        )
-    overlap = OVERLAP if overlap is None else overlap
-    if overlap >= (window := open_tokenizer(spec).window):
-        raise UserError(
-            f"windows of {count(window, 'token')} cannot share {overlap}", mend="choose a smaller --overlap"
-        )
-    return overlap
-
-
-def job_of(texts: TextDataset, spec: EngineSpec, output: Location, *, limit: int | None, **chosen: object) -> Job:
-    """A job, its folder below ``output`` and named after all that decides its rows.
-
-    Args:
-        texts: the dataset.
-        spec: the engine.
-        output: the folder of the jobs' folders.
-        limit: only this many rows; None for all.
-        chosen: the further fields of a ``Job``.
-    """
-    fields = dict(
-        dataset=texts.dataset,
-        config=texts.config,
-        split=texts.split,
-        text=texts.text,
-        csv=texts.csv,
-        revision=texts.revision,
-        limit=limit,
-        engine=spec.name,
-        fingerprint=spec.fingerprint,
-        rows=min(limit or texts.rows, texts.rows),
-        columns=texts.columns,
-    )
-    return Job.create(output, **(fields | chosen))
-
-
-def in_form(job: Job, form: VectorForm) -> Job:
-    """The same job with its vectors in another form."""
-    return Job.create(job.folder.parent, **(job.model_dump(exclude={"id", "folder"}) | {"form": form}))
+    if column is not None and text is not None:
+        raise UserError("--text and --text-column exclude each other", mend="leave one of them out")
+    if column is not None:
+        return of_column(column)
+    try:
+        if text is not None:
+            parse(text)
+    except ValueError as error:
+        raise UserError(f"--text {text!r} is no template: {error}", mend="--text '{title}\\n{body}'") from None
+    return text

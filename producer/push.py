@@ -18,7 +18,8 @@ from contract.store import Location
 from contract.verdict import doubt, load_verdict
 from contract.words import count
 from producer.card import card_of, pushed_job
-from producer.publish import Progress
+from producer.progress import ShardTotals
+from producer.shards import ShardWatch
 
 _MOST_SHARDS = 10_000
 """Files that the Hub takes in one folder."""
@@ -32,8 +33,8 @@ class Ready:
     """A job that may be pushed."""
 
     job: Job
-    embedded: Progress
-    """The sums of all shards."""
+    totals: ShardTotals
+    """The sums over all shards."""
     doubt: str
     """Why it cannot count as verified; empty if it can."""
 
@@ -60,18 +61,17 @@ def ready(job: Job, *, unverified: bool) -> Ready:
             f"the Hub takes at most {_MOST_SHARDS:,} files in a folder",
             f'datasets.load_dataset("{job.folder}").push_to_hub("user/name") makes fewer and larger ones',
         )
-    embedded = Progress(job)
-    embedded.look()
+    totals = ShardWatch(job).refresh()
     why = doubt(job, load_verdict(job))
     if why and not unverified:
         raise UserError(
             f"{job.id} is not pushed: {why}",
             mend=f"run: python -m verify {job.folder}, or push it as it is with --unverified",
         )
-    return Ready(job, embedded, why)
+    return Ready(job, totals, why)
 
 
-def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
+def push(ready: Ready, to: str, *, private: bool, overwrite: bool) -> str:
     """Upload a job's shards and its card, and commit them together.
 
     Until the commit the repository is what it was; what was uploaded until then is not uploaded again.
@@ -80,7 +80,7 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
         ready: the job.
         to: the repository, ``user/name``; made if it is not there.
         private: whether a new one is private.
-        replace: whether the shards of another job, or other files in ``data/``, go.
+        overwrite: whether the shards of another job, or other files in ``data/``, go.
 
     Returns:
         The address of what the repository is now.
@@ -100,14 +100,14 @@ def push(ready: Ready, to: str, *, private: bool, replace: bool) -> str:
         shards = {f"data/{job.shard(batch).name}": job.shard(batch) for batch in range(job.batches)}
         stale = sorted(file for file in files if file.startswith("data/") and file not in shards)
         other = pushed_job(front_matter) not in (None, job.id)
-        if (stale or other) and not replace:
+        if (stale or other) and not overwrite:
             raise UserError(
                 f"{repo} holds {pushed_job(front_matter) or ', '.join(stale[:3])}",
                 f"a repository holds one job, and this one is {job.id}",
                 "choose another name, or put this one in its place: --replace",
             )
         kept = {} if stale or other else front_matter
-        card = card_of(job, spec, ready.embedded, load_verdict(job), ready.doubt, repo, kept)
+        card = card_of(job, spec, ready.totals, load_verdict(job), ready.doubt, repo, kept)
         api.create_commit(
             repo,
             [

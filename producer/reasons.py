@@ -1,48 +1,12 @@
-"""Why nothing moves, in one line: from what the producer sees to what it says. Pure."""
+"""Why nothing moves, in one line. Pure functions over what Redis shows of a job and its workers."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from contract.heartbeat import Heartbeat
 from contract.words import count
-
-
-@dataclass(frozen=True)
-class View:
-    """A job and all workers at one instant. Times are seconds since the epoch."""
-
-    job: str
-    """The job's key."""
-    now: float
-    timeout: float
-    """Seconds after which a silent worker is taken for dead."""
-    workers: tuple[Heartbeat, ...] = ()
-    """One for each process that computes, of the last hour."""
-    commands: tuple[Heartbeat, ...] = ()
-    """``celery worker`` itself, of the last hour: what says which jobs are refused."""
-    queued: int = 0
-    """The job's messages that wait."""
-    out: frozenset[int] = frozenset()
-    """The job's batches that are published and have no shard."""
-    making: int = 0
-    """Batches that are being tokenized."""
-    unpublished: int = 0
-    """Batches that are neither published nor done nor dead."""
-    others: Mapping[str, int] = field(default_factory=dict)
-    """Keys of the other jobs that have messages waiting, and how many."""
-
-    def alive(self) -> list[Heartbeat]:
-        return [one for one in self.workers if one.silent(self.now) <= self.timeout]
-
-    def refusals(self) -> dict[str, str]:
-        """Commands that are alive and cannot serve this job → why."""
-        return {
-            one.worker: one.refuses[self.job]
-            for one in self.commands
-            if self.job in one.refuses and one.silent(self.now) <= self.timeout
-        }
+from producer.view import View
 
 
 @dataclass(frozen=True)
@@ -51,7 +15,7 @@ class Reason:
 
     kind: str
     """Stays the same while the same thing keeps it."""
-    says: str
+    line: str
     """One line, with what mends it where something does."""
 
 
@@ -76,8 +40,8 @@ def reason(view: View) -> Reason:
     if here and all(one.silent(view.now) > _LATE for one in here):
         first = min(here, key=lambda one: one.beat)
         left = view.timeout - first.silent(view.now)
-        says = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
-        return Reason(f"late {first.worker}", f"{says}: if it stays silent, it is published again in {left:.0f} s")
+        line = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
+        return Reason(f"late {first.worker}", f"{line}: if it stays silent, it is published again in {left:.0f} s")
     if here:
         first = min(here, key=lambda one: one.since)
         who = count(len(here), "worker computes", "workers compute")

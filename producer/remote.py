@@ -52,36 +52,36 @@ def _over_http(address: str, target: Path) -> Path:
 
 
 def _out_of_store(address: str, target: Path) -> Path:
-    place = BucketPath(address)
-    if place.exists():
-        entry = place.parent.entries()[place.name]
-        _fetch(place, target / place.name, entry)
-        return target / place.name
-    found = dict(_below(place, PurePosixPath()))
+    path = BucketPath(address)
+    if path.exists():
+        entry = path.parent.entries()[path.name]
+        _fetch(path, target / path.name, entry)
+        return target / path.name
+    found = dict(_below(path, PurePosixPath()))
     if not found:
         raise ValueError("there is no object of this name, nor below it")
-    folder = target / place.name
+    folder = target / path.name
     for stale in [file for file in folder.rglob("*") if file.is_file()]:
         if PurePosixPath(stale.relative_to(folder)) not in found:
             stale.unlink()
     for name, entry in found.items():
-        _fetch(place / str(name), folder / name, entry)
+        _fetch(path / str(name), folder / name, entry)
     return folder
 
 
-def _below(place: BucketPath, prefix: PurePosixPath) -> Iterator[tuple[PurePosixPath, Entry]]:
-    for name, entry in place.entries().items():
+def _below(path: BucketPath, prefix: PurePosixPath) -> Iterator[tuple[PurePosixPath, Entry]]:
+    for name, entry in path.entries().items():
         if entry.modified:
             yield prefix / name, entry
         else:
-            yield from _below(place / name, prefix / name)
+            yield from _below(path / name, prefix / name)
 
 
-def _fetch(place: BucketPath, target: Path, entry: Entry) -> None:
+def _fetch(path: BucketPath, target: Path, entry: Entry) -> None:
     if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (entry.size, entry.modified):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with place.reading() as source:
+    with path.reading() as source:
         _save(source, target, entry.size)
     os.utime(target, (entry.modified, entry.modified))
 

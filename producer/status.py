@@ -3,11 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from contract.heartbeat import computing
 from contract.job import Job
 from contract.ledger import DeadBatch, Ledger
-from contract.settings import settings
-from producer.reasons import View
+from producer.view import View, view_of
 
 _WINDOW = 60.0
 """Seconds over which the speed is taken."""
@@ -65,30 +63,6 @@ def status_of(job: Job, ledger: Ledger) -> Status:
         rows_per_s=_speed(job, done),
         ended=max(done.values()) if len(done) == job.batches else None,
         view=view_of(job, ledger, frozenset(out)),
-    )
-
-
-def view_of(job: Job, ledger: Ledger, out: frozenset[int]) -> View:
-    """What Redis says of a job that nothing more is published of just now.
-
-    Args:
-        job: the job.
-        ledger: the job's keys.
-        out: its batches that are published and have no shard.
-
-    Raises:
-        UserError: Redis does not answer.
-    """
-    heartbeats = ledger.heartbeats()
-    return View(
-        job=job.key,
-        now=ledger.now(),
-        timeout=settings().heartbeat_timeout,
-        workers=tuple(computing(heartbeats)),
-        commands=tuple(one for one in heartbeats if not one.is_child),
-        queued=ledger.queued(job.key),
-        out=out,
-        others={key: waiting for key in ledger.jobs() - {job.key} if (waiting := ledger.queued(key))},
     )
 
 

@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -25,18 +26,17 @@ from contract.errors import UserError
 from contract.job import Job
 from contract.settings import settings
 from producer.batches import RowTokenizer, batch_of
-from producer.dataset import TextDataset
+from producer.texts import TextDataset
 
 _PAYS_FROM = 8
 """Batches for each process from which on it is worth its start and the words that it has to meet."""
-
 
 _MANY = 1_000_000
 """Batches, while their number is not known."""
 
 
 class Work(NamedTuple):
-    """What a tokenizing process is told at its start."""
+    """What a tokenizing process works on."""
 
     job: Job
     texts: TextDataset
@@ -60,11 +60,11 @@ class Work(NamedTuple):
             ) from None
 
 
-class Making(NamedTuple):
+class BatchSource(NamedTuple):
     """How batches are made."""
 
     begin: Callable[[int], "Future[bytes]"]
-    """Has a batch made. Its result is the batch's bytes, or raises what was wrong with a row."""
+    """Has a batch made. Its result is the batch's bytes, or a ``UserError``: a row is wrong, the process died."""
     ahead: int
     """Most batches that are being made, or made and not yet taken: what bounds the memory."""
 
@@ -83,83 +83,86 @@ def get_ready() -> None:
     if processes_for(_MANY) > 1:
         _context()
         resource_tracker.ensure_running()  # by itself: on Python 3.11 its start unblocks the signal again
-        with _uninterrupted():
+        with without_interrupts():
             forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def tokenizing(work: Work, processes: int) -> Iterator[Making]:
+def tokenizing(work: Work, processes: int) -> Iterator[BatchSource]:
     """What makes a job's batches, gone when the ``with`` block ends.
 
     Args:
         work: what to work on.
         processes: how many; 1 for this process itself, with the Rust tokenizer's own threads.
-
-    Raises:
-        UserError: a process died.
     """
     if processes > 1:
-        with tokenizing_apart(work, processes) as making:
-            yield making
+        with tokenizing_apart(work, processes) as source:
+            yield source
     else:
-        yield Making(functools.partial(_made_here, work), ahead=1)
+        yield BatchSource(functools.partial(_made_here, work), ahead=1)
 
 
 @contextlib.contextmanager
-def tokenizing_apart(work: Work, processes: int) -> Iterator[Making]:
+def tokenizing_apart(work: Work, processes: int) -> Iterator[BatchSource]:
     """Processes that make a job's batches, each on one core, gone when the ``with`` block ends, however it ends.
 
-    Raises:
-        UserError: a process died.
+    Each has a connection of its own, and a thread here that waits at it: when a process dies, even in the middle of a
+    batch, its connection ends, and the batch's future raises a ``UserError``.
     """
-    pool = ProcessPoolExecutor(processes, _context(), _start, work)
-    watched, end = multiprocessing.Pipe()
-    watch = threading.Thread(target=_watch, args=(pool, watched), daemon=True)
-    watch.start()
+    context = _context()
+    children: list[tuple[ForkServerProcess, Connection]] = []
+    threads = ThreadPoolExecutor(processes)
     try:
+        while len(children) < processes:
+            with without_interrupts():
+                children.append(_started(context, work))
+        idle: SimpleQueue[Connection] = SimpleQueue()
+        for _, connection in children:
+            idle.put(connection)
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
-        yield Making(functools.partial(_begun, pool), ahead=2 * processes)
-    except BrokenProcessPool:
+        yield BatchSource(lambda batch: threads.submit(_made_there, idle, batch), ahead=2 * processes)
+    finally:
+        for process, _ in children:
+            process.terminate()  # a batch that nobody waits for any more would be finished first
+        for process, _ in children:
+            process.join()
+        threads.shutdown(cancel_futures=True)
+        for _, connection in children:
+            connection.close()
+
+
+def _started(context: ForkServerContext, work: Work) -> tuple[ForkServerProcess, Connection]:
+    """A tokenizing process, and this process's end of the connection to it."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()  # the process alone has it now, so that the connection ends when the process does
+    return process, ours
+
+
+def _made_there(idle: "SimpleQueue[Connection]", batch: int) -> bytes:
+    """A batch's bytes by a process that has nothing else to do."""
+    connection = idle.get()
+    try:
+        connection.send(batch)
+        if payload := connection.recv_bytes():
+            return payload
+        error = connection.recv()
+    except (EOFError, OSError):
         raise UserError(
             "a tokenizing process died",
             "most often the machine is out of memory",
             "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
         ) from None
     finally:
-        end.close()
-        watch.join()
-        _end(pool)  # a batch that nobody waits for any more would be finished first
-        pool.shutdown(cancel_futures=True)
-
-
-def _watch(pool: ProcessPoolExecutor, until: Connection) -> None:
-    """End all processes when one has died: the executor does so too, but not while it waits for the rest of a batch
-    that one died in the middle of."""
-    while True:
-        there = [process.sentinel for process in list(pool._processes.values())]  # they are started one by one
-        if ready := wait([until, *there], timeout=1):
-            if until not in ready:
-                _end(pool)
-            return
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    for process in list(pool._processes.values()):
-        process.terminate()
-    # This process's end of the pipe that they answer through: while it is open, the rest of a batch that one of them
-    # was ended in the middle of would be waited for, for ever.
-    pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        idle.put(connection)
+    raise error
 
 
 def _made_here(work: Work, batch: int) -> "Future[bytes]":
     made: Future[bytes] = Future()
     made.set_result(work.payload(batch))
     return made
-
-
-def _begun(pool: ProcessPoolExecutor, batch: int) -> "Future[bytes]":
-    with _uninterrupted():  # this may start a process
-        return pool.submit(_payload, batch)
 
 
 def _context() -> ForkServerContext:
@@ -169,10 +172,10 @@ def _context() -> ForkServerContext:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """A process that is started in the ``with`` block inherits the mask: Ctrl-C, which a terminal sends to all, is the
-    producer's to handle. Here it comes after the block, since a process that is half started is in nobody's list of
-    those to end; and the mask alone does not keep it off, as other threads take the signal too."""
+    producer's to handle. Here it comes after the block: in the middle of a start, the new process would not yet be in
+    the list of those to end. The mask alone does not keep it off, as other threads take the signal too."""
     came: list[int] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     main = threading.current_thread() is threading.main_thread()  # in which alone handlers can be set, and run
@@ -189,25 +192,28 @@ def _uninterrupted() -> Iterator[None]:
 
 # What follows runs in the tokenizing processes.
 
-_work: Work | None = None
 
-
-def _start(*work: object) -> None:
-    global _work
-    _work = Work(*work)  # type: ignore[arg-type]
+def _serve(connection: Connection, work: Work) -> None:
+    """Answer each batch's number with its bytes, or with no bytes and then the exception."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is what this process is for
     pa.set_cpu_count(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):  # the producer is gone
+        while True:
+            batch = connection.recv()
+            try:
+                payload = work.payload(batch)
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    error.add_note(traceback.format_exc())  # which does not travel otherwise
+                connection.send_bytes(b"")
+                connection.send(error)
+            else:
+                connection.send_bytes(payload)
 
 
 def _end_with_parent() -> None:
-    """Also after a SIGKILL of the producer, which nothing else would tell this process of."""
+    """Also after a SIGKILL of the producer, and in the middle of a batch."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
-
-
-def _payload(batch: int) -> bytes:
-    if _work is None:
-        raise RuntimeError("this process was not told what to work on")
-    return _work.payload(batch)

@@ -13,14 +13,15 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+ID_BYTES = 4
+"""Of a token id, int32."""
+
 _MOST = 1 << 17
 """Words that are kept, about 30 MB of them. Once there are more, all are forgotten: frequent ones are soon back."""
 _LONGEST = 64
 """Characters of a word that is kept: what is longer is hardly a word, and hardly comes twice."""
 _NO_SPACE = "\x0b\x0c\x1c\x1d\x1e\x1f\x85"
 """Where ``str.split`` parts a text, and BERT's normalizer, which drops control characters, joins it."""
-
-
 _TOGETHER = 256
 """New words that are tokenized in one text: a text of its own costs a word five times as much."""
 
@@ -62,7 +63,7 @@ class Words:
         return Words, (self._tokenizer, self._mark, self._mark_id)  # another process meets words of its own
 
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
-        """Each text's token ids, without special tokens: int32, 4 bytes each."""
+        """Each text's token ids, without special tokens: the bytes of int32."""
         parted = [[text] if any(mark in text for mark in _NO_SPACE) else text.split() for text in texts]
         new = list(set().union(*parted) - self._ids.keys())
         self._meet(new)
@@ -85,5 +86,5 @@ class Words:
             ends = np.flatnonzero(ids == self._mark_id) if len(run) > 1 else np.array([], int)
             found, start = ids.tobytes(), 0
             for word, end in zip(run, [*ends.tolist(), len(ids)], strict=True):
-                self._ids[word] = found[4 * start : 4 * end]
+                self._ids[word] = found[ID_BYTES * start : ID_BYTES * end]
                 start = end + 1

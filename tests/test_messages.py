@@ -58,7 +58,7 @@ COUNTED = (
 )
 PLURAL = re.compile(rf"(…|%d) (?:[a-z]+ ){{0,2}}(?:{'|'.join(COUNTED.split())})\b(?!/s)")
 NEVER_ONE = {
-    "_CALIBRATION_ROWS", "_MOST_SHARDS",  # constants
+    "CALIBRATION_ROWS", "_MOST_SHARDS",  # constants
     "dataset", "file", "job.form.dtype", "precision",  # no numbers
     "job.id",
     "len(found)", "len(fitting)",  # several, or the message is another

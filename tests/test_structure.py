@@ -25,7 +25,7 @@ ALLOWED = {
     "producer": {"contract"},
     "worker": {"contract"},
     # The dataset as the producer reads it, to compare with, and which files it is made of; no reader of the producer's.
-    "verify": {"contract", "producer.dataset", "producer.files", "producer.remote"},
+    "verify": {"contract", "producer.dataset", "producer.files", "producer.remote", "producer.texts"},
 }
 
 

@@ -21,7 +21,7 @@ from verify.report import Report, as_json, show, write
 from verify.sample import Row, Vectors, draw
 
 if TYPE_CHECKING:
-    from producer.dataset import TextDataset
+    from producer.texts import TextDataset
     from verify.readings import Readings
     from verify.reference import Reference
 

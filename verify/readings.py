@@ -11,7 +11,7 @@ from typing import Any
 from contract.blank import unless_blank
 from contract.job import Job
 from contract.words import count
-from producer.dataset import TextDataset
+from producer.texts import TextDataset
 from verify.findings import Findings
 from verify.shards import plain
 from verify.source import read_source, same

@@ -11,6 +11,7 @@ from contract.job import Job
 from examples.search import embed, main, search
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from tests.contract.samples import a_job
 from worker.embed import Embedder
 
@@ -22,7 +23,7 @@ def job(tiny: EngineSpec, workplace: Path) -> Job:
     """A finished job of three shards over TEXTS."""
     file = workplace / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
-    revision = open_dataset(str(file)).revision
+    revision = open_dataset(DatasetSource(str(file))).revision
     job = a_job(
         workplace / "output",
         dataset=str(file),

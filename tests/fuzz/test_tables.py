@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.errors import UserError
-from producer.dataset import TextDataset, open_dataset
+from producer.dataset import open_dataset
+from producer.texts import DatasetSource, TextDataset
 from tests.contract.samples import a_job
 from verify.source import read_source
 
@@ -201,7 +202,7 @@ def outcome(draw: random.Random, table: Table, path: Path) -> str:
     template = "{text}" if draw.random() < 0.7 or not other else f"{{text}}\\n{{{other}}}"
     columns = (other,) if other and draw.random() < 0.3 else ()
     try:
-        opened = open_dataset(str(file), text=template, columns=columns)
+        opened = open_dataset(DatasetSource(str(file)), text=template, columns=columns)
     except UserError as error:
         return "wrong: two lines" if "\n" in str(error) else "refused"
     texts, kept = opened.read(range(opened.rows))

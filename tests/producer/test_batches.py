@@ -15,6 +15,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenize, tokenizer_from
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from tests.conftest import JARGON, MINILM
 from tests.contract.samples import FINGERPRINT, a_job
 from tests.producer.test_dataset import ODD, all_texts
@@ -38,7 +39,7 @@ def assert_as_transformers(
 
 
 def test_minilm_tokens_are_those_of_transformers(minilm: EngineSpec) -> None:
-    texts = [text or "" for text in all_texts(open_dataset(str(JARGON)))]
+    texts = [text or "" for text in all_texts(open_dataset(DatasetSource(str(JARGON))))]
     chosen = [*texts[::40], *sorted(texts, key=len)[-20:]]
     reference = transformers.AutoTokenizer.from_pretrained(MINILM)
     assert_as_transformers([*chosen, *ODD_TEXTS], open_tokenizer(minilm), reference)

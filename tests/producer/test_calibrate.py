@@ -8,7 +8,7 @@ from contract.form import VectorForm
 from contract.job import Job
 from producer.calibrate import ranges_from, ranges_of
 from tests.contract.samples import a_job, commit_by_hand
-from tests.producer.test_publish import batch
+from tests.producer.test_driver import batch
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from contract.form import VectorForm
 from contract.job import Job
 from contract.verdict import Check, Figures, Verdict
 from producer.card import card_of, pushed_job
-from producer.publish import Progress
+from producer.progress import ShardTotals
 from tests.contract.samples import FINGERPRINT, a_job, engine_spec
 
 
@@ -61,9 +61,10 @@ def verdict(**changes: object) -> Verdict:
 
 
 def card(job: Job, engine: EngineSpec | None = None, **changes: Any) -> str:
-    embedded = Progress(job, rows=job.rows, truncated=1_234, without_text=5, failed=6, made_by={"b (fp16)", "a (fp32)"})
+    runtimes = frozenset({"b (fp16)", "a (fp32)"})
+    totals = ShardTotals(rows=job.rows, truncated=1_234, without_text=5, failed=6, runtimes=runtimes)
     options: dict[str, Any] = {"verdict": verdict(), "doubt": "", "repo": "user/vectors", "kept": {}} | changes
-    return card_of(job, engine or spec(), embedded, **options)
+    return card_of(job, engine or spec(), totals, **options)
 
 
 def front_matter(text: str) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.errors import UserError
-from producer.dataset import TextDataset, open_dataset
+from contract.template import of_column
+from producer.dataset import open_dataset
+from producer.texts import DatasetSource, TextDataset
 from tests.conftest import JARGON
 
 TEXTS = ["the miller", "two\u2028lines", "", None, "NA", "None", "null", "nan", 'a "quoted", one', "tab\there"]
@@ -46,7 +48,7 @@ def all_texts(dataset: TextDataset) -> list[str | None]:
 
 
 def read(path: Path) -> list[str | None]:
-    return all_texts(open_dataset(str(path)))
+    return all_texts(open_dataset(DatasetSource(str(path))))
 
 
 def _jsonl(path: Path, texts: Sequence[str | None]) -> Path:
@@ -95,7 +97,7 @@ every_format = pytest.mark.parametrize(
 @every_format
 def test_texts_come_as_they_were_written(save: Writer, tmp_path: Path) -> None:
     path = save(tmp_path / "data", TEXTS)
-    dataset = open_dataset(str(path))
+    dataset = open_dataset(DatasetSource(str(path)))
     assert (dataset.dataset, dataset.split, dataset.text, dataset.rows) == (str(path), "train", "{text}", len(TEXTS))
     assert all_texts(dataset) == TEXTS
     assert dataset.texts(range(2, 5)) == ["", None, "NA"]
@@ -130,7 +132,7 @@ def test_a_line_of_a_text_file_is_a_row_also_where_it_is_empty(tmp_path: Path) -
 
 
 def test_the_bundled_dataset_has_its_rows() -> None:
-    dataset = open_dataset(str(JARGON))
+    dataset = open_dataset(DatasetSource(str(JARGON)))
     assert (dataset.rows, dataset.text) == (2307, "{text}")
     lines = JARGON.read_text(encoding="utf-8").split("\n")
     assert dataset.texts(range(2000, 2003)) == [json.loads(line)["text"] for line in lines[2000:2003]]
@@ -152,14 +154,14 @@ def test_a_file_in_a_folder_of_any_name_is_read(folder: str, tmp_path: Path) -> 
 def test_a_folder_whose_name_is_a_pattern_is_refused_with_the_mend(tmp_path: Path) -> None:
     folder = write(tmp_path / "data [2024]" / "a.jsonl", LINES).parent
     with pytest.raises(UserError, match="rename the folder"):
-        open_dataset(str(folder))
+        open_dataset(DatasetSource(str(folder)))
 
 
 def test_a_path_may_be_relative_or_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "data.jsonl", LINES)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data.jsonl", "./data.jsonl", "~/data.jsonl"):
-        assert open_dataset(name).dataset == str(tmp_path / "data.jsonl")
+        assert open_dataset(DatasetSource(name)).dataset == str(tmp_path / "data.jsonl")
 
 
 def test_a_folders_files_follow_each_other_by_name(tmp_path: Path) -> None:
@@ -172,17 +174,17 @@ def test_a_folders_splits_are_told_by_its_files_names(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write(tmp_path / "data" / f"{name}.csv", f"text\nof {name}\n")
     assert read(tmp_path / "data") == ["of train"]
-    assert all_texts(open_dataset(str(tmp_path / "data"), split="test")) == ["of test"]
+    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "data"), split="test"))) == ["of test"]
     with pytest.raises(UserError, match=r"no split 'dev' in .*there: train, test; .*--split"):
-        open_dataset(str(tmp_path / "data"), split="dev")
+        open_dataset(DatasetSource(str(tmp_path / "data"), split="dev"))
 
 
 def test_the_only_split_is_taken_whatever_its_name(tmp_path: Path) -> None:
     write(tmp_path / "data" / "test.jsonl", LINES)
-    assert open_dataset(str(tmp_path / "data")).split == "test"
+    assert open_dataset(DatasetSource(str(tmp_path / "data"))).split == "test"
     write(tmp_path / "data" / "validation.jsonl", LINES)
     with pytest.raises(UserError, match=r"several choices of split .*there: validation, test"):
-        open_dataset(str(tmp_path / "data"))
+        open_dataset(DatasetSource(str(tmp_path / "data")))
 
 
 def test_files_that_are_left_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,15 +204,15 @@ def test_saved_splits_are_found(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "n": [1, 2, 3]})
     datasets.DatasetDict({"train": rows, "test": rows.select([2, 0])}).save_to_disk(tmp_path / "saved")
     assert read(tmp_path / "saved") == ["a", "b", "c"]
-    assert all_texts(open_dataset(str(tmp_path / "saved"), split="test")) == ["c", "a"]
+    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "saved"), split="test"))) == ["c", "a"]
     with pytest.raises(UserError, match="no split 'dev'"):
-        open_dataset(str(tmp_path / "saved"), split="dev")
+        open_dataset(DatasetSource(str(tmp_path / "saved"), split="dev"))
 
 
 def test_a_saved_selection_has_the_rows_in_their_new_order(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b", None, "d"]}, split=datasets.Split.VALIDATION)
     rows.select([3, 2, 0]).save_to_disk(tmp_path / "saved")
-    dataset = open_dataset(str(tmp_path / "saved"))
+    dataset = open_dataset(DatasetSource(str(tmp_path / "saved")))
     assert (dataset.split, all_texts(dataset)) == ("validation", ["d", None, "a"])
 
 
@@ -229,7 +231,7 @@ def test_half_of_a_surrogate_pair_costs_neither_the_row_nor_the_file(tmp_path: P
 
 def test_half_of_a_surrogate_pair_is_found_far_behind_the_start(tmp_path: Path) -> None:
     many = f'{{"text": "{"x" * 600_000}"}}\n' * 30
-    found = open_dataset(str(write(tmp_path / "data.jsonl", many + '{"text": "a\\ud800b"}\n')))
+    found = open_dataset(DatasetSource(str(write(tmp_path / "data.jsonl", many + '{"text": "a\\ud800b"}\n'))))
     assert (found.rows, found.texts(range(30, 31))) == (31, ["a\ufffdb"])
 
 
@@ -257,9 +259,9 @@ def test_a_parquet_text_that_is_no_utf8_is_refused_with_its_row(tmp_path: Path) 
 
 def test_the_column_is_text_or_the_only_one_of_strings(tmp_path: Path) -> None:
     two = write(tmp_path / "two.csv", "title,text,n\na,b,1\n")
-    assert open_dataset(str(two)).text == "{text}"
-    assert all_texts(open_dataset(str(two), column="title")) == ["a"]
-    assert open_dataset(str(write(tmp_path / "one.csv", "n,body\n1,b\n"))).text == "{body}"
+    assert open_dataset(DatasetSource(str(two))).text == "{text}"
+    assert all_texts(open_dataset(DatasetSource(str(two)), text=of_column("title"))) == ["a"]
+    assert open_dataset(DatasetSource(str(write(tmp_path / "one.csv", "n,body\n1,b\n")))).text == "{body}"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_a_column_that_cannot_be_taken_is_refused_with_those_there_are(
 ) -> None:
     path = write(tmp_path / "data.csv", content)
     with pytest.raises(UserError, match=message) as caught:
-        open_dataset(str(path), column=column)
+        open_dataset(DatasetSource(str(path)), text=column and of_column(column))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -315,7 +317,7 @@ def test_a_file_without_rows_or_sense_is_refused(
     path = write(tmp_path / name, content)
     path = path.parent if path.parent != tmp_path else path
     with pytest.raises(UserError, match=message) as caught:
-        open_dataset(str(path))
+        open_dataset(DatasetSource(str(path)))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
@@ -325,10 +327,10 @@ def test_a_saved_dataset_without_rows_is_refused(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"text": ["a"]})
     rows.select([]).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=r"empty|no rows"):
-        open_dataset(str(tmp_path / "saved"))
+        open_dataset(DatasetSource(str(tmp_path / "saved")))
     datasets.DatasetDict({"train": rows, "test": rows.filter(lambda row: False)}).save_to_disk(tmp_path / "splits")
     with pytest.raises(UserError, match=r"empty|no rows"):
-        open_dataset(str(tmp_path / "splits"), split="test")
+        open_dataset(DatasetSource(str(tmp_path / "splits"), split="test"))
 
 
 @pytest.mark.parametrize("file", ["state.json", "data-00000-of-00001.arrow"])
@@ -336,38 +338,38 @@ def test_a_garbled_saved_folder_is_refused(file: str, tmp_path: Path) -> None:
     _saved(tmp_path / "saved", ["a"])
     (tmp_path / "saved" / file).write_text("{")
     with pytest.raises(UserError, match="save_to_disk"):
-        open_dataset(str(tmp_path / "saved"))
+        open_dataset(DatasetSource(str(tmp_path / "saved")))
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "./none", "../none.csv", "/nowhere/none", "~/none"])
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name: str) -> None:
     with pytest.raises(UserError, match=f"no dataset {name}; expected"):
-        open_dataset(name)
+        open_dataset(DatasetSource(name))
 
 
 def test_a_hub_dataset_without_a_network_is_refused_with_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("imdb", "acme/no-such-dataset"):
         with pytest.raises(UserError, match=f"no dataset {name}, or no network .*without network: ") as caught:
-            open_dataset(name)
+            open_dataset(DatasetSource(name))
         assert "\n" not in str(caught.value)
 
 
 def test_the_revision_is_of_the_content_not_of_the_place(tmp_path: Path) -> None:
     file = write(tmp_path / "here" / "data.jsonl", LINES)
-    first = open_dataset(str(file)).revision
+    first = open_dataset(DatasetSource(str(file))).revision
     moved = Path(shutil.copy(file, tmp_path))
-    assert open_dataset(str(moved)).revision == first
+    assert open_dataset(DatasetSource(str(moved))).revision == first
     write(moved, LINES.replace("two", "owt"))
-    assert open_dataset(str(moved)).revision != first
+    assert open_dataset(DatasetSource(str(moved))).revision != first
 
     _saved(tmp_path / "saved", ["a"])
-    first = open_dataset(str(tmp_path / "saved")).revision
+    first = open_dataset(DatasetSource(str(tmp_path / "saved"))).revision
     (tmp_path / "saved").rename(tmp_path / "renamed")
     (tmp_path / "renamed" / ".lock").touch()
-    assert open_dataset(str(tmp_path / "renamed")).revision == first
+    assert open_dataset(DatasetSource(str(tmp_path / "renamed"))).revision == first
     (tmp_path / "renamed" / "more").touch()
-    assert open_dataset(str(tmp_path / "renamed")).revision != first
+    assert open_dataset(DatasetSource(str(tmp_path / "renamed"))).revision != first
 
 
 @pytest.mark.parametrize("zipped", [False, True])

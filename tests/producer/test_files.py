@@ -18,15 +18,17 @@ import pytest
 
 from contract.errors import UserError
 from contract.job import CsvDialect
+from contract.template import of_column
 from producer.dataset import dataset_of, open_dataset
+from producer.texts import CsvOptions, DatasetSource
 from tests.buckets import BUCKET, client, credentials, s3_server
 from tests.contract.samples import a_job
 from tests.producer.test_dataset import all_texts, read, write
 
 
-def refused(path: Path, match: str, **options: object) -> None:
+def refused(path: Path, match: str, text: str | None = None) -> None:
     with pytest.raises(UserError, match=match) as caught:
-        open_dataset(str(path), **options)  # type: ignore[arg-type]
+        open_dataset(DatasetSource(str(path)), text=text)
     assert "\n" not in str(caught.value)
 
 
@@ -49,13 +51,15 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
     ],
 )
 def test_a_ragged_row_is_refused_with_its_line(content: str, match: str, tmp_path: Path) -> None:
-    refused(write(tmp_path / "data.csv", content), match, column="text" if "text" in content else "review")
+    refused(write(tmp_path / "data.csv", content), match, "{text}" if "text" in content else "{review}")
 
 
 def test_the_cells_of_a_csv_are_texts_wherever_they_stand(tmp_path: Path) -> None:
     values = ["007", "1.50", "True", "NA", "null", "99999999999999999999", None, "word"]
     lines = [f"{row},{values[row // 12_000] or ''}\n" for row in range(12_000 * len(values))]
-    opened = open_dataset(str(write(tmp_path / "data.csv", "id,text\n" + "".join(lines))), columns=("id",))
+    opened = open_dataset(
+        DatasetSource(str(write(tmp_path / "data.csv", "id,text\n" + "".join(lines)))), columns=("id",)
+    )
     assert all_texts(opened) == [values[row // 12_000] for row in range(opened.rows)]
     assert opened.read(range(12_000, 12_002))[1]["id"].to_pylist() == ["12000", "12001"]
 
@@ -64,7 +68,7 @@ def test_the_cells_of_a_csv_are_texts_wherever_they_stand(tmp_path: Path) -> Non
 def test_the_separator_is_found_and_said(separator: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "data.csv", f'id{separator}text\n1{separator}"a, b; c"\n2{separator}d\n')
     with caplog.at_level(logging.INFO, "embedmill.producer"):
-        opened = open_dataset(str(path))
+        opened = open_dataset(DatasetSource(str(path)))
     assert all_texts(opened) == ["a, b; c", "d"]
     assert opened.csv == CsvDialect(separator=separator, header=True)
     assert caplog.messages == [f"data.csv: separator {separator!r}, columns id, text"]
@@ -73,7 +77,9 @@ def test_the_separator_is_found_and_said(separator: str, tmp_path: Path, caplog:
 def test_several_separators_that_fit_are_refused_and_one_can_be_given(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "id,text;n\n1,a;2\n")
     refused(path, "separators ',' and ';'.*--separator")
-    assert all_texts(open_dataset(str(path), column="text;n", separator=",")) == ["a;2"]
+    assert all_texts(
+        open_dataset(DatasetSource(str(path)), text=of_column("text;n"), csv=CsvOptions(separator=","))
+    ) == ["a;2"]
     refused(write(tmp_path / "glued.csv", "text\n1;a\n2;b\n"), "the header has one field, and the rows have 2.*';'")
 
 
@@ -82,9 +88,12 @@ def test_a_csv_without_a_header_keeps_its_first_text(tmp_path: Path) -> None:
         ["1,good\n2,bad\n", "A review, no header.,x\n", "a,a\nb,b\n", "I liked it a lot then\nb\n"]
     ):
         refused(write(tmp_path / f"{number}.csv", content), "--no-header, or name the column")
-    opened = open_dataset(str(tmp_path / "0.csv"), header=False)
+    opened = open_dataset(DatasetSource(str(tmp_path / "0.csv")), csv=CsvOptions(header=False))
     assert (opened.text, all_texts(opened)) == ("{column_2}", ["good", "bad"])
-    assert all_texts(open_dataset(str(tmp_path / "3.csv"), header=False)) == ["I liked it a lot then", "b"]
+    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "3.csv")), csv=CsvOptions(header=False))) == [
+        "I liked it a lot then",
+        "b",
+    ]
 
 
 def test_what_is_left_out_is_named_and_suffixes_are_read_in_any_casing(
@@ -129,7 +138,7 @@ def test_strings_of_any_layout_are_text(tmp_path: Path) -> None:
 def test_a_column_of_another_type_is_told_with_its_type(tmp_path: Path) -> None:
     path = write(tmp_path / "data.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "b"}\n{"text": NaN}\n')
     refused(path, "row 3 has a number, NaN, in column text; expected a string or null")
-    refused(write(tmp_path / "list.jsonl", '{"text": ["a"]}\n'), "row 0 has a list", column="text")
+    refused(write(tmp_path / "list.jsonl", '{"text": ["a"]}\n'), "row 0 has a list", "{text}")
     pq.write_table(pa.table({"text": [b"a"], "body": ["a"]}), tmp_path / "data.parquet")
     refused(tmp_path / "data.parquet", "column 'text' of .* holds binary; .*there: body")
 
@@ -164,7 +173,7 @@ def test_an_empty_split_or_file_costs_no_other(tmp_path: Path, caplog: pytest.Lo
     write(tmp_path / "data" / "test.csv", "")
     assert read(tmp_path / "data") == ["a"]
     with pytest.raises(UserError, match="no rows in split 'test'"):
-        open_dataset(str(tmp_path / "data"), split="test")
+        open_dataset(DatasetSource(str(tmp_path / "data"), split="test"))
     write(tmp_path / "more" / "a.csv", "")
     write(tmp_path / "more" / "b.csv", "text\nb\n")
     assert read(tmp_path / "more") == ["b"]
@@ -177,13 +186,13 @@ def test_of_several_configurations_one_is_to_be_chosen(tmp_path: Path) -> None:
     for name in ("en", "de"):
         write(tmp_path / "data" / f"{name}.csv", f"text\n{name}\n")
     refused(tmp_path / "data", "several configurations in .*there: en, de; choose one with --config")
-    assert all_texts(open_dataset(str(tmp_path / "data"), config="de")) == ["de"]
+    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "data"), config="de"))) == ["de"]
 
 
 def test_a_pattern_names_files(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv", "c.jsonl"):
         write(tmp_path / name, f"text\n{name}\n")
-    opened = open_dataset(str(tmp_path / "*.csv"))
+    opened = open_dataset(DatasetSource(str(tmp_path / "*.csv")))
     assert (all_texts(opened), opened.dataset) == (["a.csv", "b.csv"], str(tmp_path / "*.csv"))
     assert all_texts(pickle.loads(pickle.dumps(opened))) == ["a.csv", "b.csv"]
 
@@ -201,31 +210,29 @@ def test_an_address_is_fetched(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/data.csv"
-        opened = open_dataset(address)
+        opened = open_dataset(DatasetSource(address))
         assert (opened.dataset, all_texts(opened)) == (address, ["from afar"])
         with pytest.raises(UserError, match=r"none\.csv cannot be fetched .*404"):
-            open_dataset(address.replace("data", "none"))
+            open_dataset(DatasetSource(address.replace("data", "none")))
         server.shutdown()
 
 
 def test_a_field_of_a_nested_column_is_a_text_and_a_literal_name_wins(tmp_path: Path) -> None:
     rows = [{"doc": {"text": "a", "n": 1}}, {"doc": None}, {}]
     path = write(tmp_path / "data.jsonl", "\n".join(map(json.dumps, rows)))
-    assert all_texts(open_dataset(str(path), column="doc.text")) == ["a", None, None]
+    assert all_texts(open_dataset(DatasetSource(str(path)), text=of_column("doc.text"))) == ["a", None, None]
     table = pa.table({"doc": [{"text": "a"}, None], "x.y": ["b", "c"], "x": [{"y": "d"}, None]})
     pq.write_table(table, tmp_path / "data.parquet")
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     for place in ("data.parquet", "saved"):
-        assert all_texts(open_dataset(str(tmp_path / place), column="doc.text")) == ["a", None]
-        assert all_texts(open_dataset(str(tmp_path / place), column="x.y")) == ["b", "c"]
+        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place)), text=of_column("doc.text"))) == ["a", None]
+        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place)), text=of_column("x.y"))) == ["b", "c"]
 
 
 def test_a_template_makes_one_text_of_several_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "title,body\nA,b\n,c\n,\n")
-    assert all_texts(open_dataset(str(path), text=r"{title}\n{body}")) == ["A\nb", "\nc", None]
-    refused(path, "exclude each other", text="{title}", column="body")
+    assert all_texts(open_dataset(DatasetSource(str(path)), text=r"{title}\n{body}")) == ["A\nb", "\nc", None]
     refused(path, "no text-column 'titel'", text="{titel}")
-    refused(path, "is no template", text="{title")
 
 
 def test_an_object_and_what_lies_below_a_prefix_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,18 +241,23 @@ def test_an_object_and_what_lies_below_a_prefix_are_fetched(tmp_path: Path, monk
             monkeypatch.setenv(name, value)
         for name in ("a.csv", "deep/b.csv"):
             client(url).put_object(Bucket=BUCKET, Key=f"data/{name}", Body=f"text\n{name}\n".encode())
-        opened = open_dataset(f"s3://{BUCKET}/data")
+        opened = open_dataset(DatasetSource(f"s3://{BUCKET}/data"))
         assert (opened.dataset, all_texts(opened)) == (f"s3://{BUCKET}/data", ["a.csv", "deep/b.csv"])
-        assert all_texts(open_dataset(f"s3://{BUCKET}/data/a.csv")) == ["a.csv"]
+        assert all_texts(open_dataset(DatasetSource(f"s3://{BUCKET}/data/a.csv"))) == ["a.csv"]
         client(url).delete_object(Bucket=BUCKET, Key="data/a.csv")
-        assert all_texts(open_dataset(f"s3://{BUCKET}/data")) == ["deep/b.csv"]
+        assert all_texts(open_dataset(DatasetSource(f"s3://{BUCKET}/data"))) == ["deep/b.csv"]
         with pytest.raises(UserError, match=r"cannot be fetched .*no object"):
-            open_dataset(f"s3://{BUCKET}/none")
+            open_dataset(DatasetSource(f"s3://{BUCKET}/none"))
 
 
 def test_a_job_opens_its_dataset_as_it_was_begun_with(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "1,a;b;c\n2,d;e;f\n")
-    opened = open_dataset(str(path), text=r"{column_2}\n{column_1}", columns=("column_3",), separator=";", header=False)
+    opened = open_dataset(
+        DatasetSource(str(path)),
+        text=r"{column_2}\n{column_1}",
+        columns=("column_3",),
+        csv=CsvOptions(separator=";", header=False),
+    )
     fields = ("dataset", "config", "split", "text", "revision", "columns", "csv", "rows")
     job = a_job(tmp_path, **{name: getattr(opened, name) for name in fields})
     again = dataset_of(job)

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 import producer.command
 from contract.errors import UserError
-from producer.dataset import TextDataset, dataset_of, open_dataset
-from producer.hub import ParquetTable
+from producer.dataset import dataset_of, open_dataset
+from producer.parquet_table import ParquetTable
+from producer.texts import DatasetSource, TextDataset
 from tests.contract.samples import a_job
 from tests.hub import READER, Hub, Refusal
 from tests.producer.test_dataset import all_texts
@@ -66,7 +67,7 @@ streamed_or_not = pytest.mark.parametrize("stream", [False, True], ids=["downloa
 
 @streamed_or_not
 def test_a_name_of_old_leads_to_the_dataset(imdb: str, stream: bool) -> None:
-    dataset = open_dataset("imdb", stream=stream)
+    dataset = open_dataset(DatasetSource("imdb", stream=stream))
     assert (dataset.dataset, dataset.revision) == ("stanfordnlp/imdb", imdb)
     assert (dataset.split, dataset.text, dataset.rows) == ("train", "{text}", len(TRAIN))
     assert all_texts(dataset) == TRAIN
@@ -74,12 +75,12 @@ def test_a_name_of_old_leads_to_the_dataset(imdb: str, stream: bool) -> None:
 
 @streamed_or_not
 def test_a_configuration_and_a_split_are_chosen(imdb: str, stream: bool) -> None:
-    assert all_texts(open_dataset("imdb", split="test", stream=stream)) == ["of the test"]
-    assert all_texts(open_dataset("imdb", config="shouted", stream=stream)) == ["LOUD"]
+    assert all_texts(open_dataset(DatasetSource("imdb", split="test", stream=stream))) == ["of the test"]
+    assert all_texts(open_dataset(DatasetSource("imdb", config="shouted", stream=stream))) == ["LOUD"]
     with pytest.raises(UserError, match=r"imdb cannot be read .*shouted.*--config"):
-        open_dataset("imdb", config="whispered", stream=stream)
+        open_dataset(DatasetSource("imdb", config="whispered", stream=stream))
     with pytest.raises(UserError, match=r"no split 'dev' in stanfordnlp/imdb; there: train, test"):
-        open_dataset("imdb", split="dev", stream=stream)
+        open_dataset(DatasetSource("imdb", split="dev", stream=stream))
 
 
 @streamed_or_not
@@ -95,10 +96,10 @@ def test_a_branch_a_tag_and_a_commit_are_revisions(imdb: str, hub: Hub, stream: 
         (imdb, imdb, TRAIN[0]),
         ("refs/pr/3", draft, "a draft"),
     ):
-        dataset = open_dataset("imdb", revision=revision, stream=stream)
+        dataset = open_dataset(DatasetSource("imdb", revision=revision, stream=stream))
         assert (dataset.revision, dataset.texts(range(1))) == (commit, [first])
     with pytest.raises(UserError, match=r"imdb has no revision v2; expected a branch, a tag or a commit"):
-        open_dataset("imdb", revision="v2", stream=stream)
+        open_dataset(DatasetSource("imdb", revision="v2", stream=stream))
 
 
 @streamed_or_not
@@ -106,16 +107,16 @@ def test_a_private_dataset_takes_a_token(hub: Hub, monkeypatch: pytest.MonkeyPat
     hub.add("datasets", "acme/secret", {"train.parquet": parquet(["hush"])}, private=True)
     for name in ("acme/secret", "acme/nothing"):  # a stranger is not told which of them is there
         with pytest.raises(UserError, match=f"no dataset {name} on the Hub that this user may see .*HF_TOKEN"):
-            open_dataset(name, stream=stream)
+            open_dataset(DatasetSource(name, stream=stream))
     monkeypatch.setenv("HF_TOKEN", READER)
-    assert all_texts(open_dataset("acme/secret", stream=stream)) == ["hush"]
+    assert all_texts(open_dataset(DatasetSource("acme/secret", stream=stream))) == ["hush"]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="Invalid credentials"):
-        open_dataset("acme/secret", stream=stream)
+        open_dataset(DatasetSource("acme/secret", stream=stream))
 
 
 def test_any_rows_of_a_streamed_dataset_are_those_of_the_downloaded_one(imdb: str) -> None:
-    downloaded, streamed = open_dataset("imdb"), open_dataset("imdb", stream=True)
+    downloaded, streamed = open_dataset(DatasetSource("imdb")), open_dataset(DatasetSource("imdb", stream=True))
     places = random.Random(3)
     for _ in range(20):
         start = places.randrange(len(TRAIN))
@@ -126,7 +127,7 @@ def test_any_rows_of_a_streamed_dataset_are_those_of_the_downloaded_one(imdb: st
 def test_a_file_without_rows_is_no_obstacle(hub: Hub) -> None:
     files = {f"train-{number}.parquet": parquet(texts) for number, texts in enumerate([[], ["a"], [], ["b"], []])}
     hub.add("datasets", "acme/gaps", files)
-    dataset = open_dataset("acme/gaps", stream=True)
+    dataset = open_dataset(DatasetSource("acme/gaps", stream=True))
     assert (dataset.rows, all_texts(dataset), dataset.texts(range(1, 2))) == (2, ["a", "b"], ["b"])
 
 
@@ -138,7 +139,7 @@ def test_files_of_several_types_have_those_of_the_first(hub: Hub, stream: bool) 
         pq.write_table(pa.table({"n": pa.array([1, 2], width), "text": pa.array(["a", None], kind)}), target)
         files[f"train-{number}.parquet"] = target.getvalue()
     hub.add("datasets", "acme/mixed", files)
-    texts, kept = open_dataset("acme/mixed", columns=("n",), stream=stream).read(range(4))
+    texts, kept = open_dataset(DatasetSource("acme/mixed", stream=stream), columns=("n",)).read(range(4))
     assert (texts, kept["n"].to_pylist(), kept["n"].type) == (["a", None, "a", None], [1, 2, 1, 2], pa.int32())
 
 
@@ -149,7 +150,7 @@ def fetched(hub: Hub) -> list[tuple[str, str, str]]:
 def test_a_streamed_dataset_leaves_nothing_on_disk_and_its_other_columns_on_the_hub(
     imdb: str, hub: Hub, tmp_path: Path
 ) -> None:
-    dataset = open_dataset("imdb", stream=True)
+    dataset = open_dataset(DatasetSource("imdb", stream=True))
     assert isinstance(dataset.table, ParquetTable)
     assert dataset.rows == len(TRAIN)
     hub.requests.clear()
@@ -161,7 +162,7 @@ def test_a_streamed_dataset_leaves_nothing_on_disk_and_its_other_columns_on_the_
 
 
 def test_batch_after_batch_fetches_each_row_group_once(imdb: str, hub: Hub) -> None:
-    dataset = open_dataset("imdb", stream=True)
+    dataset = open_dataset(DatasetSource("imdb", stream=True))
     hub.requests.clear()
     texts = [text for start in range(0, len(TRAIN), 5) for text in dataset.texts(range(start, min(start + 5, 64)))]
     assert texts == TRAIN
@@ -169,7 +170,9 @@ def test_batch_after_batch_fetches_each_row_group_once(imdb: str, hub: Hub) -> N
 
 
 def test_kept_columns_of_a_streamed_dataset_come_with_the_texts(imdb: str, hub: Hub) -> None:
-    streamed, downloaded = (open_dataset("imdb", stream=stream, columns=("ballast",)) for stream in (True, False))
+    streamed, downloaded = (
+        open_dataset(DatasetSource("imdb", stream=stream), columns=("ballast",)) for stream in (True, False)
+    )
     hub.requests.clear()
     for start in range(0, len(TRAIN), 5):
         rows = range(start, min(start + 5, len(TRAIN)))
@@ -182,7 +185,7 @@ def test_kept_columns_of_a_streamed_dataset_come_with_the_texts(imdb: str, hub: 
 def test_files_are_listed_once_and_not_asked_for_one_by_one(hub: Hub) -> None:
     files = {f"data/train-{number:05d}-of-00030.parquet": parquet([str(number)]) for number in range(30)}
     hub.add("datasets", "acme/many", files)
-    dataset = open_dataset("acme/many", stream=True)
+    dataset = open_dataset(DatasetSource("acme/many", stream=True))
     assert all_texts(dataset) == [str(number) for number in range(30)]
     assert hub.asked("paths-info") == []
     assert len(hub.asked("/tree/.*/data$")) <= 2
@@ -192,25 +195,25 @@ def test_what_is_not_parquet_cannot_be_streamed(hub: Hub) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in "abc").encode()
     commit = hub.add("datasets", "acme/lines", {"train.jsonl": lines})
     with pytest.raises(UserError, match=r"acme/lines cannot be streamed.*without|leave out --stream.*refs/convert"):
-        open_dataset("acme/lines", stream=True)
-    assert all_texts(open_dataset("acme/lines")) == ["a", "b", "c"]
+        open_dataset(DatasetSource("acme/lines", stream=True))
+    assert all_texts(open_dataset(DatasetSource("acme/lines"))) == ["a", "b", "c"]
     hub.repos["datasets", "acme/lines"].commit(
         {"default/train/0000.parquet": parquet(["a", "b", "c"])}, "refs/convert/parquet"
     )
-    converted = open_dataset("acme/lines", revision="refs/convert/parquet", stream=True)
+    converted = open_dataset(DatasetSource("acme/lines", revision="refs/convert/parquet", stream=True))
     assert (all_texts(converted), converted.split) == (["a", "b", "c"], "train")
     assert converted.revision != commit
 
 
 def test_a_local_dataset_has_no_revision_and_no_stream(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "a"}\n')
-    for options in ({"revision": "main"}, {"stream": True}):
+    for source in (DatasetSource("data.jsonl", revision="main"), DatasetSource("data.jsonl", stream=True)):
         with pytest.raises(UserError, match=r"is on this machine; --revision and --stream are for .* the Hub"):
-            open_dataset("data.jsonl", **options)
+            open_dataset(source)
 
 
 def test_a_hub_that_refuses_in_the_middle_is_an_error_that_says_how_to_go_on(imdb: str, hub: Hub) -> None:
-    dataset = open_dataset("imdb", stream=True)
+    dataset = open_dataset(DatasetSource("imdb", stream=True))
     assert dataset.texts(range(7)) == TRAIN[:7]
 
     def closed(method: str, path: str) -> None:
@@ -246,11 +249,11 @@ def test_streamed_or_not_it_is_the_same_job(imdb: str, tmp_path: Path) -> None:
 def test_a_dataset_that_was_downloaded_is_there_without_a_network(
     imdb: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert open_dataset("imdb").revision == imdb
+    assert open_dataset(DatasetSource("imdb")).revision == imdb
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     hub.requests.clear()
-    dataset = open_dataset("stanfordnlp/imdb")
+    dataset = open_dataset(DatasetSource("stanfordnlp/imdb"))
     assert (dataset.revision, all_texts(dataset)) == (imdb, TRAIN)
     assert hub.requests == []
 

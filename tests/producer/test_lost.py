@@ -1,13 +1,19 @@
 """What is lost, against a simulation of Redis and workers in which it is known."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from contract.heartbeat import Heartbeat
-from producer.lost import MISSED_AFTER, Place, lost, places
+from producer.lost import MISSING_AFTER, BatchState, Sighting, batch_states, lost, sightings, unpublished
+from producer.view import View
 
 TIMEOUT = 30.0
+
+
+def view(*workers: Heartbeat, out: Iterable[int] = (1,), now: float = 1000.0) -> View:
+    return View("j", now, TIMEOUT, workers=workers, out=frozenset(out))
 
 
 def beat(
@@ -19,49 +25,69 @@ def beat(
 
 
 @pytest.mark.parametrize(
-    ("heartbeats", "queued", "held", "place"),
+    ("heartbeats", "queued", "held", "state"),
     [
-        ([beat(1, 2)], (), (1,), Place.WORKED_ON),
-        ([beat(1, 29.9)], (), (1,), Place.WORKED_ON),
-        ([beat(1, 30.1)], (), (1,), Place.SILENT),
-        ([beat(1, 30.1)], (), (), Place.SILENT),
-        ([beat(1, 30.1), beat(1, 1, worker="v/0")], (), (1,), Place.WORKED_ON),
-        ([beat(1, 30.1)], (1,), (1,), Place.QUEUED),
-        ([beat(1, 2, job="other")], (1,), (), Place.QUEUED),
-        ([beat(1, 2, job="other")], (), (), Place.NOWHERE),
-        ([beat(2, 2)], (), (1,), Place.TAKEN),
-        ([beat(None, 2, state="starting")], (), (1,), Place.ABOUT_TO_START),
-        ([beat(None, 31, state="starting")], (), (1,), Place.TAKEN),
-        ([], (), (), Place.NOWHERE),
+        ([beat(1, 2)], (), (1,), BatchState.COMPUTING),
+        ([beat(1, 29.9)], (), (1,), BatchState.COMPUTING),
+        ([beat(1, 30.1)], (), (1,), BatchState.ORPHANED),
+        ([beat(1, 30.1)], (), (), BatchState.ORPHANED),
+        ([beat(1, 30.1), beat(1, 1, worker="v/0")], (), (1,), BatchState.COMPUTING),
+        ([beat(1, 30.1)], (1,), (1,), BatchState.QUEUED),
+        ([beat(1, 2, job="other")], (1,), (), BatchState.QUEUED),
+        ([beat(1, 2, job="other")], (), (), BatchState.MISSING),
+        ([beat(2, 2)], (), (1,), BatchState.TAKEN),
+        ([beat(None, 2, state="starting")], (), (1,), BatchState.STARTING),
+        ([beat(None, 31, state="starting")], (), (1,), BatchState.TAKEN),
+        ([], (), (), BatchState.MISSING),
     ],
 )
-def test_where_a_batch_is(
-    heartbeats: list[Heartbeat], queued: tuple[int, ...], held: tuple[int, ...], place: Place
+def test_the_state_of_a_batch(
+    heartbeats: list[Heartbeat], queued: tuple[int, ...], held: tuple[int, ...], state: BatchState
 ) -> None:
-    found = places("j", [1], heartbeats, queued=queued, held=held, now=1000.0, timeout=TIMEOUT)
-    assert found == {1: place}
+    assert batch_states(view(*heartbeats), queued=queued, held=held) == {1: state}
 
 
 @pytest.mark.parametrize(
-    ("place", "after"),
+    ("state", "after"),
     [
-        (Place.WORKED_ON, None),
-        (Place.QUEUED, None),
-        (Place.ABOUT_TO_START, None),
-        (Place.SILENT, 0.0),
-        (Place.TAKEN, TIMEOUT),
-        (Place.NOWHERE, MISSED_AFTER),
+        (BatchState.COMPUTING, None),
+        (BatchState.QUEUED, None),
+        (BatchState.STARTING, None),
+        (BatchState.ORPHANED, 0.0),
+        (BatchState.TAKEN, TIMEOUT),
+        (BatchState.MISSING, MISSING_AFTER),
     ],
 )
-def test_when_it_is_lost(place: Place, after: float | None) -> None:
+def test_when_it_is_lost(state: BatchState, after: float | None) -> None:
     def at(seconds: float) -> set[int]:
-        return lost({1: place}, {1: 50.0}, now=50.0 + seconds, timeout=TIMEOUT)
+        return lost({1: Sighting(state, 50.0)}, now=50.0 + seconds, timeout=TIMEOUT)
 
     if after is None:
         assert at(1e6) == set()
     else:
         assert at(after) == {1}
         assert after == 0.0 or at(after - 0.01) == set()
+
+
+def test_a_missing_batch_is_waited_for_as_long_as_the_caller_says() -> None:
+    seen = {1: Sighting(BatchState.MISSING, 50.0)}
+    assert lost(seen, now=50.1, timeout=TIMEOUT, missing_after=0.1)
+    assert not lost(seen, now=50.1, timeout=TIMEOUT, missing_after=0.2)
+
+
+def test_a_batch_has_its_state_since_it_was_first_seen_in_it() -> None:
+    first = sightings({1: BatchState.QUEUED, 2: BatchState.TAKEN}, {}, 10.0)
+    later = sightings({1: BatchState.TAKEN, 2: BatchState.TAKEN, 3: BatchState.MISSING}, first, 12.0)
+    assert later == {
+        1: Sighting(BatchState.TAKEN, 12.0),
+        2: Sighting(BatchState.TAKEN, 10.0),
+        3: Sighting(BatchState.MISSING, 12.0),
+    }
+
+
+def test_what_nobody_knows_of_is_to_be_published() -> None:
+    assert unpublished(6, {0}, {2: "out"}, {5: "dead"}) == [1, 3, 4]
+    assert unpublished(2, {0, 1}, {}) == []
 
 
 def test_in_a_simulation_a_dead_workers_batch_is_lost_within_the_timeout_and_a_living_ones_never() -> None:
@@ -75,7 +101,7 @@ def test_in_a_simulation_a_dead_workers_batch_is_lost_within_the_timeout_and_a_l
         dies = {worker: dice.uniform(0, 60) if dice.random() < 0.5 else 1e9 for worker in hands}
         ends: dict[str, float] = {}
         died: dict[int, float] = {}
-        since: dict[int, tuple[Place, float]] = {}
+        seen: dict[int, Sighting] = {}
         for step in range(1200):
             now = 1000.0 + step / 10
             for worker, batch in list(hands.items()):
@@ -98,17 +124,14 @@ def test_in_a_simulation_a_dead_workers_batch_is_lost_within_the_timeout_and_a_l
                 )
             if step % 10 == 0:
                 out = queued | held | died.keys()
-                found = places("j", out, beats.values(), queued=queued, held=held, now=now, timeout=TIMEOUT)
-                since = {
-                    batch: since[batch] if batch in since and since[batch][0] is place else (place, now)
-                    for batch, place in found.items()
-                }
-                gone = lost(found, {batch: at for batch, (_, at) in since.items()}, now=now, timeout=TIMEOUT)
+                states = batch_states(view(*beats.values(), out=out, now=now), queued=queued, held=held)
+                seen = sightings(states, seen, now)
+                gone = lost(seen, now=now, timeout=TIMEOUT)
                 assert gone <= died.keys(), "a batch in a living worker's hands was taken for lost"
                 for batch in gone:
                     late.append(now - died.pop(batch))
                     held.discard(batch)
                     queued.add(batch)
-                    del since[batch]
+                    del seen[batch]
     assert len(late) > 100
     assert max(late) <= TIMEOUT + 3

@@ -30,6 +30,8 @@ def run(*arguments: object) -> Result:
         (("--ranges", "x.npy"), "--ranges is for int8"),
         (("--dtype", "int8", "--ranges", "x.npy"), "x.npy holds no ranges"),
         (("--dtype", "int4"), "int4"),
+        (("--text", "{text}", "--text-column", "text"), "exclude each other"),
+        (("--text", "{text"), "is no template"),
         (("--overlap", 3), "add --long-texts window"),
         (("--long-texts", "window", "--overlap", 510), "windows of 510 tokens cannot share 510"),
         (("--keep-columns", "id,stars"), "no column 'stars'"),

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from contract.heartbeat import Heartbeat
-from producer.reasons import View, reason, workers_line
+from producer.reasons import reason, workers_line
+from producer.view import View
 
 JOB, OTHER, NOW, TIMEOUT = "reviews-train-0123456789.abcdef", "imdb-train-9876543210.fedcba", 5000.0, 30.0
 
@@ -72,7 +73,7 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
     ],
 )
 def test_each_state_has_its_line(seen: View, says: str) -> None:
-    assert re.match(says, reason(seen).says), reason(seen).says
+    assert re.match(says, reason(seen).line), reason(seen).line
 
 
 def a_state(dice: random.Random) -> View:
@@ -108,7 +109,7 @@ def test_in_a_thousand_states_the_line_is_true_and_no_alarm_is_false() -> None:
     for _ in range(1000):
         seen = a_state(dice)
         found = reason(seen)
-        says, alive = found.says, [one for one in seen.workers if NOW - one.beat <= TIMEOUT]
+        says, alive = found.line, [one for one in seen.workers if NOW - one.beat <= TIMEOUT]
         kinds.add(found.kind.split()[0])
         assert len(says.splitlines()) == 1
         assert not re.search(r"\b1 (workers|batches|shards)\b|\b[02-9]\d* (worker|batch)\b", says), says

@@ -10,7 +10,7 @@ from contract.job import Job
 from contract.ledger import DeadBatch, Ledger
 from producer.status import status_of
 from tests.contract.samples import a_job, commit_by_hand
-from tests.producer.test_publish import batch
+from tests.producer.test_driver import batch
 
 
 @pytest.fixture

@@ -3,20 +3,19 @@
 import multiprocessing
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import redis
 
-import producer.tokenizing
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -25,7 +24,8 @@ from contract.ledger import JOBS, queue_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
-from producer.tokenizing import Work, _uninterrupted, processes_for, tokenizing, tokenizing_apart
+from producer.texts import DatasetSource
+from producer.tokenizing import Work, processes_for, tokenizing, tokenizing_apart, without_interrupts
 from tests.contract.samples import a_job
 
 ROWS = 40
@@ -36,16 +36,16 @@ def work(tiny: EngineSpec, tmp_path: Path) -> Work:
     """Ten batches of four rows."""
     file = tmp_path / "mills.csv"
     file.write_text("text\n" + "".join(f"the mill number {row} {'grinds ' * row}\n" for row in range(ROWS)))
-    return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(str(file)), open_tokenizer(tiny))
+    return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(DatasetSource(str(file))), open_tokenizer(tiny))
 
 
 def test_processes_make_the_bytes_that_the_producer_itself_makes(work: Work) -> None:
     with tokenizing(work, 1) as here:
         expected = [here.begin(number).result() for number in range(10)]
     assert not multiprocessing.active_children()
-    with tokenizing(work, 2) as making:
-        assert making.ahead == 4
-        assert [made.result() for made in [making.begin(number) for number in range(10)]] == expected
+    with tokenizing(work, 2) as source:
+        assert source.ahead == 4
+        assert [made.result() for made in [source.begin(number) for number in range(10)]] == expected
         assert len(multiprocessing.active_children()) == 2
     assert not multiprocessing.active_children()
     assert [Batch.from_bytes(payload).number for payload in expected] == list(range(10))
@@ -54,49 +54,53 @@ def test_processes_make_the_bytes_that_the_producer_itself_makes(work: Work) -> 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rows_that_cannot_be_read_are_named(processes: int, work: Work) -> None:
     unreadable = work._replace(job=work.job.model_copy(update={"rows": ROWS + 8}))  # more than the dataset has
-    with tokenizing(unreadable, processes) as making, pytest.raises(UserError) as raised:
-        making.begin(11).result()
+    with tokenizing(unreadable, processes) as source, pytest.raises(UserError) as raised:
+        source.begin(11).result()
     assert raised.value.found.startswith("rows 44 to 47 of ")
     assert "--limit" in raised.value.mend
 
 
 def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
     def begin_until_it_raises() -> None:
-        with tokenizing_apart(work, 2) as making:
-            making.begin(0).result()
+        with tokenizing_apart(work, 2) as source:
+            source.begin(0).result()
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
             while True:
-                making.begin(1).result()
+                source.begin(1).result()
 
     with pytest.raises(UserError, match="a tokenizing process died"):
         begin_until_it_raises()
     assert not multiprocessing.active_children()
 
 
-class SeenPool(ProcessPoolExecutor):
-    last: ProcessPoolExecutor
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        SeenPool.last = self
-
-
-def dies_half_way() -> None:
+class DiesHalfWay(Work):
     """In a tokenizing process: begins to answer with a megabyte and is killed."""
-    pipe = sys._getframe(1).f_locals["result_queue"]._writer
-    os.write(pipe.fileno(), struct.pack("!i", 1 << 20) + b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
+
+    def payload(self, batch: int) -> bytes:
+        if batch == 4:
+            sockets = [int(fd) for fd in os.listdir("/proc/self/fd") if stat.S_ISSOCK(mode_of(int(fd)))]
+            assert sockets
+            for fd in sockets:
+                os.write(fd, struct.pack("!i", 1 << 20) + b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().payload(batch)
 
 
-def test_a_process_that_dies_in_the_middle_of_a_batch_ends_it_too(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def mode_of(fd: int) -> int:
+    try:
+        return os.fstat(fd).st_mode
+    except OSError:  # of the listing itself, which is closed by now
+        return 0
+
+
+def test_a_process_that_dies_in_the_middle_of_a_batch_ends_it_too(work: Work) -> None:
     def one_dies() -> None:
-        with tokenizing_apart(work, 2) as making:
-            for made in [making.begin(number) for number in range(4)]:
+        with tokenizing_apart(DiesHalfWay(*work), 2) as source:
+            for made in [source.begin(number) for number in range(4)]:
                 made.result()
-            assert len(multiprocessing.active_children()) == 2  # the other one holds the pipe open
-            SeenPool.last.submit(dies_half_way).result(timeout=30)
+            assert len(multiprocessing.active_children()) == 2  # the other one lives on
+            source.begin(4).result(timeout=30)
 
-    monkeypatch.setattr(producer.tokenizing, "ProcessPoolExecutor", SeenPool)
     with pytest.raises(UserError, match="a tokenizing process died"):
         one_dies()
     assert not multiprocessing.active_children()
@@ -106,8 +110,8 @@ def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
     begun: list[Future[bytes]] = []
 
     def interrupted() -> None:
-        with tokenizing_apart(work, 2) as making:
-            begun.extend(making.begin(number % 10) for number in range(200))
+        with tokenizing_apart(work, 2) as source:
+            begun.extend(source.begin(number % 10) for number in range(200))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -125,7 +129,7 @@ def test_ctrl_c_comes_when_a_process_is_started_and_not_before() -> None:
     reached = []
 
     def start() -> None:
-        with _uninterrupted():
+        with without_interrupts():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
             reached.append("started")

@@ -18,6 +18,7 @@ from contract.engine import EngineSpec
 from contract.ledger import JOBS, Ledger
 from contract.settings import settings
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from tests.conftest import JARGON
 from tests.contract.samples import a_job
 from tests.security.station import Station, point_at, send
@@ -103,4 +104,4 @@ def test_a_saved_dataset_cannot_name_a_split_that_leaves_the_folder(tiny: Engine
     told = CliRunner().invoke(producer.command.main, ["--dataset", str(tmp_path / "saved")])
     assert "Error: '../x' is no name of a split" in told.stderr
     # A part of a split is named as no file is, and is a dataset all the same.
-    assert open_dataset(str(tmp_path / "x")).split == "train"
+    assert open_dataset(DatasetSource(str(tmp_path / "x"))).split == "train"

@@ -18,7 +18,8 @@ from contract.settings import settings
 from contract.shard import ShardInfo
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
-from producer.options import job_of
+from producer.request import job_of
+from producer.texts import DatasetSource
 from tests.conftest import JARGON
 from tests.contract.samples import a_batch, info_for
 from worker.embed import Embedder
@@ -53,7 +54,7 @@ def finished_job(
     **options: object,
 ) -> Job:
     """A job with every shard, below the output folder; ``options`` are further fields of a ``Job``."""
-    texts = open_dataset(str(dataset), columns=columns, text=text)
+    texts = open_dataset(DatasetSource(str(dataset)), columns=columns, text=text)
     tokenizer, embedder = open_tokenizer(spec), Embedder(threads=1)
     output = settings().output.absolute()
     job = job_of(texts, spec, output, limit=limit, prefix=prefix, batch_rows=batch_rows, **options)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from contract.engine import EngineSpec
 from contract.job import Job
 from producer.dataset import open_dataset
+from producer.texts import DatasetSource
 from tests.verify.jobs import finished_job
 from verify.command import main
 
@@ -23,7 +24,7 @@ def misread(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workplace / "cache")
     file = workplace / "rows.csv"
     file.write_text("text\n" + "".join(f'"{row}"\n' for row in ROWS))
-    open_dataset(str(file))
+    open_dataset(DatasetSource(str(file)))
     (cached,) = (workplace / "cache").rglob("*.arrow")
     return file, cached
 

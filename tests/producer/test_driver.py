@@ -1,12 +1,13 @@
 """The driver against a real Redis. The tests play the worker: they take messages and commit shards."""
 
 import base64
+import contextlib
 import json
-import math
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,14 @@ from contract.job import Job
 from contract.ledger import TASK, DeadBatch, Ledger, queue_of
 from contract.settings import settings
 from examples.local import redis_server
-from producer import lost, publish
-from producer.publish import Progress, Times, drive
-from producer.tokenizing import Making
+from producer.driver import Driver, Times
+from producer.messages import byte_budget, message_sender
+from producer.progress import Progress
+from producer.shards import ShardWatch
+from producer.tokenizing import BatchSource
 from tests.contract.samples import a_job, commit_by_hand
 
-SOON = Times(look=0.02, see=0.05)
+SOON = Times(look=0.02, inspect=0.05)
 
 NO_VECTOR = DeadBatch(error="ValueError: no vector", where="", attempts=4)
 
@@ -91,38 +94,53 @@ def batch(job: Job, number: int) -> Batch:
     return Batch(job.id, number, job.fingerprint, row_id, mask, mask, mask * 0, n_tokens)
 
 
-def followed(steps: Iterator[Progress], worker: ByHand) -> Progress:
-    """To the end, with a worker that makes a shard a step."""
-    for progress in steps:  # noqa: B007 - the same object each time
-        worker.embed()
-    return progress
-
-
-def making(job: Job, ahead: int = 1) -> Making:
+def source(job: Job) -> BatchSource:
     def begin(number: int) -> "Future[bytes]":
         made: Future[bytes] = Future()
         made.set_result(batch(job, number).to_bytes())
         return made
 
-    return Making(begin, ahead)
+    return BatchSource(begin, ahead=1)
 
 
-def start(job: Job, *, detach: bool = False) -> Iterator[Progress]:
-    return drive(job, making(job), Ledger(patience=5), detach=detach, times=SOON)
+def driver(job: Job, made_by: BatchSource | None = None, *, detach: bool = False, times: Times = SOON) -> Driver:
+    return Driver(job, made_by or source(job), Ledger(patience=5), detach=detach, times=times)
+
+
+def run(job: Job, worker: ByHand, *, times: Times = SOON) -> Progress:
+    """To the end, with a worker that makes a shard each time the driver reports."""
+    return driver(job, times=times).run(lambda progress: worker.embed())
+
+
+def publish(job: Job) -> Progress:
+    """Everything, and leave."""
+    return driver(job, detach=True).run()
 
 
 def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) -> None:
-    progress = followed(start(job), worker)
+    progress = run(job, worker)
     assert worker.taken == [0, 1, 2, 3, 4]
-    assert job.committed() == progress.done == set(range(5))
-    assert (progress.before, progress.rows, progress.dead) == (0, 18, {})
-    assert (progress.tokens, progress.truncated, progress.without_text) == (16 * 3 + 8, 1, 1)
+    assert job.committed() == set(range(5))
+    assert (progress.before.rows, progress.totals.rows, progress.totals.shards, progress.dead) == (0, 18, 5, {})
+    assert (progress.new.tokens, progress.totals.truncated, progress.totals.without_text) == (16 * 3 + 8, 1, 1)
     assert worker.outstanding == worker.messages == 0
     assert not [key for key in worker.redis.scan_iter() if not key.startswith(b"_kombu")]
 
 
+def test_a_snapshot_stays_as_it_was(job: Job, worker: ByHand) -> None:
+    reported: list[tuple[Progress, int]] = []
+
+    def report(progress: Progress) -> None:
+        worker.embed()
+        reported.append((progress, progress.totals.shards))
+
+    driver(job).run(report)
+    assert [progress.totals.shards for progress, _ in reported] == [shards for _, shards in reported]
+    assert {shards for _, shards in reported} >= {0, 5}
+
+
 def test_a_message_is_json_with_the_job_and_the_batch_and_nothing_else(job: Job, worker: ByHand) -> None:
-    list(start(job, detach=True))
+    publish(job)
     message = worker.redis.lindex(queue_of(job.key), -1)
     assert isinstance(message, bytes)
     assert len(message) < 2_000
@@ -140,78 +158,87 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
     size = len(batch(job, 0).to_bytes())
     monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once + 0.5))))
     settings.cache_clear()
-    most = 0
-    for turn, _ in enumerate(start(job)):
-        most = max(most, worker.messages)
+    waiting: list[int] = []
+
+    def report(progress: Progress) -> None:
+        waiting.append(worker.messages)
         assert worker.outstanding <= at_once * size * 1.1
-        if turn % 3 == 2:
+        if len(waiting) % 3 == 0:
             worker.embed()
-    assert most == at_once
+
+    driver(job).run(report)
+    assert max(waiting) == at_once
     assert job.committed() == set(range(5))
 
 
 def test_between_two_listings_the_shards_of_settled_batches_are_looked_for(job: Job) -> None:
-    progress = Progress(job)
-    progress.look()
+    shards = ShardWatch(job, listing_share=1e-12)  # any listing takes too long for another one
+    assert shards.refresh().shards == 0
     for number in (0, 1, 3):
         commit_by_hand(job, batch(job, number))
-    progress._list_again = math.inf  # the last listing took too long for another one
-    progress.look({1, 2})
-    assert progress.done == {1}
-    progress.look(set())
-    assert progress.done == {1}
-    progress.look()
-    assert (progress.done, progress.rows) == ({0, 1, 3}, 12)
-    assert progress._list_again < math.inf
+    assert shards.refresh({1, 2}).rows == 4
+    assert shards.batches == {1}
+    assert shards.refresh(set()).shards == 0
+    assert shards.refresh().rows == 8
+    assert shards.batches == {0, 1, 3}
+
+
+def test_a_folder_that_is_listed_in_no_time_is_listed_each_time(job: Job) -> None:
+    shards = ShardWatch(job, listing_share=1e12)
+    shards.refresh()
+    commit_by_hand(job, batch(job, 3))
+    shards.refresh(set())
+    assert shards.batches == {3}
 
 
 def test_what_has_a_shard_is_not_published_again(job: Job, worker: ByHand) -> None:
     for number in (0, 1, 3):
         commit_by_hand(job, batch(job, number))
-    progress = followed(start(job), worker)
+    progress = run(job, worker)
     assert worker.taken == [2, 4]
-    assert (progress.before, progress.rows) == (12, 18)
-    assert progress.tokens == 6 * 3  # of this run
-    assert (progress.truncated, progress.without_text) == (1, 1)  # of the whole job
+    assert (progress.before.rows, progress.totals.rows) == (12, 18)
+    assert progress.new.tokens == 6 * 3
+    assert (progress.totals.truncated, progress.totals.without_text) == (1, 1)
 
 
 def test_what_a_killed_worker_left_is_gone_at_the_end(job: Job, worker: ByHand) -> None:
     (job.staging / "train-00001-of-00005.0123").write_bytes(b"PAR1 and no more")
-    followed(start(job), worker)
+    run(job, worker)
     assert list(job.staging.iterdir()) == []
 
 
 def test_a_finished_job_publishes_nothing(job: Job, worker: ByHand) -> None:
     for number in range(5):
         commit_by_hand(job, batch(job, number))
-    *_, progress = start(job)
-    assert (progress.before, progress.rows, progress.tokens) == (18, 18, 0)
+    progress = driver(job).run()
+    assert (progress.before.rows, progress.totals.rows, progress.new.tokens) == (18, 18, 0)
     assert worker.messages == 0
 
 
-def test_what_redis_loses_is_published_again(job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost, "MISSED_AFTER", 0.4)
+def test_what_redis_loses_is_published_again(job: Job, worker: ByHand) -> None:
     gone = False
-    for _ in start(job):
-        if not gone and worker.messages == job.batches:
+
+    def report(progress: Progress) -> None:
+        nonlocal gone
+        if gone or worker.messages == job.batches:
             worker.embed()
+        if not gone and worker.taken:
             worker.redis.flushall()
             gone = True
-        elif gone:
-            worker.embed()
+
+    driver(job, times=replace(SOON, missing_after=0.4)).run(report)
     assert worker.taken == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
 
-def test_a_message_that_a_worker_drops_is_published_again(
-    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lost, "MISSED_AFTER", 0.4)
-    for _ in start(job):
-        if not worker.taken:
-            worker.take()
-        else:
+def test_a_message_that_a_worker_drops_is_published_again(job: Job, worker: ByHand) -> None:
+    def report(progress: Progress) -> None:
+        if worker.taken:
             worker.embed()
+        else:
+            worker.take()
+
+    driver(job, times=replace(SOON, missing_after=0.4)).run(report)
     assert sorted(worker.taken) == [0, 0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
@@ -231,12 +258,11 @@ def hold(worker: ByHand, batch: int) -> None:
     worker.redis.zadd("unacked_index", {f"tag {batch}": 1.0})
 
 
-def test_a_batch_that_a_living_worker_has_in_hand_is_not_lost(
-    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lost, "MISSED_AFTER", 0.1)
+def test_a_batch_that_a_living_worker_computes_is_not_lost(job: Job, worker: ByHand) -> None:
     steps = 0
-    for _ in start(job):
+
+    def report(progress: Progress) -> None:
+        nonlocal steps
         while (number := worker.take()) is not None:
             beat(worker, number)
         if len(worker.taken) == job.batches:
@@ -244,21 +270,23 @@ def test_a_batch_that_a_living_worker_has_in_hand_is_not_lost(
         if steps == 50:
             for number in range(5):
                 commit_by_hand(job, batch(job, number))
+
+    driver(job, times=replace(SOON, missing_after=0.1)).run(report)
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
 
 
 def test_a_batch_whose_worker_falls_silent_is_published_again_at_once_and_its_old_message_is_gone(
     job: Job, worker: ByHand
 ) -> None:
-    began = time.monotonic()
-    for _ in start(job):
-        if not worker.taken:
-            number = worker.take()
-            if number is not None:
-                hold(worker, number)
-                beat(worker, number, silent=settings().heartbeat_timeout + 1)
-        else:
+    def report(progress: Progress) -> None:
+        if worker.taken:
             worker.embed()
+        elif (number := worker.take()) is not None:
+            hold(worker, number)
+            beat(worker, number, silent=settings().heartbeat_timeout + 1)
+
+    began = time.monotonic()
+    driver(job).run(report)
     assert worker.taken.count(worker.taken[0]) == 2
     assert job.committed() == set(range(5))
     assert time.monotonic() - began < settings().heartbeat_timeout
@@ -271,33 +299,35 @@ def test_a_batch_that_was_taken_and_never_begun_is_published_again_after_the_tim
     monkeypatch.setenv("EMBEDMILL_HEARTBEAT_TIMEOUT", "3")
     settings.cache_clear()
     taken = 0.0
-    for _ in start(job):
-        if not worker.taken:
-            if (number := worker.take()) is not None:
-                hold(worker, number)
-                taken = time.monotonic()
-        else:
+
+    def report(progress: Progress) -> None:
+        nonlocal taken
+        if worker.taken:
             worker.embed()
+        elif (number := worker.take()) is not None:
+            hold(worker, number)
+            taken = time.monotonic()
+
+    driver(job).run(report)
     assert worker.taken.count(worker.taken[0]) == 2
     assert time.monotonic() - taken >= 3
 
 
 def test_a_cancelled_job_ends_its_producer_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
-    steps = start(job)
-    while worker.messages < job.batches:
-        next(steps)
-    worker.embed()
-    assert worker.ledger.cancel(job) == 4
+    def report(progress: Progress) -> None:
+        if worker.messages == job.batches:
+            worker.embed()
+            assert worker.ledger.cancel(job) == 4
+
     with pytest.raises(UserError, match="was cancelled; 1 of 5 shards there; run the same command again"):
-        list(steps)
+        driver(job).run(report)
     assert worker.messages == 0
     worker.ledger.announce(job)
-    assert followed(start(job), worker).rows == 18
+    assert run(job, worker).totals.rows == 18
 
 
-def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByHand) -> None:
-    for step in start(job):
-        progress = step
+def test_dead_batches_end_the_run_until_they_are_revived(job: Job, worker: ByHand) -> None:
+    def report(progress: Progress) -> None:
         if (number := worker.take()) is not None:
             worker.ledger.begin_attempt(job.key, number)
             if number == 2:
@@ -305,61 +335,76 @@ def test_dead_batches_end_the_drive_until_they_are_revived(job: Job, worker: ByH
             else:
                 commit_by_hand(job, batch(job, number))
                 worker.ledger.settle(job.key, number)
-    assert progress.dead == {2: NO_VECTOR}
+
+    assert driver(job).run(report).dead == {2: NO_VECTOR}
     assert job.committed() == {0, 1, 3, 4}
 
     worker.taken.clear()
-    assert followed(start(job), worker).dead == {2: NO_VECTOR}
+    assert run(job, worker).dead == {2: NO_VECTOR}
     assert worker.taken == []
     worker.ledger.revive(job)
-    progress = followed(start(job), worker)
+    progress = run(job, worker)
     assert worker.taken == [2]
-    assert (progress.dead, progress.before, progress.rows) == ({}, 14, 18)
+    assert (progress.dead, progress.before.rows, progress.totals.rows) == ({}, 14, 18)
     assert worker.ledger.begin_attempt(job.key, 2) == 1
 
 
 def test_a_batch_that_one_worker_gave_up_and_another_made_is_done(job: Job, worker: ByHand) -> None:
-    for step in start(job):
-        progress = step
+    def report(progress: Progress) -> None:
         if (number := worker.take()) is not None:
             worker.ledger.bury(job.key, number, NO_VECTOR)
             commit_by_hand(job, batch(job, number))
             worker.ledger.settle(job.key, number)
-    assert (progress.dead, progress.rows) == ({}, 18)
+
+    progress = driver(job).run(report)
+    assert (progress.dead, progress.totals.rows) == ({}, 18)
+
+
+def test_a_batch_that_is_settled_while_the_driver_looks_for_lost_ones_is_counted(job: Job, worker: ByHand) -> None:
+    class Slow(Ledger):
+        def vanished(self, job: Job, batches: Iterable[int]) -> list[int]:
+            worker.embed()  # since the driver read which batches are out
+            return super().vanished(job, batches)
+
+    for number in range(4):
+        commit_by_hand(job, batch(job, number))
+    worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
+    message_sender(job, worker.ledger)(4)
+    progress = Driver(job, source(job), Slow(patience=5), times=SOON).run()
+    assert progress.totals.rows == 18
 
 
 def test_detaching_publishes_and_leaves_and_the_next_run_goes_on(job: Job, worker: ByHand) -> None:
-    list(start(job, detach=True))
+    publish(job)
     assert job.committed() == set()
     assert worker.messages == job.batches
-    progress = followed(start(job), worker)
+    progress = run(job, worker)
     assert worker.taken == [0, 1, 2, 3, 4]  # none of them twice
-    assert progress.rows == 18
+    assert progress.totals.rows == 18
 
 
-def test_a_redis_that_goes_away_ends_the_drive_with_a_clear_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    with redis_server() as url:
+def test_a_redis_that_goes_away_ends_the_run_with_a_clear_line(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(redis_server())
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        steps = drive(job, making(job), Ledger(patience=0.5), detach=False)
-        next(steps)
-        next(steps)
-    with pytest.raises(UserError, match=f"Redis at {url}"):
-        list(steps)
+        doomed = Driver(job, source(job), Ledger(patience=0.5))
+        with pytest.raises(UserError, match=f"Redis at {url}"):
+            doomed.run(lambda progress: server.close())
 
 
 def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
     worker.redis.config_set("maxmemory", 1)
     freed = threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0))
     freed.start()
-    assert followed(start(job), worker).rows == 18
+    assert run(job, worker).totals.rows == 18
     assert not freed.is_alive()
 
 
 def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_one_that_does_not_answer(
     job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture
 ) -> None:
-    send = publish._sender(job, Ledger(patience=0.1))
+    send = message_sender(job, Ledger(patience=0.1))
     worker.redis.config_set("maxmemory", 1)
     threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0)).start()
     send(3)
@@ -367,7 +412,7 @@ def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_o
     assert "is full; waiting for workers to make room (command not allowed" in caplog.text
 
 
-def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_drive(
+def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_run(
     job: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(connection.SOCKET, "socket_timeout", 0.5)
@@ -375,7 +420,7 @@ def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_drive(
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
         ledger = Ledger(patience=0.5)
-        send = publish._sender(job, ledger)
+        send = message_sender(job, ledger)
         send(1)
         server = psutil.Process(ledger.call("info", "server")["process_id"])
         server.suspend()
@@ -385,21 +430,19 @@ def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_drive(
 
 
 def test_half_of_a_limited_redis_is_left_free(worker: ByHand) -> None:
-    assert publish._budget(worker.ledger) == settings().outstanding_bytes
+    assert byte_budget(worker.ledger) == settings().outstanding_bytes
     worker.redis.config_set("maxmemory", 10_000_000)
-    assert publish._budget(worker.ledger) == 5_000_000
+    assert byte_budget(worker.ledger) == 5_000_000
 
 
 def test_two_producers_of_one_job_make_each_shard_once(job: Job, worker: ByHand) -> None:
-    first, second = start(job), start(job)
-    running = [first, second]
-    while running:
-        for steps in list(running):
-            if next(steps, None) is None:
-                running.remove(steps)
-        if not running or worker.ledger.queued(job.key) == job.batches:
-            for _ in range(job.batches):
+    with ThreadPoolExecutor(2) as pool:
+        producers = [pool.submit(driver(job).run) for _ in range(2)]
+        while not all(producer.done() for producer in producers):
+            if worker.messages >= job.batches or worker.taken:
                 worker.embed()
+            time.sleep(0.01)
+    assert [producer.result().totals.rows for producer in producers] == [18, 18]
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
@@ -411,39 +454,38 @@ def test_batches_are_published_as_they_are_ready(job: Job, worker: ByHand) -> No
         assert sum(not made.done() for made in begun.values()) < 2
         return begun.setdefault(number, Future())
 
-    for _ in drive(job, Making(begin, ahead=2), Ledger(patience=5), detach=False):
+    def report(progress: Progress) -> None:
         for number in [number for number, made in begun.items() if not made.done()]:
             if number > 0 or len(worker.taken) == 4:  # the first one takes longer than all others together
                 begun[number].set_result(batch(job, number).to_bytes())
         worker.embed()
+
+    driver(job, BatchSource(begin, ahead=2)).run(report)
     assert worker.taken == [1, 2, 3, 4, 0]
     assert job.committed() == set(range(5))
 
 
-def test_what_is_wrong_with_a_batch_ends_the_drive_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
+def test_what_is_wrong_with_a_batch_ends_the_run_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
     def begin(number: int) -> "Future[bytes]":
-        made = making(job).begin(number)
+        made = source(job).begin(number)
         if number == 2:
             made = Future()
             made.set_exception(UserError("rows 8 to 11 cannot be tokenized"))
         return made
 
     with pytest.raises(UserError, match="rows 8 to 11"):
-        list(drive(job, Making(begin, ahead=1), Ledger(patience=5), detach=True))
+        driver(job, BatchSource(begin, ahead=1), detach=True).run()
     assert worker.messages == 2
-    assert followed(start(job), worker).rows == 18
+    assert run(job, worker).totals.rows == 18
     assert worker.taken == [0, 1, 2, 3, 4]
 
 
-def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(
-    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lost, "MISSED_AFTER", 0.3)
+def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(job: Job, worker: ByHand) -> None:
     assert worker.ledger.publish(job, 3, batch(job, 3).to_bytes())  # no message follows
     worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
     worker.redis.delete(f"embedmill:{job.key}:batch:4")  # nor bytes
-    progress = followed(start(job), worker)
-    assert progress.done == set(range(5))
+    progress = run(job, worker, times=replace(SOON, missing_after=0.3))
+    assert progress.totals.shards == 5
 
 
 def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: ByHand) -> None:
@@ -451,4 +493,4 @@ def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: By
     with pytest.raises(
         UserError, match=r"00001-of-00005\.parquet is no shard.*python -m verify .*, then python -m producer retry "
     ):
-        list(start(job))
+        driver(job).run()

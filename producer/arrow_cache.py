@@ -1,0 +1,75 @@
+"""The needed columns of local files, written once to an Arrow file in the cache and memory-mapped from then on."""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from producer.readers import Reader
+
+_log = logging.getLogger("embedmill.producer")
+
+
+class ArrowTable:
+    """Rows in an Arrow file that is memory-mapped where they are asked for; pickled it is the file's name."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, rows: slice) -> pa.Table:
+        start, stop, _ = rows.indices(len(self))
+        return self._table.slice(start, stop - start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrowTable, (self._file,)
+
+    @functools.cached_property
+    def _table(self) -> pa.Table:
+        return pa.ipc.open_file(pa.memory_map(str(self._file))).read_all()
+
+
+def cached(
+    reader: Reader, files: Sequence[Path], schema: pa.Schema, revision: str, dialect: Mapping[str, Any] | None
+) -> ArrowTable:
+    """The rows of these files, read now or taken from the cache.
+
+    Args:
+        reader: what reads them.
+        files: in the rows' order.
+        schema: the columns that are needed, by name or dotted path, with their types.
+        revision: what the dataset holds.
+        dialect: what else decides how they are read.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    root = os.path.commonpath([file.parent for file in files])
+    key = json.dumps([[os.path.relpath(file, root) for file in files], schema.to_string(), dialect])
+    name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    target = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", revision, f"{name}.arrow")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_suffix(f".{os.getpid()}")
+        try:
+            with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for file in files:
+                    before = sink.tell()
+                    for batch in reader.batches(file, schema):
+                        if batch.num_rows:
+                            writer.write_batch(batch)
+                    if sink.tell() == before:
+                        _log.warning("%s has no rows", file)
+            staged.replace(target)
+        finally:
+            staged.unlink(missing_ok=True)
+    return ArrowTable(target)

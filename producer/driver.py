@@ -1,0 +1,209 @@
+"""The job's driver: publishes every batch that has no shard, and ends when each has one.
+
+Redis may lose a message or a batch, a worker may die with one; the driver does not care how. It looks at the shards,
+which are the truth, and publishes again what has none and is no longer on its way. Several drivers of one job do no
+harm: a batch is claimed in Redis before it is published.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+
+from contract.errors import UserError
+from contract.job import Job
+from contract.ledger import DeadBatch, Held, Ledger
+from contract.words import count
+from producer.lost import MISSING_AFTER, Sighting, batch_states, lost, sightings, unpublished
+from producer.messages import byte_budget, message_sender
+from producer.progress import Progress, ShardTotals
+from producer.shards import ShardWatch
+from producer.tokenizing import BatchSource
+from producer.view import View, view_of
+
+
+@dataclass(frozen=True)
+class Times:
+    """The driver's intervals, in seconds."""
+
+    look: float = 0.25
+    """Between two looks at the shards."""
+    inspect: float = 1.0
+    """Between two looks at the workers and at the state of each batch."""
+    missing_after: float = MISSING_AFTER
+    """For which a batch's message must be nowhere until the batch is published again."""
+
+
+class Driver:
+    """Publishes what has no shard and follows the job to its end.
+
+    Args:
+        job: the job.
+        source: makes the batches; they are published as they are ready.
+        ledger: the job's keys in Redis.
+        detach: end once everything is published.
+        times: how often to look.
+    """
+
+    def __init__(
+        self, job: Job, source: BatchSource, ledger: Ledger, *, detach: bool = False, times: Times = Times()
+    ) -> None:
+        self._job, self._source, self._ledger, self._detach, self._times = job, source, ledger, detach, times
+        self._send = message_sender(job, ledger)
+        self._budget = byte_budget(ledger)
+        self._shards = ShardWatch(job)
+        self._before: ShardTotals | None = None
+        """Over the shards that the first look found; None until then."""
+        self._new = ShardTotals()
+        self._last_shard = time.monotonic()
+        self._todo: list[int] = []
+        """Batches to make, the first one last."""
+        self._begun: dict[Future[bytes], int] = {}
+        """Batches that are being made, or are made and wait for room in Redis."""
+        self._out: dict[int, int] = {}
+        """Batches that are published and have no shard → their bytes."""
+        self._bytes_out = 0
+        self._full = False
+        """Whether a batch waits for room in Redis."""
+        self._dead: Mapping[int, DeadBatch] = {}
+        self._view: View | None = None
+        self._seen: dict[int, Sighting] = {}
+        self._next_look = self._next_inspection = 0.0
+
+    def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
+        """Run the job to its end, or with ``detach`` until all is published.
+
+        Args:
+            report: called with how far the job is, a few times a second.
+
+        Returns:
+            How far the job is at the end.
+
+        Raises:
+            UserError: Redis did not answer for longer than ``EMBEDMILL_REDIS_PATIENCE``, somebody cancelled the job, or
+                a batch cannot be made.
+        """
+        while not self._ended():
+            self._wait()
+            if time.monotonic() >= self._next_look:
+                self._look()
+                self._recover_lost()
+            self._prepare()
+            self._publish()
+            report(self._progress())
+        self._clean_up()
+        return self._progress()
+
+    def _ended(self) -> bool:
+        if self._before is None or self._todo or self._begun:
+            return False
+        return self._detach or not self._out
+
+    def _progress(self) -> Progress:
+        before = self._before or ShardTotals()
+        return Progress(self._job, before, self._new, self._last_shard, self._dead, self._view)
+
+    def _wait(self) -> None:
+        """Until there is something to do, at most until the next look."""
+        pause = max(0.0, self._next_look - time.monotonic())
+        if self._begun and not self._full:
+            wait(self._begun, pause, FIRST_COMPLETED)
+        elif self._full or not self._todo:
+            time.sleep(pause)
+
+    def _look(self) -> None:
+        """Find the shards that have come, and what Redis has of the job."""
+        job, ledger = self._job, self._ledger
+        if ledger.cancelled(job):
+            raise UserError(
+                f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
+                mend="run the same command again: the job goes on where it was",
+            )
+        first = self._before is None
+        out, dead = ledger.outstanding(job), ledger.dead(job)
+        self._take_in_shards(settled=self._out.keys() - out.keys())
+        for batch in out.keys() & self._shards.batches:
+            ledger.settle(job.key, batch)  # its worker died between the shard and the last word about it
+            del out[batch]
+        self._out = {batch: entry.size for batch, entry in out.items()}
+        self._bytes_out = sum(self._out.values())
+        if first or not (self._todo or self._begun or self._out):  # nothing is under way: make what is missing
+            self._take_in_shards()
+            self._todo = unpublished(job.batches, self._shards.batches, dead)[::-1]
+        # Where one worker gave a batch up, another, slower one may have made it.
+        self._dead = {batch: record for batch, record in dead.items() if batch not in self._shards.batches}
+        self._next_look = time.monotonic() + self._times.look
+
+    def _take_in_shards(self, settled: set[int] | None = None) -> None:
+        new = self._shards.refresh(settled)
+        if self._before is None:
+            self._before = new
+        else:
+            self._new += new
+            self._last_shard = time.monotonic() if new.shards else self._last_shard
+
+    def _recover_lost(self) -> None:
+        """Look at the workers and the state of each batch, and publish again what is lost."""
+        job, ledger = self._job, self._ledger
+        if time.monotonic() < self._next_inspection:
+            return
+        for batch in ledger.vanished(job, self._out):
+            if ledger.withdraw(job.key, batch):  # and no other driver, nor its worker
+                self._todo.append(batch)
+                self._bytes_out -= self._out.pop(batch)
+        ledger.set_rows(job, self._progress().totals.rows)
+        view = view_of(job, ledger, frozenset(self._out))
+        self._view = replace(view, making=len(self._begun), unpublished=len(self._todo))
+        self._publish_again(self._lost(view))
+        self._next_inspection = time.monotonic() + self._times.inspect
+
+    def _lost(self, view: View) -> dict[int, Held | None]:
+        """The batches that are lost → the message of each that a worker holds; None where there is no message."""
+        computing = sum(worker.job == view.job for worker in view.alive())
+        if len(view.out) <= view.queued + computing:  # each is in sight; their messages need not be read
+            self._seen = {}
+            return {}
+        held = {message.batch: message for message in self._ledger.held() if message.job == view.job}
+        states = batch_states(view, queued=self._ledger.waiting(self._job), held=held)
+        now = time.monotonic()
+        self._seen = sightings(states, self._seen, now)
+        gone = lost(self._seen, now=now, timeout=view.timeout, missing_after=self._times.missing_after)
+        return {batch: held.get(batch) for batch in sorted(gone)}
+
+    def _publish_again(self, gone: Mapping[int, Held | None]) -> None:
+        for batch, message in gone.items():
+            if message is None:
+                self._send(batch)
+            elif self._ledger.take_back(message):
+                self._ledger.put_first(message)
+            del self._seen[batch]
+
+    def _prepare(self) -> None:
+        """Have as many batches made as may be."""
+        while self._todo and len(self._begun) < self._source.ahead:
+            batch = self._todo.pop()
+            if not (batch in self._out or batch in self._shards.batches or batch in self._dead):
+                self._begun[self._source.begin(batch)] = batch
+
+    def _publish(self) -> None:
+        """Publish what is made, as far as there is room for it."""
+        self._full = False
+        for made in [made for made in self._begun if made.done()]:
+            payload = made.result()
+            self._full = self._bytes_out > 0 and self._bytes_out + len(payload) > self._budget
+            if self._full:
+                break
+            batch = self._begun.pop(made)
+            if self._ledger.publish(self._job, batch, payload):
+                self._send(batch)
+            self._out[batch] = len(payload)  # this driver's, or another's
+            self._bytes_out += len(payload)
+
+    def _clean_up(self) -> None:
+        """Forget a job that is at its end, and remove what killed workers left of shards that others made."""
+        if self._out:  # detached
+            return
+        if len(self._shards.batches) == self._job.batches:
+            for leftover in self._job.leftovers():
+                leftover.unlink(missing_ok=True)
+        self._ledger.forget(self._job, keep_dead=True)

@@ -1,0 +1,138 @@
+"""Runs a job: makes its folder, drives it under a display, and prints what came of it."""
+
+import time
+from dataclasses import replace
+
+from contract.engine import EngineSpec
+from contract.errors import Interrupted, UserError
+from contract.job import Job
+from contract.ledger import Ledger
+from contract.settings import settings
+from contract.words import count
+from producer.batches import open_tokenizer
+from producer.calibrate import Ranges, ranges_of
+from producer.console import STDERR, STDOUT, print_line, print_note, summary
+from producer.display import progress_display
+from producer.driver import Driver
+from producer.progress import Progress
+from producer.reasons import reason, workers_line
+from producer.request import JobRequest, resolve
+from producer.texts import TextDataset
+from producer.tokenizing import Work, processes_for, tokenizing
+from producer.view import view_of
+
+CALIBRATION_ROWS = 4096
+"""Rows whose vectors give the ranges of int8."""
+
+NEXT = "Next: python -m verify"
+
+
+def open_ledger() -> Ledger:
+    """Redis, once it is known that waiting for it makes sense.
+
+    Raises:
+        UserError: it refuses this user, or is none that embedmill can use.
+    """
+    ledger = Ledger(patience=settings().redis_patience)
+    ledger.knock()
+    return ledger
+
+
+def begin(job: Job) -> Ledger:
+    """Make a job's folder and let workers know the job.
+
+    Returns:
+        The job's keys in Redis.
+
+    Raises:
+        UserError: Redis does not answer or refuses this user, or the folder cannot be made.
+    """
+    ledger = open_ledger()
+    ledger.queued(job.key)  # before the folder is made: without a Redis nothing is left behind
+    job.save()
+    ledger.announce(job)  # after it: workers look into the folder
+    print_note(
+        f"{count(job.rows, 'row')} of {job.dataset} ({job.split}, {job.parts.shown}) in "
+        f"{count(job.batches, 'batch', 'batches')}, engine {job.engine}: job {job.id}"
+    )
+    return ledger
+
+
+def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> bool:
+    """Drive a job, and print what came of it.
+
+    Args:
+        job: a job that workers know of.
+        texts: its dataset.
+        spec: its engine.
+        ledger: its keys in Redis.
+        detach: leave once everything is published.
+
+    Returns:
+        Whether every batch has its shard.
+
+    Raises:
+        UserError: batches were given up, Redis does not answer, or somebody cancelled the job.
+    """
+    work = Work(job, texts, open_tokenizer(spec))
+    began = time.monotonic()
+    try:
+        with (
+            tokenizing(work, processes_for(job.batches - len(job.committed()))) as source,
+            progress_display(STDERR) as report,
+        ):
+            progress = Driver(job, source, ledger, detach=detach).run(report)
+    except KeyboardInterrupt:
+        raise _interrupted(job) from None
+    if detach and progress.totals.shards + len(progress.dead) < job.batches:
+        _print_detached(progress, ledger)
+        return False
+    STDOUT.print(summary(progress, spec, time.monotonic() - began))
+    if progress.dead:
+        raise _given_up(progress)
+    return True
+
+
+def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Ranges:
+    """The ranges of the first rows that a request asks for, by a float32 job of these rows alone.
+
+    Raises:
+        UserError: the request cannot be resolved, or the job does not come to its end.
+    """
+    few = min(request.limit or texts.rows, texts.rows, CALIBRATION_ROWS)
+    print_note(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:")
+    texts = replace(texts, columns=())
+    job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec)
+    run(job, texts, spec, begin(job), detach=False)
+    return ranges_of(job)
+
+
+def _print_detached(progress: Progress, ledger: Ledger) -> None:
+    """What was published, and who takes it."""
+    job = progress.job
+    there = f"{progress.totals.shards} of {count(job.batches, 'shard')} there"
+    print_line(f"Published; {there}: {job.folder}")
+    view = view_of(job, ledger, frozenset(ledger.outstanding(job)))
+    alive = view.alive()
+    able = len({worker.command for worker in alive}) > len(view.refusals())
+    line = workers_line(view) if alive and able else reason(view).line
+    print_line(f"{line[0].upper()}{line[1:]}.")
+    print_line(f"Next: python -m producer status --watch {job.id}")
+
+
+def _given_up(progress: Progress) -> UserError:
+    job, dead = progress.job, progress.dead
+    numbers = ", ".join(map(str, sorted(dead)[:10])) + (" …" if len(dead) > 10 else "")
+    return UserError(
+        f"{len(dead)} of {count(job.batches, 'batch', 'batches')} given up: {numbers}; "
+        f"batch {min(dead)}: {dead[min(dead)].error}",
+        mend=f"mend the cause, then: python -m producer retry {job.folder}",
+    )
+
+
+def _interrupted(job: Job) -> Interrupted:
+    return Interrupted(
+        f"interrupted; {len(job.committed())} of {count(job.batches, 'shard')} there, and workers compute what is "
+        "published",
+        mend=f"run the same command again to go on; python -m producer cancel {job.id} to stop the workers too",
+    )

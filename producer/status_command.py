@@ -1,0 +1,26 @@
+"""``python -m producer status``."""
+
+import time
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from contract.job import find_job
+from producer.console import status_table
+from producer.running import open_ledger
+from producer.status import status_of
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--watch", is_flag=True, help="Look again every two seconds, until the job is at its end.")
+def status(job: str | None, watch: bool) -> None:
+    """Show how far JOB is: its folder or its id; without it, the latest job."""
+    found, ledger = find_job(job), open_ledger()
+    now = status_of(found, ledger)
+    with Live(status_table(now), console=Console(markup=False), auto_refresh=False) as live:
+        while watch and now.done + len(now.dead) < found.batches:
+            time.sleep(2)
+            now = status_of(found, ledger)
+            live.update(status_table(now), refresh=True)
