@@ -14,7 +14,7 @@ from bench.watched import Watched
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job, load_job
-from contract.ledger import Ledger
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
@@ -203,7 +203,7 @@ def _worker(stack: contextlib.ExitStack, log: Path, app: str, workers: int, chil
 
 def _publishing(job: Job, sample: Sample) -> float:
     """Seconds that the producer needs to put a batch into the job's Redis, the median."""
-    ledger, seconds = Ledger(patience=5), []
+    ledger, seconds = ProducerLedger(patience=5), []
     for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
         began = time.perf_counter()
         ledger.publish(job, number, payload)

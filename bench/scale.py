@@ -19,7 +19,7 @@ import click
 from bench.records import Record, load
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import Ledger
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.store import location
 from examples.local import redis_server
@@ -171,7 +171,7 @@ def _publishing_seconds(size: int, batches: int = 100) -> float:
         os.environ |= {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_OUTSTANDING_BYTES": str(2 * size * batches)}
         settings.cache_clear()
         began = time.process_time()
-        Driver(_job(Path(folder), batches), BatchSource(begin, ahead=4), Ledger(patience=5), detach=True).run()
+        Driver(_job(Path(folder), batches), BatchSource(begin, ahead=4), ProducerLedger(patience=5), detach=True).run()
         return (time.process_time() - began) / batches
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.ledger import DeadBatch, Held, Ledger
+from contract.redis.ledger import DeadBatch
+from contract.redis.messages import Held
+from contract.redis.producing import ProducerLedger
 from contract.words import count
 from producer.lost import MISSING_AFTER, Sighting, batch_states, lost, sightings, unpublished
 from producer.messages import byte_budget, message_sender
@@ -46,7 +48,7 @@ class Driver:
     """
 
     def __init__(
-        self, job: Job, source: BatchSource, ledger: Ledger, *, detach: bool = False, times: Times = Times()
+        self, job: Job, source: BatchSource, ledger: ProducerLedger, *, detach: bool = False, times: Times = Times()
     ) -> None:
         self._job, self._source, self._ledger, self._detach, self._times = job, source, ledger, detach, times
         self._send = message_sender(job, ledger)

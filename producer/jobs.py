@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from contract.errors import UserError
 from contract.job import Job, JobKey, find_job, jobs_in
-from contract.ledger import Ledger
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 
 
@@ -27,7 +27,7 @@ class Listed:
     """Batches that wait for a worker."""
 
 
-def listed(ledger: Ledger) -> list[Listed]:
+def listed(ledger: ProducerLedger) -> list[Listed]:
     """The jobs of the output folder, the one begun or resumed last at the end, and then those that only Redis knows.
 
     Raises:
@@ -39,7 +39,7 @@ def listed(ledger: Ledger) -> list[Listed]:
     return [_seen(job, ledger, known) for job in here] + [_elsewhere(job, ledger) for job in elsewhere]
 
 
-def _seen(job: Job, ledger: Ledger, known: set[JobKey]) -> Listed:
+def _seen(job: Job, ledger: ProducerLedger, known: set[JobKey]) -> Listed:
     written = job.written()
     return Listed(
         job=job,
@@ -51,7 +51,7 @@ def _seen(job: Job, ledger: Ledger, known: set[JobKey]) -> Listed:
     )
 
 
-def _state(job: Job, done: int, ledger: Ledger, known: set[JobKey]) -> str:
+def _state(job: Job, done: int, ledger: ProducerLedger, known: set[JobKey]) -> str:
     if done == job.batches:
         return "done"
     if ledger.cancelled(job):
@@ -61,11 +61,11 @@ def _state(job: Job, done: int, ledger: Ledger, known: set[JobKey]) -> str:
     return "dead batches" if ledger.dead(job) else "stopped"
 
 
-def _elsewhere(job: Job, ledger: Ledger) -> Listed:
+def _elsewhere(job: Job, ledger: ProducerLedger) -> Listed:
     return Listed(job, "elsewhere", None, 0, None, ledger.queued(job.key))
 
 
-def find_to_cancel(name: str, ledger: Ledger) -> Job:
+def find_to_cancel(name: str, ledger: ProducerLedger) -> Job:
     """The job of this folder, id, name or key: in the output folder, or known to Redis alone.
 
     Raises:
@@ -79,7 +79,7 @@ def find_to_cancel(name: str, ledger: Ledger) -> Job:
     return fitting[0] if fitting else find_job(name)
 
 
-def cleaned(ledger: Ledger) -> list[Job]:
+def cleaned(ledger: ProducerLedger) -> list[Job]:
     """Remove what jobs that are done or cancelled left on Redis, and in the folders that are seen here.
 
     Returns:

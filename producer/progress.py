@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from contract.job import Job
-from contract.ledger import DeadBatch
+from contract.redis.ledger import DeadBatch
 from contract.shard import ShardInfo
 from producer.view import View
 

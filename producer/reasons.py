@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 
-from contract.heartbeat import Heartbeat
+from contract.redis.heartbeat import Heartbeat
 from contract.words import count
 from producer.view import View
 

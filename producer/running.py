@@ -6,7 +6,7 @@ from dataclasses import replace
 from contract.engine import EngineSpec
 from contract.errors import Interrupted, UserError
 from contract.job import Job
-from contract.ledger import Ledger
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
 from producer.batches import open_tokenizer
@@ -27,18 +27,18 @@ CALIBRATION_ROWS = 4096
 NEXT = "Next: python -m verify"
 
 
-def open_ledger() -> Ledger:
+def open_ledger() -> ProducerLedger:
     """Redis, once it is known that waiting for it makes sense.
 
     Raises:
         UserError: it refuses this user, or is none that embedmill can use.
     """
-    ledger = Ledger(patience=settings().redis_patience)
-    ledger.knock()
+    ledger = ProducerLedger(patience=settings().redis_patience)
+    ledger.connection.ping()
     return ledger
 
 
-def begin(job: Job) -> Ledger:
+def begin(job: Job) -> ProducerLedger:
     """Make a job's folder and let workers know the job.
 
     Returns:
@@ -58,7 +58,7 @@ def begin(job: Job) -> Ledger:
     return ledger
 
 
-def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: Ledger, *, detach: bool) -> bool:
+def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -> bool:
     """Drive a job, and print what came of it.
 
     Args:
@@ -107,7 +107,7 @@ def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Rang
     return ranges_of(job)
 
 
-def _print_detached(progress: Progress, ledger: Ledger) -> None:
+def _print_detached(progress: Progress, ledger: ProducerLedger) -> None:
     """What was published, and who takes it."""
     job = progress.job
     there = f"{progress.totals.shards} of {count(job.batches, 'shard')} there"

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 
 from contract.job import Job
-from contract.ledger import DeadBatch, Ledger
+from contract.redis.ledger import DeadBatch
+from contract.redis.producing import ProducerLedger
 from producer.view import View, view_of
 
 _WINDOW = 60.0
@@ -46,7 +47,7 @@ class Status:
         return (self.job.rows - self.rows) / self.rows_per_s if self.rows_per_s and not self.ended else None
 
 
-def status_of(job: Job, ledger: Ledger) -> Status:
+def status_of(job: Job, ledger: ProducerLedger) -> Status:
     """Look at a job.
 
     Raises:

@@ -4,9 +4,9 @@ from."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from contract.heartbeat import Heartbeat, computing
 from contract.job import Job
-from contract.ledger import Ledger
+from contract.redis.heartbeat import Heartbeat, computing
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 
 
@@ -47,7 +47,7 @@ class View:
         }
 
 
-def view_of(job: Job, ledger: Ledger, out: frozenset[int]) -> View:
+def view_of(job: Job, ledger: ProducerLedger, out: frozenset[int]) -> View:
     """What Redis says of a job that nothing more is published of just now.
 
     Args:

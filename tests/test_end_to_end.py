@@ -23,13 +23,14 @@ from sentence_transformers import SentenceTransformer
 
 import verify.command
 from contract.compare import cosines
-from contract.connection import direct_queue
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
-from contract.ledger import TASK, Ledger, queue_of
+from contract.redis.keys import queue_of
+from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
 from examples.local import celery_worker, redis_server
 from tests.conftest import JARGON, MINILM, build_engine
+from tests.contract.samples import WholeLedger
 from tests.verify.jobs import plant, scaled
 
 
@@ -217,7 +218,7 @@ def test_a_stopped_worker_ends_soon_and_its_batch_goes_to_another(
 ) -> None:
     command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "50"]
     haunted = {"CHAOS_SECONDS": "90", "PYTHONPATH": str(JARGON.parent.parent)}
-    first, second, ledger = tmp_path / "first.log", tmp_path / "second.log", Ledger(patience=5)
+    first, second, ledger = tmp_path / "first.log", tmp_path / "second.log", WholeLedger(patience=5)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producer:
         with celery_worker(first, app="bench.chaos.haunted", env=haunted) as worker:
             # Held is not enough: to Celery a batch is in work once a child has said that it took it, and one that is
@@ -239,7 +240,7 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
 ) -> None:
     command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--batch-rows", 50)
     run(*command, "--detach")
-    job, ledger = latest_job(), Ledger(patience=5)
+    job, ledger = latest_job(), WholeLedger(patience=5)
     for number in range(2):  # bytes with a right hash that are no batch
         ledger.withdraw(job.key, number)
         ledger.publish(job, number, b"no batch")
@@ -262,7 +263,7 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
 def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
     sender = Celery(broker=settings().redis_url, set_as_current=False)
     run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 10)
-    job, ledger = latest_job(), Ledger(patience=5)
+    job, ledger = latest_job(), WholeLedger(patience=5)
     ledger.announce(job)  # as if it were not done
     queue = direct_queue(queue_of(job.key))
     sender.send_task(TASK, args=("no-such-job", 0), queue=queue)

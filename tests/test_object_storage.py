@@ -16,13 +16,13 @@ from click.testing import CliRunner
 import verify.command
 from contract.engine import EngineSpec
 from contract.job import latest_job
-from contract.ledger import Ledger
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import bucket as bucket_store
 from examples.local import celery_worker, free_port, process
 from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.conftest import JARGON
+from tests.contract.samples import WholeLedger
 from tests.hub import WRITER, Hub
 from tests.test_end_to_end import wait_until
 
@@ -205,7 +205,7 @@ def test_a_worker_ends_in_time_while_the_bucket_does_not_answer(
                 worker = subprocess.Popen(
                     [sys.executable, "-m", "celery", "-A", "worker", "worker"], stdout=output, stderr=output
                 )
-            wait_until(lambda: any(one.batch is not None for one in Ledger(patience=5).heartbeats()))
+            wait_until(lambda: any(one.batch is not None for one in WholeLedger(patience=5).heartbeats()))
             began = time.monotonic()
             worker.send_signal(number)
             assert worker.wait(60) == (130 if number == signal.SIGINT else 0)

@@ -54,7 +54,7 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", "tensorrt", "pycuda")),
         ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib")),
         ("producer.command", ("torch", "transformers", "onnx", "onnxruntime")),
-        ("contract.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
+        ("contract.redis.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],
 )
 def test_an_entry_point_needs_no_more_than_its_extra_installs(module: str, unneeded: tuple[str, ...]) -> None:

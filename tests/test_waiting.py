@@ -14,17 +14,17 @@ import psutil
 import pytest
 import redis
 
-from contract.connection import CELERY_VARIABLES
 from contract.engine import EngineSpec
-from contract.heartbeat import computing
 from contract.job import latest_job, load_job
-from contract.ledger import Ledger
+from contract.redis.heartbeat import computing
+from contract.redis.messages import CELERY_VARIABLES
 from contract.settings import settings
 from contract.store import location
 from examples.local import celery_worker, free_port, process, redis_server
 from producer.reasons import workers_line
-from producer.status import view_of
+from producer.view import view_of
 from tests.conftest import JARGON, build_engine
+from tests.contract.samples import WholeLedger
 from tests.test_end_to_end import run, wait_until
 
 ROOT = str(JARGON.parent.parent)
@@ -55,7 +55,7 @@ def test_a_killed_workers_batch_is_elsewhere_soon_and_the_producer_says_what_it_
     replaced: bool, tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
     timeout = 4.0
-    told, ledger = tmp_path / "producer.log", Ledger(patience=5)
+    told, ledger = tmp_path / "producer.log", WholeLedger(patience=5)
     env = {"EMBEDMILL_HEARTBEAT_TIMEOUT": str(timeout)}
     with ExitStack() as stack:
         first = stack.enter_context(celery_worker(tmp_path / "0.log", app="bench.chaos.haunted", env=slow(300)))
@@ -103,7 +103,7 @@ def test_two_good_workers_do_what_bad_ones_leave_to_them_and_no_attempt_is_count
             stack.enter_context(
                 celery_worker(tmp_path / f"{number}.log", *options, app="bench.chaos.haunted", env=slow(0.2))
             )
-        wait_until(lambda: len(computing(Ledger(patience=5).heartbeats())) == 5)
+        wait_until(lambda: len(computing(WholeLedger(patience=5).heartbeats())) == 5)
         producer = stack.enter_context(producing(told, "--limit", 250, "--batch-rows", 10))
         attempts = every_attempt(producer, redis.Redis.from_url(redis_url))
         assert producer.wait(5) == 0, told.read_text()
@@ -144,8 +144,8 @@ def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
         for name, prefix in bad.items():
             command = [*prefix, *WORKER, "-n", f"{name.replace(' ', '-')}@%h"]
             stack.enter_context(process(command, tmp_path / f"{name}.log", patience=5))
-        wait_until(lambda: len([one for one in Ledger(patience=5).heartbeats() if one.refuses]) == 2)
-        seen = workers_line(view_of(job, Ledger(patience=5), frozenset()))
+        wait_until(lambda: len([one for one in WholeLedger(patience=5).heartbeats() if one.refuses]) == 2)
+        seen = workers_line(view_of(job, WholeLedger(patience=5), frozenset()))
         producer = stack.enter_context(producing(tmp_path / "producer.log", "--limit", 250, "--batch-rows", 10))
         for number in range(2):
             options = ("-n", f"{number}@%h")

@@ -11,8 +11,8 @@ def __getattr__(name: str) -> Any:
     from contract.entry import end_at_once
 
     end_at_once()
-    from contract.connection import tls_options
     from contract.errors import UserError
+    from contract.redis.connection import tls_options
     from worker import environment
 
     try:

@@ -14,10 +14,13 @@ from celery.exceptions import Reject
 from celery.signals import celeryd_init, worker_process_init, worker_process_shutdown
 from celery.worker.consumer import Gossip, Mingle
 
-from contract.connection import SOCKET, direct_queue, ignore_celery_variables, ignored, tls_options
 from contract.errors import UserError
 from contract.job import Job, JobKey
-from contract.ledger import TASK, AlteredBatch, DeadBatch, Ledger, queue_of
+from contract.redis.connection import SOCKET, Connection, tls_options
+from contract.redis.keys import queue_of
+from contract.redis.ledger import DeadBatch
+from contract.redis.messages import TASK, direct_queue, ignore_celery_variables, ignored
+from contract.redis.working import AlteredBatch, WorkerLedger
 from contract.settings import settings
 from contract.words import count
 from worker import consuming, metrics, starting
@@ -116,7 +119,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
     try:
         starting.refuse_pool(options.get("pool"))
         metrics.serve()
-        Ledger(patience=0).knock()  # Celery would try a refused password or certificate for ever
+        Connection(patience=0).ping()  # Celery would try a refused password or certificate for ever
         starting.wait_for_engine(_heart)
     except UserError as error:
         _heart.close()
@@ -175,7 +178,7 @@ def embed_batch(self: Task, key: JobKey, number: int) -> None:
 
 
 def _embed(task: Task, key: JobKey, number: int) -> None:
-    ledger = Ledger(patience=None)
+    ledger = WorkerLedger(patience=None)
     embedder = _ready()
     stages = embedder.stages = Stages()
     with stages.timed("fetch"):
@@ -234,7 +237,7 @@ def _ready() -> Embedder:
     return _embedder
 
 
-def _give_up(ledger: Ledger, job: Job, number: int, error: Exception | None) -> None:
+def _give_up(ledger: WorkerLedger, job: Job, number: int, error: Exception | None) -> None:
     """Set a batch aside. ``error`` is None where it was the process that died."""
     says = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
     frames = traceback.extract_tb(error.__traceback__) if error else []

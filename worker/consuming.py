@@ -9,8 +9,8 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
 
-from contract.connection import direct_queue
-from contract.ledger import queue_of
+from contract.redis.keys import queue_of
+from contract.redis.messages import direct_queue
 from worker.jobs import Jobs
 
 _SYNC_EVERY = 0.25

@@ -15,7 +15,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import reason
 from contract.job import Job, JobKey
-from contract.ledger import Ledger
+from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses
 from contract.words import count
@@ -108,7 +108,7 @@ class Embedder:
             self._heart.about(engine=spec.name, runtime=engine.runtime)
         return engine
 
-    def embed(self, job: Job, number: int, payload: bytes, ledger: Ledger | None = None) -> int:
+    def embed(self, job: Job, number: int, payload: bytes, ledger: WorkerLedger | None = None) -> int:
         """Make and commit one batch's shard.
 
         Args:
@@ -200,7 +200,7 @@ def _decoded(job: Job, number: int, payload: bytes) -> Batch:
     return batch
 
 
-def _search(engine: Engine, job: Job, batch: Batch, ledger: Ledger) -> dict[int, str]:
+def _search(engine: Engine, job: Job, batch: Batch, ledger: WorkerLedger) -> dict[int, str]:
     errors = failing_rows(
         len(batch),
         lambda places: engine.infer(batch.take(np.array(places))),

@@ -8,8 +8,8 @@ import time
 
 import redis
 
-from contract.connection import client
-from contract.heartbeat import KEPT, WORKERS, Heartbeat, State, key_of
+from contract.redis.connection import client
+from contract.redis.heartbeat import KEPT, WORKERS, Heartbeat, State, key_of
 
 _EVERY = 2.0
 """Seconds between two beats while nothing changes."""

@@ -29,7 +29,7 @@ class Search(BaseModel):
 
 
 def failing_rows(
-    rows: int, attempt: Callable[[range], object], note: bytes | None, save: Callable[[str], None]
+    rows: int, attempt: Callable[[range], object], note: bytes | str | None, save: Callable[[str], None]
 ) -> dict[int, str]:
     """The rows of a batch that cannot be computed.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from contract.errors import UserError
 from contract.job import Job, JobKey
-from contract.ledger import Ledger
+from contract.redis.ledger import Ledger
 from worker.engine import log
 from worker.heartbeat import Heart
 from worker.serving import CannotServe, check

@@ -15,9 +15,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from contract.errors import UserError
-from contract.heartbeat import State, alive_at, computing
 from contract.job import Job
-from contract.ledger import Ledger
+from contract.redis.heartbeat import State, alive_at, computing
+from contract.redis.ledger import Ledger
 from contract.settings import settings
 from contract.shard import ShardInfo
 from worker.stages import Stages

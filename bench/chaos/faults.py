@@ -12,8 +12,8 @@ import redis
 from celery import Celery
 
 from bench.chaos.rig import Rig
-from contract.connection import direct_queue
-from contract.ledger import TASK, queue_of
+from contract.redis.keys import queue_of
+from contract.redis.messages import TASK, direct_queue
 
 
 @dataclass(frozen=True)

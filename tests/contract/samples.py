@@ -10,6 +10,8 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.plan import PlanSpec
+from contract.redis.producing import ProducerLedger
+from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import Location, location
 
@@ -52,6 +54,10 @@ PLAN_FIELDS: dict[str, object] = {
     "build_seconds": 45.0,
     "created": "2026-11-01T00:00:00.000000+00:00",
 }
+
+
+class WholeLedger(ProducerLedger, WorkerLedger):
+    """Both sides of the ledger, for tests."""
 
 
 def engine_spec(**changes: object) -> EngineSpec:

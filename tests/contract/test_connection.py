@@ -10,12 +10,12 @@ import psutil
 import pytest
 import redis
 
-from contract.connection import redis_address
 from contract.errors import UserError
 from contract.job import JobKey
-from contract.ledger import Ledger
+from contract.redis.refusals import redis_address
 from contract.settings import settings
 from examples.local import free_port, process, redis_server
+from tests.contract.samples import WholeLedger
 
 J = JobKey("j")
 
@@ -27,7 +27,7 @@ def test_an_unreachable_redis_is_named_without_its_password(
     settings.cache_clear()
     began = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(UserError) as caught:
-        Ledger(patience=0.6).begin_attempt(J, 0)
+        WholeLedger(patience=0.6).begin_attempt(J, 0)
     assert 0.5 < time.monotonic() - began < 10
     message = caught.value.format_message()
     assert f"no answer from Redis at redis://127.0.0.1:{port}/2" in message
@@ -42,7 +42,7 @@ def test_a_wrong_password_is_refused_and_is_not_shown(redis_url: str, monkeypatc
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", redis_url.replace("//", "//:grain@"))
     settings.cache_clear()
     with pytest.raises(UserError, match="refuses this user") as caught:
-        Ledger(patience=0).queued(J)
+        WholeLedger(patience=0).queued(J)
     assert "grain" not in str(caught.value)
 
 
@@ -51,7 +51,7 @@ def test_a_redis_that_comes_back_within_the_patience_is_waited_for(monkeypatch: 
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{port}/0")
     settings.cache_clear()
     answers: list[int] = []
-    waiting = threading.Thread(target=lambda: answers.append(Ledger(patience=None).begin_attempt(J, 0)))
+    waiting = threading.Thread(target=lambda: answers.append(WholeLedger(patience=None).begin_attempt(J, 0)))
     waiting.start()
     time.sleep(0.2)
     with redis_server(port=port):
@@ -109,7 +109,7 @@ def test_protected_mode_is_named_and_not_waited_for(tmp_path: Path, monkeypatch:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"redis://127.0.0.1:{relay.server_address[1]}/0")
         settings.cache_clear()
-        for ask in (Ledger(patience=30).jobs, Ledger(patience=30).knock):
+        for ask in (WholeLedger(patience=30).jobs, WholeLedger(patience=30).connection.ping):
             began = time.monotonic()
             with pytest.raises(
                 UserError, match=f":{relay.server_address[1]}/0 is in protected mode.*protected-mode no"

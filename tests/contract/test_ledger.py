@@ -6,18 +6,21 @@ import pytest
 import redis
 
 from contract.errors import UserError
-from contract.heartbeat import WORKERS, Heartbeat, key_of
 from contract.job import Job, JobKey
-from contract.ledger import JOBS, AlteredBatch, DeadBatch, Held, Ledger, queue_of
+from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
+from contract.redis.keys import JOBS, queue_of
+from contract.redis.ledger import DeadBatch
+from contract.redis.messages import Held
+from contract.redis.working import AlteredBatch
 from contract.settings import settings
-from tests.contract.samples import a_job
+from tests.contract.samples import WholeLedger, a_job
 
 J, K = JobKey("j"), JobKey("k")
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Ledger:
-    return Ledger(patience=5)
+def ledger(redis_url: str) -> WholeLedger:
+    return WholeLedger(patience=5)
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def client(redis_url: str) -> redis.Redis:
     return redis.Redis.from_url(redis_url)
 
 
-def test_a_job_is_known_once_it_is_announced(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_job_is_known_once_it_is_announced(ledger: WholeLedger, tmp_path: Path) -> None:
     job = a_job(tmp_path, prefix="ü: ")
     assert ledger.job(job.key) is None
     ledger.announce(job)
@@ -34,12 +37,12 @@ def test_a_job_is_known_once_it_is_announced(ledger: Ledger, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("record", [b"", b"{", b"null", b'{"folder": "/x"}', b"\xff\xfe"])
-def test_a_record_that_is_no_jobs_is_no_job(record: bytes, ledger: Ledger, client: redis.Redis) -> None:
+def test_a_record_that_is_no_jobs_is_no_job(record: bytes, ledger: WholeLedger, client: redis.Redis) -> None:
     client.set("embedmill:j:job", record)
     assert ledger.job("j") is None
 
 
-def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+def test_a_batch_is_there_until_it_is_settled(ledger: WholeLedger, client: redis.Redis, tmp_path: Path) -> None:
     payload, job = bytes(range(256)) * 10, a_job(tmp_path, rows=40)
     assert ledger.fetch(job.key, 7) is None
     assert ledger.publish(job, 7, payload)
@@ -54,7 +57,7 @@ def test_a_batch_is_there_until_it_is_settled(ledger: Ledger, client: redis.Redi
     ledger.settle(job.key, 7)
 
 
-def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger: Ledger, tmp_path: Path) -> None:
+def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger: WholeLedger, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     assert [ledger.publish(job, 1, b"first"), ledger.publish(job, 1, b"second")] == [True, False]
     assert ledger.fetch(job.key, 1) == b"first"
@@ -64,7 +67,7 @@ def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger
 
 @pytest.mark.parametrize("other", [b"first!", b"fIrst", b"x" * 10_000])
 def test_bytes_that_nobody_published_are_refused(
-    other: bytes, ledger: Ledger, client: redis.Redis, tmp_path: Path
+    other: bytes, ledger: WholeLedger, client: redis.Redis, tmp_path: Path
 ) -> None:
     job = a_job(tmp_path)
     ledger.publish(job, 1, b"first")
@@ -73,7 +76,9 @@ def test_bytes_that_nobody_published_are_refused(
         ledger.fetch(job.key, 1)
 
 
-def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_over_the_limit_is_refused(
+    ledger: WholeLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = a_job(tmp_path)
     ledger.publish(job, 1, b"x" * 1000)
     monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
@@ -83,7 +88,7 @@ def test_a_batch_over_the_limit_is_refused(ledger: Ledger, tmp_path: Path, monke
 
 
 def test_a_batch_that_no_worker_would_take_is_not_published(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: WholeLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
     settings.cache_clear()
@@ -93,7 +98,7 @@ def test_a_batch_that_no_worker_would_take_is_not_published(
     assert not ledger.outstanding(job)
 
 
-def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+def test_batches_whose_bytes_are_gone_are_known(ledger: WholeLedger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     for number in range(3):
         ledger.publish(job, number, b"x")
@@ -102,14 +107,14 @@ def test_batches_whose_bytes_are_gone_are_known(ledger: Ledger, client: redis.Re
     assert ledger.vanished(job, []) == []
 
 
-def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: Ledger) -> None:
+def test_attempts_are_counted_for_each_batch_until_it_is_settled(ledger: WholeLedger) -> None:
     assert [ledger.begin_attempt(J, 1) for _ in range(3)] == [1, 2, 3]
     assert (ledger.begin_attempt(J, 2), ledger.begin_attempt(K, 1)) == (1, 1)
     ledger.settle(J, 1)
     assert ledger.begin_attempt(J, 1) == 1
 
 
-def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: Ledger, client: redis.Redis) -> None:
+def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: WholeLedger, client: redis.Redis) -> None:
     client.config_set("maxmemory", 1)
     assert ledger.begin_attempt(J, 1) == 1
     ledger.settle(J, 1)
@@ -118,7 +123,7 @@ def test_a_full_redis_does_not_keep_a_worker_from_a_batch(ledger: Ledger, client
 WHY = DeadBatch(error="ValueError: nicht möglich", where="a.py:3 in f", attempts=4)
 
 
-def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: WholeLedger, tmp_path: Path) -> None:
     job = a_job(tmp_path, rows=40)
     assert ledger.dead(job) == {}
     ledger.bury(job.key, 3, WHY)
@@ -131,7 +136,7 @@ def test_a_dead_batch_has_its_reason_until_it_is_revived(ledger: Ledger, tmp_pat
 
 
 def test_what_is_noted_of_batches_that_the_job_has_not_is_not_seen(
-    ledger: Ledger, client: redis.Redis, tmp_path: Path
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
 ) -> None:
     job = a_job(tmp_path)
     for name in (str(job.batches), "999999", "-1", "x", "", "²"):
@@ -140,7 +145,7 @@ def test_what_is_noted_of_batches_that_the_job_has_not_is_not_seen(
     assert (ledger.outstanding(job), ledger.dead(job)) == ({}, {})
 
 
-def test_a_job_in_another_folder_is_another_job(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_job_in_another_folder_is_another_job(ledger: WholeLedger, tmp_path: Path) -> None:
     first, second = a_job(tmp_path / "first", rows=40), a_job(tmp_path / "second", rows=40)
     assert first.id == second.id
     ledger.announce(first)
@@ -161,7 +166,9 @@ def message(job: Job, batch: int) -> str:
 GARBAGE = ("", "{", "[]", "{}", '{"body": 1}', '{"body": "eA=="}', '{"body": "W1swXSwge30sIHt9XQ=="}')
 
 
-def test_messages_wait_or_are_held_and_garbage_is_neither(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+def test_messages_wait_or_are_held_and_garbage_is_neither(
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
+) -> None:
     job, other = a_job(tmp_path / "first"), a_job(tmp_path / "second")
     assert (ledger.queued(job.key), ledger.waiting(job), ledger.held()) == (0, set(), [])
     client.rpush(queue_of(job.key), message(job, 3), message(job, 4), message(other, 5), *GARBAGE)
@@ -179,7 +186,7 @@ def test_messages_wait_or_are_held_and_garbage_is_neither(ledger: Ledger, client
 
 
 def test_a_cancelled_or_ended_job_leaves_nothing_and_another_keeps_all(
-    ledger: Ledger, client: redis.Redis, tmp_path: Path
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
 ) -> None:
     job, other = a_job(tmp_path / "first"), a_job(tmp_path / "second")
     for one in (job, other):
@@ -202,7 +209,7 @@ def test_a_cancelled_or_ended_job_leaves_nothing_and_another_keeps_all(
     assert client.keys() == []
 
 
-def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: Ledger) -> None:
+def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: WholeLedger) -> None:
     ledger.begin_attempt(J, 1)
     ledger.end_attempt(J, 1)
     assert ledger.begin_attempt(J, 1) == 1
@@ -211,7 +218,7 @@ def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: Ledger) 
     assert (ledger.rows(J), ledger.rows(K)) == (5, 0)
 
 
-def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: Ledger, client: redis.Redis) -> None:
+def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: WholeLedger, client: redis.Redis) -> None:
     one = Heartbeat(worker="host:1:2/0", state="computing", beat=5.0, since=1.0, job="j", batch=3)
     client.set(key_of(one.worker), one.model_dump_json())
     client.set(key_of("garbage"), "no heartbeat")
@@ -220,14 +227,14 @@ def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: Ledger,
     assert client.smembers(WORKERS) == {one.worker.encode(), b"garbage"}
 
 
-def test_the_keys_are_the_documented_ones(ledger: Ledger, client: redis.Redis, tmp_path: Path) -> None:
+def test_the_keys_are_the_documented_ones(ledger: WholeLedger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     ledger.publish(job, 3, b"x")
     ledger.begin_attempt(job.key, 3)
     ledger.save_search(job.key, 3, "{}")
     ledger.bury(job.key, 4, DeadBatch(error="why", where="", attempts=1))
     ledger.settle(job.key, 5, rows=2)
-    ledger.call("set", f"embedmill:{job.key}:cancelled", "1")
+    client.set(f"embedmill:{job.key}:cancelled", "1")
     client.rpush(queue_of(job.key), "a message")
     keys = ("job", "out", "batch:3", "attempts", "search", "dead", "rows", "cancelled", "queue")
     assert set(client.keys()) == {f"embedmill:{job.key}:{key}".encode() for key in keys} | {JOBS.encode()}

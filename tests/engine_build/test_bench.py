@@ -139,7 +139,7 @@ def test_every_figure_can_be_read_in_80_columns() -> None:
     console = Console(width=80, file=io.StringIO())
     for table in tables([*records, record("tensorrt", 2.0, model="other")]):
         console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     assert "…" not in text
     for figure in ("32x512", "torch-fp16-compiled", "9.812", "7.26", "3,261", "300", "50%", "8.70e-06", "0.9999900"):
         assert figure in text

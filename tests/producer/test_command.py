@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
 from contract.job import Job, latest_job
-from contract.ledger import Ledger
 from contract.settings import settings
 from producer.command import main
+from tests.contract.samples import WholeLedger
 
 
 @pytest.fixture
@@ -111,15 +111,15 @@ def test_detached_it_publishes_the_whole_job_and_leaves(redis_url: str, dataset:
     assert str(job.folder) in done.stdout
     assert (job.rows, job.batches, job.limit, job.prefix, job.text) == (9, 3, 9, "of ", "{text}")
     assert (job.dataset, job.engine, job.fingerprint) == (str(dataset), "tiny", tiny.fingerprint)
-    assert Ledger(patience=1).queued(job.key) == 3
-    assert Ledger(patience=1).job(job.key) == job
+    assert WholeLedger(patience=1).queued(job.key) == 3
+    assert WholeLedger(patience=1).job(job.key) == job
 
 
 def test_the_same_command_is_the_same_job(redis_url: str, dataset: Path, tiny: EngineSpec) -> None:
     for _ in range(2):
         assert run("--dataset", dataset, "--detach").exit_code == 0
     assert len(list(settings().output.iterdir())) == 1
-    assert Ledger(patience=1).queued(latest_job().key) == 1
+    assert WholeLedger(patience=1).queued(latest_job().key) == 1
     for options in (["--limit", 5], ["--prefix", "x"], ["--batch-rows", 5], ["--text-column", "body"]):
         assert run("--dataset", dataset, "--detach", *options).exit_code == 0
     assert len(list(settings().output.iterdir())) == 5

@@ -15,12 +15,14 @@ import psutil
 import pytest
 import redis
 
-from contract import connection
 from contract.batch import Batch
 from contract.errors import UserError
-from contract.heartbeat import WORKERS, Heartbeat, key_of
 from contract.job import Job
-from contract.ledger import TASK, DeadBatch, Ledger, queue_of
+from contract.redis import connection
+from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
+from contract.redis.keys import queue_of
+from contract.redis.ledger import DeadBatch
+from contract.redis.messages import TASK
 from contract.settings import settings
 from examples.local import redis_server
 from producer.driver import Driver, Times
@@ -28,7 +30,7 @@ from producer.messages import byte_budget, message_sender
 from producer.progress import Progress
 from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource
-from tests.contract.samples import a_job, commit_by_hand
+from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 
 SOON = Times(look=0.02, inspect=0.05)
 
@@ -48,7 +50,7 @@ class ByHand:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.ledger = Ledger(patience=5)
+        self.ledger = WholeLedger(patience=5)
         self.redis = redis.Redis.from_url(settings().redis_url)
         self.taken: list[int] = []
         """Batches whose message was taken, in this order."""
@@ -104,7 +106,7 @@ def source(job: Job) -> BatchSource:
 
 
 def driver(job: Job, made_by: BatchSource | None = None, *, detach: bool = False, times: Times = SOON) -> Driver:
-    return Driver(job, made_by or source(job), Ledger(patience=5), detach=detach, times=times)
+    return Driver(job, made_by or source(job), WholeLedger(patience=5), detach=detach, times=times)
 
 
 def run(job: Job, worker: ByHand, *, times: Times = SOON) -> Progress:
@@ -361,7 +363,7 @@ def test_a_batch_that_one_worker_gave_up_and_another_made_is_done(job: Job, work
 
 
 def test_a_batch_that_is_settled_while_the_driver_looks_for_lost_ones_is_counted(job: Job, worker: ByHand) -> None:
-    class Slow(Ledger):
+    class Slow(WholeLedger):
         def vanished(self, job: Job, batches: Iterable[int]) -> list[int]:
             worker.embed()  # since the driver read which batches are out
             return super().vanished(job, batches)
@@ -388,7 +390,7 @@ def test_a_redis_that_goes_away_ends_the_run_with_a_clear_line(job: Job, monkeyp
         url = server.enter_context(redis_server())
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        doomed = Driver(job, source(job), Ledger(patience=0.5))
+        doomed = Driver(job, source(job), WholeLedger(patience=0.5))
         with pytest.raises(UserError, match=f"Redis at {url}"):
             doomed.run(lambda progress: server.close())
 
@@ -404,7 +406,7 @@ def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
 def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_one_that_does_not_answer(
     job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture
 ) -> None:
-    send = message_sender(job, Ledger(patience=0.1))
+    send = message_sender(job, WholeLedger(patience=0.1))
     worker.redis.config_set("maxmemory", 1)
     threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0)).start()
     send(3)
@@ -419,10 +421,10 @@ def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_run(
     with redis_server() as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        ledger = Ledger(patience=0.5)
+        ledger = WholeLedger(patience=0.5)
         send = message_sender(job, ledger)
         send(1)
-        server = psutil.Process(ledger.call("info", "server")["process_id"])
+        server = psutil.Process(ledger.connection.ask(lambda redis: redis.info("server"))["process_id"])
         server.suspend()
         with pytest.raises(UserError, match="took no message"):
             send(2)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from contract.heartbeat import Heartbeat
+from contract.redis.heartbeat import Heartbeat
 from producer.lost import MISSING_AFTER, BatchState, Sighting, batch_states, lost, sightings, unpublished
 from producer.view import View
 

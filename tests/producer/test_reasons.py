@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contract.heartbeat import Heartbeat
+from contract.redis.heartbeat import Heartbeat
 from producer.reasons import reason, workers_line
 from producer.view import View
 

@@ -7,9 +7,9 @@ from click.testing import CliRunner
 
 import producer.command
 from contract.job import Job
-from contract.ledger import DeadBatch, Ledger
+from contract.redis.ledger import DeadBatch
 from producer.status import status_of
-from tests.contract.samples import a_job, commit_by_hand
+from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 from tests.producer.test_driver import batch
 
 
@@ -22,8 +22,8 @@ def job(tmp_path: Path) -> Job:
 
 
 @pytest.fixture
-def ledger(redis_url: str, job: Job) -> Ledger:
-    ledger = Ledger(patience=5)
+def ledger(redis_url: str, job: Job) -> WholeLedger:
+    ledger = WholeLedger(patience=5)
     for number in (0, 4):
         commit_by_hand(job, batch(job, number))
     for number in (0, 1):  # the worker of batch 0 died before it could say that it was done
@@ -38,14 +38,14 @@ def ledger(redis_url: str, job: Job) -> Ledger:
     return ledger
 
 
-def test_every_batch_is_counted_once(job: Job, ledger: Ledger) -> None:
+def test_every_batch_is_counted_once(job: Job, ledger: WholeLedger) -> None:
     status = status_of(job, ledger)
     assert (status.done, status.out, len(status.dead), status.waiting) == (2, 1, 1, 1)
     assert (status.rows, status.out_bytes, status.view.alive()) == (6, 1000, [])
     assert status.eta == pytest.approx((18 - 6) / status.rows_per_s)
 
 
-def test_the_speed_is_that_of_the_last_minute(job: Job, ledger: Ledger) -> None:
+def test_the_speed_is_that_of_the_last_minute(job: Job, ledger: WholeLedger) -> None:
     hour_ago = time.time() - 3600
     os.utime(str(job.shard(0)), (hour_ago, hour_ago))
     assert status_of(job, ledger).rows_per_s == pytest.approx(2 / 60)
@@ -53,14 +53,14 @@ def test_the_speed_is_that_of_the_last_minute(job: Job, ledger: Ledger) -> None:
     assert (status_of(job, ledger).rows_per_s, status_of(job, ledger).eta) == (0, None)
 
 
-def test_the_command_shows_the_latest_job_and_names_what_is_dead(job: Job, ledger: Ledger) -> None:
+def test_the_command_shows_the_latest_job_and_names_what_is_dead(job: Job, ledger: WholeLedger) -> None:
     told = CliRunner().invoke(producer.command.main, ["status"])
     assert told.exit_code == 0, told.output
     for shown in (job.id, "6 of 18", "dead 2", "no vector", "[/embeddings/Gather]"):
         assert shown in told.output
 
 
-def test_watching_ends_with_the_job(job: Job, ledger: Ledger) -> None:
+def test_watching_ends_with_the_job(job: Job, ledger: WholeLedger) -> None:
     for number in (1, 3):
         commit_by_hand(job, batch(job, number))
     told = CliRunner().invoke(producer.command.main, ["status", job.id, "--watch"])

@@ -20,7 +20,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import JobKey
-from contract.ledger import JOBS, queue_of
+from contract.redis.keys import JOBS, queue_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset

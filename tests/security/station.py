@@ -17,10 +17,10 @@ import redis
 import trustme
 from celery import Celery
 
-from contract.connection import direct_queue
 from contract.engine import EngineSpec
 from contract.job import Job
-from contract.ledger import JOBS, TASK, queue_of
+from contract.redis.keys import JOBS, queue_of
+from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
 from tests.conftest import JARGON
 from tests.contract.samples import a_job

@@ -19,9 +19,9 @@ from kombu.messaging import Producer
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from contract.connection import tls_options
 from contract.errors import UserError
 from contract.job import latest_job
+from contract.redis.connection import tls_options
 from contract.settings import settings
 from examples.local import celery_worker, free_port
 from tests.contract.samples import a_job

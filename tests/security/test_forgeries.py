@@ -9,7 +9,7 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.job import latest_job
-from contract.ledger import Ledger
+from tests.contract.samples import WholeLedger
 from tests.security.station import COMMAND, Station, point_at
 from tests.test_end_to_end import run
 
@@ -46,7 +46,7 @@ def test_a_batch_that_was_forged_with_its_hash_is_refused_too(as_producer: Stati
         job = latest_job()
         with pytest.MonkeyPatch.context() as patch:
             point_at(patch, f"redis://admin:admin@localhost:{station.port}/0")
-            ledger = Ledger(patience=5)
+            ledger = WholeLedger(patience=5)
         other = ledger.fetch(job.key, 1)
         assert other
         for number, forged in ((0, other), (1, b"no batch")):
@@ -85,7 +85,7 @@ def test_an_altered_model_is_refused_by_the_worker(as_producer: Station, tiny: E
     assert f"engine.json records {spec.onnx_sha256}" in line
     assert "rebuild the engine" in line
     assert "cannot serve this job" in " ".join(told.replace("│", " ").split())
-    ledger = Ledger(patience=5)
+    ledger = WholeLedger(patience=5)
     assert (ledger.queued(job.key), ledger.dead(job), job.committed()) == (1, {}, set())
     ledger.forget(job)
 
@@ -94,4 +94,4 @@ def test_an_altered_tokenizer_is_refused_by_the_producer(as_producer: Station, t
     with altered_engine(tiny, "altered-tokenizer", "tokenizer/tokenizer.json") as spec:
         told = run(*COMMAND, "--limit", 20, "--engine", spec.name, expect=1)
     assert f"engine.json records {spec.tokenizer_sha256}" in told.stderr
-    assert not Ledger(patience=5).outstanding(latest_job())
+    assert not WholeLedger(patience=5).outstanding(latest_job())

@@ -7,7 +7,8 @@ from kombu.connection import Connection
 from kombu.messaging import Producer
 
 from contract.engine import EngineSpec
-from contract.ledger import TASK, queue_of
+from contract.redis.keys import queue_of
+from contract.redis.messages import TASK
 from tests.security.station import Station, open_job, send
 from tests.test_end_to_end import wait_until
 

@@ -15,12 +15,12 @@ import engine_build.command
 import producer.command
 import verify.command
 from contract.engine import EngineSpec
-from contract.ledger import JOBS, Ledger
+from contract.redis.keys import JOBS
 from contract.settings import settings
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
 from tests.conftest import JARGON
-from tests.contract.samples import a_job
+from tests.contract.samples import WholeLedger, a_job
 from tests.security.station import Station, point_at, send
 
 
@@ -38,10 +38,10 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
     point_at(monkeypatch, f"redis://admin:admin@localhost:{station.port}/0")
     before = sorted(tmp_path.rglob("*"))
     for job in forged:
-        Ledger(patience=5).publish(job, 0, b"whatever")
+        WholeLedger(patience=5).publish(job, 0, b"whatever")
         send(station, job, job.key, 0)
         station.said(f"cannot serve job {job.key}, and leaves it to others: ")
-        assert Ledger(patience=5).queued(job.key) == 1
+        assert WholeLedger(patience=5).queued(job.key) == 1
     assert [len(re.findall(words, station.log.read_text())) > 0 for words in ("no job in", "belongs to another job")]
     # No path: the record as a whole is refused. A name that is not the key's, or not the hash of the rest: likewise.
     record = json.loads(forged[0].model_dump_json())

@@ -16,17 +16,18 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.engine import EngineSpec
-from contract.heartbeat import computing
 from contract.job import Job, latest_job
-from contract.ledger import Ledger, queue_of
+from contract.redis.heartbeat import computing
+from contract.redis.keys import queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 from examples.local import celery_worker, free_port, redis_server
 from tests.conftest import JARGON
-from tests.contract.samples import a_job
+from tests.contract.samples import WholeLedger, a_job
 from tests.test_end_to_end import wait_until
 from worker import metrics
 
@@ -152,7 +153,7 @@ def test_a_log_in_json_has_an_object_on_every_line_and_a_shards_sums_in_its_own(
 def test_batches_that_are_given_up_are_counted_and_their_errors_logged(
     tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
-    log, ledger = tmp_path / "worker.log", Ledger(patience=5)
+    log, ledger = tmp_path / "worker.log", WholeLedger(patience=5)
     job = produce(40, "--detach")
     for number in range(2):  # bytes with a right hash that are no batch
         ledger.withdraw(job.key, number)
@@ -198,12 +199,12 @@ def test_the_memory_of_every_gpu_is_told_and_of_none_where_there_is_none() -> No
 
 
 def test_what_redis_knows_is_told_by_job_engine_and_state(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
-    job, ledger = produce(40, "--detach"), Ledger(patience=5)
+    job, ledger = produce(40, "--detach"), WholeLedger(patience=5)
     ledger.set_rows(job, 20)
     unserved = a_job(tmp_path / "elsewhere", rows=30)  # of an engine that is not here, so that its messages stay
     ledger.announce(unserved)
     for number in range(3):
-        ledger.call("rpush", queue_of(unserved.key), f"message {number}")
+        redis.Redis.from_url(redis_url).rpush(queue_of(unserved.key), f"message {number}")
     with measured_worker(tmp_path / "worker.log") as (_, port):
         wait_until(lambda: ledger.queued(job.key) == 0 and not ledger.held())
         wait_until(lambda: [one.state for one in computing(ledger.heartbeats())] == ["idle"])

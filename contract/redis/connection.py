@@ -1,0 +1,188 @@
+"""The connection to Redis: patient with one that does not answer or is full, plain with one that refuses."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import kombu.exceptions
+import redis
+import tenacity
+from redis.backoff import NoBackoff
+from redis.client import Pipeline
+from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.retry import Retry
+
+from contract.errors import UserError
+from contract.redis.refusals import message_of, redis_address, refusal, tls_hint, without_tls
+from contract.settings import settings
+
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
+
+WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
+"""A Redis over its ``maxmemory`` takes data again once workers have settled batches."""
+
+SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
+"""redis-py's options, by seconds; Kombu's transport takes the same."""
+
+_LOG_EVERY = 60.0
+"""Seconds between two lines about a Redis that does not answer."""
+
+_log = logging.getLogger("embedmill.redis")
+
+_Answer = TypeVar("_Answer")
+
+
+def tls_options() -> dict[str, Any]:
+    """For ``rediss://``: the server's certificate and name are always checked. Empty for ``redis://``.
+
+    The names are redis-py's; Celery's ``broker_use_ssl`` takes the same. In both, what a URL's query says would go
+    before this: ``settings`` takes no URL with a query.
+    """
+    if urlsplit(settings().redis_url).scheme != "rediss":
+        return {}
+    authority = settings().redis_ca
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True} | (
+        {"ssl_ca_certs": str(authority)} if authority else {}
+    )
+
+
+def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:
+    """redis-py on this Redis, which never tries again by itself.
+
+    Args:
+        timeout: seconds that an answer, or a connection, may take.
+    """
+    # Retries are ours alone: redis-py's own ten would keep silent for a minute.
+    times = {"socket_timeout": timeout, "socket_connect_timeout": min(timeout, SOCKET["socket_connect_timeout"])}
+    return redis.Redis.from_url(
+        settings().redis_url, retry=Retry(NoBackoff(), 0), **{**SOCKET, **times}, **tls_options()
+    )
+
+
+def text(answer: bytes | str) -> str:
+    """A name that Redis answered with, which may be any bytes."""
+    return answer if isinstance(answer, str) else answer.decode(errors="replace")
+
+
+class Connection:
+    """Every question waits for a Redis that does not answer, or is full, and says so in the log.
+
+    Args:
+        patience: seconds after which a question gives up on a Redis that does not answer; None to wait for ever.
+    """
+
+    def __init__(self, patience: float | None) -> None:
+        self._redis = client(SOCKET["socket_timeout"])
+        self.patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            wait=tenacity.wait_exponential(multiplier=0.5, max=5),
+            stop=_give_up_after(patience),
+            before_sleep=self._log_waiting,
+            reraise=True,
+        )
+        """Calls what asks Redis, by redis-py or by Kombu, as often as waiting may help."""
+        self._logged: float | None = None
+        """When it was last logged that Redis does not answer, by the monotonic clock; None while it answers."""
+        self._patience = patience
+
+    def ask(self, question: Callable[[redis.Redis], _Answer]) -> _Answer:
+        """One command: ``connection.ask(lambda redis: redis.get(key))``.
+
+        Raises:
+            UserError: Redis did not answer within the patience, or refuses this user.
+            ResponseError: the key holds something of another type.
+        """
+        return self._answer(lambda: question(self._redis))
+
+    def ask_once(self, question: Callable[[redis.Redis], _Answer]) -> _Answer:
+        """As ``ask``, without patience.
+
+        Raises:
+            RedisError: of any kind.
+        """
+        return question(self._redis)
+
+    def pipeline(self, fill: Callable[[Pipeline], object]) -> list[Any]:
+        """Several commands in one round trip, in order; returns their answers. Raises as ``ask``.
+
+        No transaction: a Redis over its ``maxmemory`` refuses even deletions inside one.
+        """
+
+        def execute() -> list[Any]:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                fill(pipeline)
+                return pipeline.execute()
+
+        return self._answer(execute)
+
+    def ping(self) -> None:
+        """Ask once, without patience, whether waiting for this Redis makes sense.
+
+        Raises:
+            UserError: it refuses this user, it is a cluster, or it is not the one that its certificate should say.
+        """
+        try:
+            self._redis.exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
+        except redis.RedisError as error:
+            if told := refusal(error) or (without_tls() if isinstance(error, UNREACHABLE) else None):
+                raise told from None
+
+    def memory_limit(self) -> int:
+        """Redis's ``maxmemory`` in bytes; 0 for none, or where this user may not ask."""
+        try:
+            return int(self._redis.info("memory").get("maxmemory", 0))
+        except (ResponseError, *UNREACHABLE):
+            return 0
+
+    def _answer(self, ask: Callable[[], _Answer]) -> _Answer:
+        try:
+            answer = self.patiently(ask)
+        except ResponseError as error:
+            raise refusal(error) or error from None
+        except UNREACHABLE as error:
+            raise refusal(error) or without_tls() or self._no_answer(error) from None
+        self._logged = None
+        return answer
+
+    def _no_answer(self, error: redis.RedisError) -> UserError:
+        return UserError(
+            f"no answer from Redis at {redis_address()} for {self._patience:.0f} s ({message_of(error)})",
+            "a Redis server must run there",
+            "start one (redis-server), or set EMBEDMILL_REDIS_URL" + tls_hint(error),
+        )
+
+    def _log_waiting(self, state: tenacity.RetryCallState) -> None:
+        """Once an outage, and then now and then."""
+        if self._logged is not None and time.monotonic() - self._logged < _LOG_EVERY:
+            return
+        again, self._logged = self._logged is not None, time.monotonic()
+        error = _inner(state.outcome.exception() if state.outcome else None)
+        what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
+        since = f", for {state.seconds_since_start or 0:.0f} s now" if again else ""
+        _log.warning("Redis at %s %s (%s); trying again%s", redis_address(), what, message_of(error), since)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether waiting may help. A refused password or certificate is a ConnectionError to redis-py, like any other."""
+    inner = _inner(error)
+    return isinstance(inner, (*WAITED_FOR, OSError, kombu.exceptions.OperationalError)) and refusal(inner) is None
+
+
+def _inner(error: BaseException | None) -> BaseException | None:
+    """redis-py's error, where Kombu has put it into one of its own."""
+    return (error.__cause__ or error) if isinstance(error, kombu.exceptions.OperationalError) else error
+
+
+def _give_up_after(patience: float | None) -> Any:
+    """A full Redis is waited for without end: workers make room."""
+    if patience is None:
+        return tenacity.stop_never
+    after = tenacity.stop_after_delay(patience)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = _inner(state.outcome.exception() if state.outcome else None)
+        return not isinstance(error, OutOfMemoryError) and after(state)
+
+    return stop

@@ -1,0 +1,173 @@
+"""The producer's side of the ledger: it announces jobs, publishes batches, and takes back what is lost."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+from redis.client import Pipeline
+
+from contract.errors import UserError
+from contract.job import Job
+from contract.redis.connection import text
+from contract.redis.keys import JOBS, KEPT_FOR, OF_A_BATCH, What, batch_key, key_of, queue_of
+from contract.redis.ledger import NOTHING, DeadBatch, Ledger, Outstanding, parsed
+from contract.redis.messages import Held, batch_of
+from contract.settings import settings
+from contract.words import count
+
+_OF_A_JOB: tuple[What, ...] = ("queue", "out", "attempts", "search", "rows", "job", "dead")
+
+
+class ProducerLedger(Ledger):
+    """What ``Ledger`` knows, and what only a producer changes."""
+
+    def announce(self, job: Job) -> None:
+        """Let workers know the job: they take its batches from now on."""
+
+        def fill(pipeline: Pipeline) -> None:
+            pipeline.delete(key_of(job.key, "cancelled"))
+            _put_job(pipeline, job)
+
+        self.connection.pipeline(fill)
+
+    def publish(self, job: Job, batch: int, payload: bytes) -> bool:
+        """Put a batch's bytes where workers find them.
+
+        Returns:
+            Whether it was this call that published it, and not another producer of the same job.
+
+        Raises:
+            UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
+        """
+        if len(payload) > settings().batch_bytes:
+            raise UserError(
+                f"batch {batch} of job {job.id} has {count(len(payload), 'byte')}",
+                f"a worker takes {settings().batch_bytes:,} (EMBEDMILL_BATCH_BYTES)",
+                "run the same command with a smaller --batch-rows, or raise that everywhere",
+            )
+        entry = Outstanding(size=len(payload), sha256=hashlib.sha256(payload).hexdigest(), published=self.now())
+        claim = entry.model_dump_json()
+        if not self.connection.ask(lambda redis: redis.hsetnx(key_of(job.key, "out"), str(batch), claim)):
+            return False
+
+        def fill(pipeline: Pipeline) -> None:
+            _put_job(pipeline, job)  # again: Redis may have lost it since
+            pipeline.set(batch_key(job.key, batch), payload)
+
+        self.connection.pipeline(fill)
+        return True
+
+    def outstanding(self, job: Job) -> dict[int, Outstanding]:
+        """The batches that were published and not settled."""
+        return {batch: parsed(Outstanding, entry) or NOTHING for batch, entry in self._of_batches(job, "out")}
+
+    def vanished(self, job: Job, batches: Iterable[int]) -> list[int]:
+        """Those of these batches whose bytes are gone."""
+        numbers = list(batches)
+        there = self.connection.pipeline(
+            lambda pipeline: [pipeline.exists(batch_key(job.key, batch)) for batch in numbers]
+        )
+        return [batch for batch, found in zip(numbers, there, strict=True) if not found]
+
+    def dead(self, job: Job) -> dict[int, DeadBatch]:
+        """The batches that were given up."""
+        records = {batch: parsed(DeadBatch, record) for batch, record in self._of_batches(job, "dead")}
+        return {batch: record for batch, record in records.items() if record}
+
+    def revive(self, job: Job) -> None:
+        """Let dead batches be tried again from the first attempt."""
+        dead = self.dead(job)
+
+        def fill(pipeline: Pipeline) -> None:
+            for batch in dead:
+                pipeline.delete(batch_key(job.key, batch))
+                for what in ("dead", *OF_A_BATCH):
+                    pipeline.hdel(key_of(job.key, what), str(batch))
+
+        self.connection.pipeline(fill)
+
+    def waiting(self, job: Job) -> set[int]:
+        """The batches whose messages wait for a worker."""
+        messages = self.connection.ask(lambda redis: redis.lrange(queue_of(job.key), 0, -1))
+        return {found[1] for message in messages if (found := batch_of(message)) and found[0] == job.key}
+
+    def held(self) -> list[Held]:
+        """The messages of every job that a worker has taken and not acknowledged. The key is Kombu's."""
+        found = []
+        for tag, value in self.connection.ask(lambda redis: redis.hgetall("unacked")).items():
+            try:
+                message = json.dumps(json.loads(value)[0])
+            except (ValueError, TypeError, LookupError):
+                continue
+            if named := batch_of(message):
+                found.append(Held(text(tag), *named, message))
+        return found
+
+    def take_back(self, message: Held) -> bool:
+        """Take a message from a worker that is gone. One that was only cut off may still acknowledge or return it:
+        neither does anything any more.
+
+        Returns:
+            Whether it was still there, so that of several callers one goes on with it.
+        """
+        answers = self.connection.pipeline(
+            lambda pipeline: (pipeline.hdel("unacked", message.tag), pipeline.zrem("unacked_index", message.tag))
+        )
+        return bool(answers[0])
+
+    def put_first(self, message: Held) -> None:
+        """Put a message that was taken back into its job's queue, as the next one: it has waited before."""
+        self.connection.ask(lambda redis: redis.rpush(queue_of(message.job), message.message))
+
+    def cancel(self, job: Job) -> int:
+        """Take a job out of Redis, and let its producers know.
+
+        Returns:
+            How many batches waited or were held.
+        """
+        self.connection.ask(lambda redis: redis.set(key_of(job.key, "cancelled"), "1", ex=KEPT_FOR))
+        return self.forget(job)
+
+    def cancelled(self, job: Job) -> bool:
+        return bool(self.connection.ask(lambda redis: redis.exists(key_of(job.key, "cancelled"))))
+
+    def forget(self, job: Job, *, keep_dead: bool = False) -> int:
+        """Remove what Redis holds of a job: its messages, also those that workers hold, and its batches.
+
+        Args:
+            job: the job.
+            keep_dead: leave the record of batches that were given up.
+
+        Returns:
+            How many batches were out.
+        """
+        out = self.outstanding(job)
+        for message in self.held():
+            if message.job == job.key:
+                self.take_back(message)
+
+        def fill(pipeline: Pipeline) -> None:
+            pipeline.srem(JOBS, job.key)
+            for what in _OF_A_JOB:
+                if not (keep_dead and what == "dead"):
+                    pipeline.delete(key_of(job.key, what))
+            for batch in out:
+                pipeline.delete(batch_key(job.key, batch))
+
+        self.connection.pipeline(fill)
+        return len(out)
+
+    def set_rows(self, job: Job, rows: int) -> None:
+        """Note how many of a job's rows have a shard, for metrics."""
+        self.connection.ask(lambda redis: redis.set(key_of(job.key, "rows"), rows, ex=KEPT_FOR))
+
+    def _of_batches(self, job: Job, what: What) -> Iterator[tuple[int, bytes | str]]:
+        """A hash's values of the job's batches, without what somebody put there under other names."""
+        for name, value in self.connection.ask(lambda redis: redis.hgetall(key_of(job.key, what))).items():
+            if name.isdigit() and int(name) < job.batches:
+                yield int(name), value
+
+
+def _put_job(pipeline: Pipeline, job: Job) -> None:
+    pipeline.set(key_of(job.key, "job"), job.model_dump_json())
+    pipeline.sadd(JOBS, job.key)
