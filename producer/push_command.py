@@ -3,7 +3,7 @@
 import click
 from rich.filesize import decimal
 
-from contract.job import find_job
+from contract.jobs import find_job
 from contract.words import count
 from producer.console import print_line, print_note
 from producer.push import push as push_job, ready

@@ -2,7 +2,7 @@
 
 import click
 
-from contract.job import engine_of, find_job
+from contract.jobs import engine_of, find_job
 from contract.verdict import at_fault
 from producer.console import print_line, print_note
 from producer.dataset import dataset_of

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from contract.job import find_job
+from contract.jobs import find_job
 from producer.console import status_table
 from producer.running import open_ledger
 from producer.status import status_of

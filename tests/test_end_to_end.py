@@ -24,7 +24,8 @@ from sentence_transformers import SentenceTransformer
 import verify.command
 from contract.compare import cosines
 from contract.engine import EngineSpec
-from contract.job import Job, latest_job
+from contract.job import Job
+from contract.jobs import latest_job
 from contract.redis.keys import queue_of
 from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 import verify.command
 from contract.engine import load_engine
-from contract.job import Job, latest_job, load_job
+from contract.job import Job, load_job
+from contract.jobs import latest_job
 from contract.settings import settings
 from contract.store import location
 from examples.local import celery_worker

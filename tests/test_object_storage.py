@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import verify.command
 from contract.engine import EngineSpec
-from contract.job import latest_job
+from contract.jobs import latest_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import bucket as bucket_store

@@ -13,7 +13,8 @@ from sentence_transformers.util import quantize_embeddings
 import producer.command
 import verify.command
 from contract.engine import EngineSpec
-from contract.job import Job, latest_job
+from contract.job import Job
+from contract.jobs import latest_job
 from examples import search
 from examples.local import celery_worker
 from tests.conftest import JARGON, MINILM

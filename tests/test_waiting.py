@@ -15,7 +15,8 @@ import pytest
 import redis
 
 from contract.engine import EngineSpec
-from contract.job import latest_job, load_job
+from contract.job import load_job
+from contract.jobs import latest_job
 from contract.redis.heartbeat import computing
 from contract.redis.messages import CELERY_VARIABLES
 from contract.settings import settings

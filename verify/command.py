@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from contract.engine import EngineSpec
 from contract.entry import importing
 from contract.errors import UserError
-from contract.job import Job, engine_of, find_job
+from contract.job import Job
+from contract.jobs import engine_of, find_job
 from verify.accounting import Accounting, account
 from verify.checks import Check, accounting_checks, sample_checks, source_check, whole_checks
 from verify.compared import Compared, compare_row, read_found

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from contract.errors import UserError
-from contract.job import Job, latest_job, load_job
+from contract.job import Job, load_job
+from contract.jobs import latest_job
 from contract.settings import settings
 from contract.store import location
 from tests.contract.samples import a_job

@@ -16,7 +16,8 @@ import tenacity
 
 from contract.digest import digests_of
 from contract.errors import UserError
-from contract.job import find_job, latest_job, load_job
+from contract.job import load_job
+from contract.jobs import find_job, latest_job
 from contract.settings import settings
 from contract.shard import commit, open_file, read_info, table_of
 from contract.store import Location, StoreError, StoreRefuses, bucket, location

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
-from contract.job import Job, latest_job
+from contract.job import Job
+from contract.jobs import latest_job
 from contract.settings import settings
 from producer.command import main
 from tests.contract.samples import WholeLedger

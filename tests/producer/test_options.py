@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from contract.engine import EngineSpec
-from contract.job import latest_job
+from contract.jobs import latest_job
 from producer.command import main
 from tests.conftest import build_engine
 

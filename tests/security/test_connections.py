@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract.errors import UserError
-from contract.job import latest_job
+from contract.jobs import latest_job
 from contract.redis.connection import tls_options
 from contract.settings import settings
 from examples.local import celery_worker, free_port

@@ -8,7 +8,7 @@ import pyarrow.dataset as pads
 import pytest
 
 from contract.engine import EngineSpec
-from contract.job import latest_job
+from contract.jobs import latest_job
 from tests.contract.samples import WholeLedger
 from tests.security.station import COMMAND, Station, point_at
 from tests.test_end_to_end import run

@@ -20,7 +20,8 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.engine import EngineSpec
-from contract.job import Job, latest_job
+from contract.job import Job
+from contract.jobs import latest_job
 from contract.redis.heartbeat import computing
 from contract.redis.keys import queue_of
 from contract.settings import settings
