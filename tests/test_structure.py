@@ -1,6 +1,7 @@
 """What the tree promises: who imports whom, and what a worker must not need."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -46,6 +47,26 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         name for name in imports(package) if name not in ALLOWED[package] and name.split(".")[0] not in ALLOWED[package]
     }
     assert not strays
+
+
+def modules() -> dict[str, Path]:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports inside functions count too."""
+    files = modules()
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        needs = graph[name] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                needs |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                needs |= (parts & files.keys()) or {node.module}
+    graphlib.TopologicalSorter({name: needs & files.keys() - {name} for name, needs in graph.items()}).prepare()
 
 
 @pytest.mark.parametrize(
