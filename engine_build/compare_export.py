@@ -70,7 +70,7 @@ def check_export(
         for precision, session in sessions.items():
             if prompt and precision != "fp32":
                 continue
-            found = list(_computed(session, rows, prompt, per_token=parts.pooling == "tokens"))
+            found = list(_computed(session, rows, prompt, per_token=parts.per_token))
             if precision == "fp32":
                 for text, ours, theirs in zip(TEXTS, found, expected, strict=True):
                     _check_row(prompt + text, ours, theirs)

@@ -109,7 +109,7 @@ def _size(rows: int) -> str:
 def _model_rows(job: Job, spec: EngineSpec, embedded: Progress, model: str) -> list[tuple[str, str]]:
     return [
         ("model", model + (f", revision `{spec.revision[:12]}`" if spec.revision else "")),
-        ("pooling", "none: a vector for each token" if spec.pooling == "tokens" else spec.pooling),
+        ("pooling", "none: a vector for each token" if spec.per_token else spec.pooling),
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
@@ -131,7 +131,7 @@ def _longer(job: Job) -> str:
 
 
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
-    vector = f"{job.form.element}" + (", a list of vectors" if spec.pooling == "tokens" else "")
+    vector = f"{job.form.element}" + (", a list of vectors" if spec.per_token else "")
     return [
         ("`row_id`", "the row's place in the source dataset"),
         ("`embedding`", f"{vector}; null for a row without a text or with an error"),

@@ -214,7 +214,7 @@ def main(
         stream=stream,
         limit=limit,
         prefix=prefix_of(spec, prefix),
-        batch_rows=batch_rows or (_TOKEN_ROWS if spec.pooling == "tokens" else _POOLED_ROWS),
+        batch_rows=batch_rows or (_TOKEN_ROWS if spec.per_token else _POOLED_ROWS),
         form=VectorForm(dimensions=dimensions_of(spec, dimensions)),
         overlap=overlap_of(spec, long_texts, overlap),
     )

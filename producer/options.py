@@ -110,7 +110,7 @@ def overlap_of(spec: EngineSpec, long_texts: str, overlap: int | None) -> int | 
         if overlap is not None:
             raise UserError("--overlap is for windows", mend="add --long-texts window")
         return None
-    if spec.pooling == "tokens":
+    if spec.per_token:
         raise UserError(
             f"engine {spec.name} gives a vector for each token",
             "windows are pooled into one vector for each text",

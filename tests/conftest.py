@@ -12,7 +12,7 @@ import pytest
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.settings import settings
 from tests.hub import Hub, serve
-from worker.gpus import lacking
+from worker.runtime.gpus import lacking
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 

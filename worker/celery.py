@@ -4,6 +4,7 @@ Each child of the worker owns its engines, from its start to its end; the parent
 a message names a batch, the batch becomes a shard, and the message is acknowledged when the shard is on the disk.
 """
 
+import logging
 import os
 import traceback
 
@@ -22,13 +23,15 @@ from contract.settings import settings
 from contract.words import count
 from worker import consuming, metrics, starting
 from worker.embed import Embedder
-from worker.engine import EngineDead, log
-from worker.gpus import gpu_count, lacking
 from worker.heartbeat import Heart, command_id
 from worker.jobs import Jobs
+from worker.runtime.gpus import gpu_count, lacking
+from worker.runtime.interface import EngineDead
 from worker.serving import CannotServe
 from worker.stages import Stages
 from worker.stopping import Stop, grace
+
+log = logging.getLogger("embedmill.worker")
 
 _ignored = ignore_celery_variables()
 

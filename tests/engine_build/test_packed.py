@@ -11,16 +11,16 @@ import transformers
 from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
 from contract.engine import Pooling
-from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, Profile
+from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, PackedProfile
 from engine_build.model import Head
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
-from tests.contract.samples import engine_spec, plan_spec
+from tests.contract.samples import engine_spec
 from tests.engine_build.encoders import encoder_of
-from worker.engine import Gathered
-from worker.layout import Packed
+from worker.runtime.interface import Gathered
+from worker.runtime.layout import Packed
 
 ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-PROFILES = (Profile(1, 12, 1, 600), Profile(1, 40, 1, 700))
+PROFILES = (PackedProfile(12, 600), PackedProfile(40, 700))
 LENGTH = 96
 
 
@@ -63,7 +63,7 @@ def test_vectors_are_plain_transformers(
     pad_id = model.config.pad_token_id
     spec = engine_spec(pooling=pooling, normalize=normalize, hidden=128, max_length=LENGTH, pad_id=pad_id)
     lengths = np.random.default_rng(1).integers(0, LENGTH + 1, 60).tolist()
-    batch, layout = batch_of(lengths, pad_id), Packed(spec, plan_spec(packed=True, profiles=PROFILES))
+    batch, layout = batch_of(lengths, pad_id), Packed(spec, PROFILES)
     graph = PackedGraph(model, pooling, Head([], None, normalize))
     gathered = Gathered(spec, batch.lengths)
     elements, most = layout.sizes()
