@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError
 from contract.files import sha256_of, write_atomically
-from contract.plan import PlanSpec
+from contract.plan import PACKED_INPUTS, PlanSpec
 from contract.settings import settings
 from contract.words import count
 
@@ -35,6 +35,13 @@ Choice = Literal["pooling", "normalize"]
 OUTPUT = "embedding"
 """The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``; of the
 packed graph then ``[tokens, hidden]``."""
+
+
+def packed_inputs(pooling: Pooling) -> tuple[str, ...]:
+    """Those of ``PACKED_INPUTS`` that the packed graph with this pooling has: it needs each token's row for means
+    alone."""
+    return tuple(name for name in PACKED_INPUTS if name != "row_of_token" or pooling == "mean")
+
 
 DECISIVE = (
     "weights_sha256",

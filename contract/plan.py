@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, model_validator
 
-PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "row_of_token", "cu_seqlens", "longest")
-"""The packed graph's, each int32: the first four ``[tokens]``, then ``[rows + 1]`` and ``[length]``; see
-``worker.runtime.layout``."""
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "longest", "row_of_token")
+"""The packed graph's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]`` and ``longest`` ``[length]``; see
+``worker.runtime.layout``. Only the graph of mean pooling has ``row_of_token``."""
 
 ATTENTION_PLUGIN = ("CustomQKVToContextPluginDynamic", "2")
 """Name and version of the TensorRT plug-in in the packed graph."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from contract.engine import INPUTS
+from contract.engine import INPUTS, Pooling, packed_inputs
 from contract.errors import UserError
-from contract.plan import PACKED_INPUTS, BatchShape, PackedProfile, PaddedProfile
+from contract.plan import BatchShape, PackedProfile, PaddedProfile
 from contract.words import count
 
 _TOKENS = 16_384
@@ -102,11 +102,11 @@ def padded_shapes(profile: PaddedProfile) -> TensorProfile:
     return dict.fromkeys(INPUTS, ShapeTuple(tuple(profile.min), tuple(profile.opt), tuple(profile.max)))
 
 
-def packed_shapes(profile: PackedProfile, max_length: int) -> TensorProfile:
+def packed_shapes(profile: PackedProfile, max_length: int, pooling: Pooling) -> TensorProfile:
     """Each input's shapes. All but the longest row's length is fixed: TensorRT 8.6's kernels for a range of shapes are
     slower."""
     tokens, ends = (profile.tokens,), (profile.input_rows(max_length) + 1,)
-    fixed = dict.fromkeys(PACKED_INPUTS, ShapeTuple(tokens, tokens, tokens))
+    fixed = dict.fromkeys(packed_inputs(pooling), ShapeTuple(tokens, tokens, tokens))
     return fixed | {
         "cu_seqlens": ShapeTuple(ends, ends, ends),
         "longest": ShapeTuple((1,), (max_length,), (max_length,)),

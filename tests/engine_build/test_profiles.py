@@ -63,7 +63,8 @@ def test_a_padded_profiles_shapes_are_its_range_and_it_is_fastest_at_the_largest
 
 
 def test_a_packed_profiles_shapes_are_fixed_but_for_the_longest_row() -> None:
-    shapes = packed_shapes(PackedProfile(8, 1024), 512)
+    assert "row_of_token" not in packed_shapes(PackedProfile(8, 1024), 512, "cls")
+    shapes = packed_shapes(PackedProfile(8, 1024), 512, "mean")
     assert shapes["input_ids"] == shapes["row_of_token"] == ((1024,), (1024,), (1024,))
     assert shapes["cu_seqlens"] == ((11,), (11,), (11,))
     assert shapes["longest"] == ((1,), (512,), (512,))

@@ -1,9 +1,9 @@
 """How rows lie in a plan's inputs: padded to a rectangle, or packed end to end.
 
 padded    rows × length       input_ids, attention_mask, token_type_ids
-packed    one row of tokens   input_ids, token_type_ids, position_ids (each row's from 0), row_of_token,
+packed    one row of tokens   input_ids, token_type_ids, position_ids (each row's from 0),
                               cu_seqlens (where each row begins, and where the last ends), longest (of it, only its own
-                              length counts: the longest row's)
+                              length counts: the longest row's), for mean pooling row_of_token
 
 Packed rows need no padding and no mask, but an attention that knows where rows end: TensorRT 8.6's and 10's plug-in.
 """
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
-from contract.engine import INPUTS, EngineSpec
-from contract.plan import PACKED_INPUTS, PackedProfile, PaddedProfile, PlanSpec
+from contract.engine import INPUTS, EngineSpec, packed_inputs
+from contract.plan import PackedProfile, PaddedProfile, PlanSpec
 from worker.runtime.interface import Gathered
 from worker.runtime.microbatch import Lengths, MicroBatch, cut_packed, cut_padded
 
@@ -92,9 +92,8 @@ class Padded:
 class Packed:
     """Rows end to end, up to a profile's number of tokens; what is left of them is filled with rows of padding."""
 
-    inputs: Sequence[str] = PACKED_INPUTS
-
     def __init__(self, spec: EngineSpec, profiles: Sequence[PackedProfile]) -> None:
+        self.inputs = packed_inputs(spec.pooling)
         self._per_token, self._profiles = spec.per_token, profiles
         self._max_length, self._pad_id = spec.max_length, spec.pad_id
 
@@ -114,7 +113,8 @@ class Packed:
         starts = np.concatenate([[0], np.cumsum(every)])
         row_of_token = np.repeat(np.arange(rows), every)
         buffers["position_ids"][: micro.tokens] = np.arange(micro.tokens) - starts[row_of_token]
-        buffers["row_of_token"][: micro.tokens] = row_of_token
+        if "row_of_token" in buffers:
+            buffers["row_of_token"][: micro.tokens] = row_of_token
         buffers["cu_seqlens"][: rows + 1] = starts
         shapes = {"cu_seqlens": (rows + 1,), "longest": (int(every.max()),)}
         return {name: shapes.get(name, (micro.tokens,)) for name in self.inputs}

@@ -1,5 +1,7 @@
 """How a batch is cut for computing: rows of like length together, so that next to no padding is computed."""
 
+import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,16 +97,16 @@ def cut_packed(lengths: Lengths, profiles: Sequence[PackedProfile]) -> list[Micr
         Micro-batches that hold every row that has tokens once.
     """
     order, ordered = _longest_first(lengths)
+    totals = [0, *itertools.accumulate(ordered)]
     smallest_first = sorted(range(len(profiles)), key=lambda index: profiles[index].tokens)
     microbatches = []
-    start, end, tokens_left = 0, len(order), sum(ordered)
+    start, end = 0, len(order)
     while start < end:
         fitting = [index for index in smallest_first if profiles[index].tokens >= ordered[start]]
-        index = _choose_packed(profiles, fitting, end - start, tokens_left)
-        long_end, short_start = _take_rows(ordered, start, end, profiles[index])
+        index = _choose_packed(profiles, fitting, end - start, totals[end] - totals[start])
+        long_end, short_start = _take_rows(totals, start, end, profiles[index])
         rows = np.concatenate([order[start:long_end], order[short_start:end]])
         microbatches.append(MicroBatch(rows, ordered[start], profiles[index].tokens, index))
-        tokens_left -= sum(ordered[start:long_end]) + sum(ordered[short_start:end])
         start, end = long_end, short_start
     return microbatches
 
@@ -156,23 +158,21 @@ def _choose_packed(profiles: Sequence[PackedProfile], fitting: Sequence[int], ro
     return filled[-1]
 
 
-def _take_rows(ordered: Sequence[int], start: int, end: int, profile: PackedProfile) -> tuple[int, int]:
-    """Fill a profile with rows of ``ordered[start:end]``, the longest first: from the start while they fit, then from
-    the end.
+def _take_rows(totals: Sequence[int], start: int, end: int, profile: PackedProfile) -> tuple[int, int]:
+    """Fill a profile: with the longest of the rows ``start`` to ``end`` while they fit, then with the shortest.
+
+    Args:
+        totals: tokens of the first 0, 1, 2, … rows, the longest first.
+        start: first of the rows that are left.
+        end: behind the last of them.
+        profile: what is to be filled.
 
     Returns:
-        Where the rows that are left begin and end.
+        The new ``start`` and ``end``.
     """
-    most_rows, room = profile.rows, profile.tokens
-    while start < end and most_rows and ordered[start] <= room:
-        room -= ordered[start]
-        most_rows -= 1
-        start += 1
-    while start < end and most_rows and ordered[end - 1] <= room:
-        end -= 1
-        room -= ordered[end]
-        most_rows -= 1
-    return start, end
+    long_end = min(bisect_right(totals, totals[start] + profile.tokens) - 1, start + profile.rows, end)
+    tokens, rows = profile.tokens - (totals[long_end] - totals[start]), profile.rows - (long_end - start)
+    return long_end, max(bisect_left(totals, totals[end] - tokens), end - rows, long_end)
 
 
 def _longest_first(lengths: Lengths) -> tuple[npt.NDArray[np.intp], list[int]]:

@@ -55,6 +55,11 @@ def test_packed_rows_lie_end_to_end() -> None:
     assert inputs["token_type_ids"].tolist() == [1] * 10
     assert inputs["cu_seqlens"].tolist() == [0, 5, 8, 10, 10]
     assert inputs["longest"].shape == (5,)
+    cls = Packed(engine_spec(max_length=WIDTH, pooling="cls"), [PackedProfile(3, 10)])
+    fewer = filled(cls, batch_of(3, 5, 2), MicroBatch(np.array([1, 0, 2]), length=5, tokens=10))
+    assert {name: values.tolist() for name, values in fewer.items()} == {
+        name: values.tolist() for name, values in inputs.items() if name != "row_of_token"
+    }
 
 
 def test_padding_behind_packed_rows_is_few_rows() -> None:
