@@ -78,17 +78,16 @@ def main(
     if plan_too and lacking():
         raise no_gpu(f"add it where there is one: python -m engine_build plan --engine {name or 'NAME'}")
     with importing():
-        from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
+        from engine_build.build import (  # here: PyTorch takes seconds to import, and --help needs none of it
+            EngineOptions,
+            build,
+        )
 
     began = time.monotonic()
     with STDERR.status("starting") as status:
         spec, comparisons = build(
             model,
-            name=name,
-            revision=revision,
-            pooling=pooling,
-            normalize=normalize,
-            max_length=max_length,
+            EngineOptions(name, revision, pooling, normalize, max_length),
             say=lambda line: STDERR.print(line, highlight=False),
             step=lambda text: status.update(f"{text} …"),
         )
