@@ -5,59 +5,21 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from contract.compare import TOLERANCES, Comparison
-from contract.engine import DECISIVE, EngineSpec, Pooling, engine_folder, load_engine
+from contract.engine import DECISIVE, EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
-from contract.words import count
 from engine_build.compare_export import check_export
 from engine_build.export import onnx_from_torch
-from engine_build.model import Parts, linear_weights, longest, parts_of, weights_sha256
-from engine_build.opened import open_folder
+from engine_build.model import linear_weights
 from engine_build.packed import packable, packed_onnx_from_torch
-from engine_build.source import Source, fetch
+from engine_build.prepare import EngineOptions, Prepared, Say, prepare
 from producer.batches import RowTokenizer, tokenizer_from
-
-DEFAULT_LENGTH = 512
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What a user asks of an engine."""
-
-    name: str | None = None
-    """None for one made from the model's."""
-    revision: str | None = None
-    """Hub branch, tag or commit."""
-    pooling: Pooling | None = None
-    """None for the model's own, as of ``normalize``."""
-    normalize: bool | None = None
-    max_length: int | Literal["model"] | None = None
-    """In tokens; ``model`` for where sentence-transformers truncates; None for 512, or as many as the model has
-    positions for where those are fewer."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Model:
-    """A model as it was opened, with what the user chose."""
-
-    source: Source
-    parts: Parts
-    weights_sha256: str
-    tokenizer: Any
-    prompts: dict[str, str]
-    """Those that are not empty."""
-    prefix: str
-    max_length: int
-    model_length: int
 
 
 def build(
@@ -80,7 +42,7 @@ def build(
             else.
     """
     step("reading the model")
-    opened = _opened(model, options, say)
+    prepared = prepare(model, options, say)
     name = options.name or _name(model)
     final = engine_folder(name)
     try:
@@ -89,42 +51,19 @@ def build(
         raise UserError(f"no folder for engines ({error})", mend="set EMBEDMILL_ENGINES to another") from None
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=settings().engines) as scratch:
         staging = Path(scratch) / name
-        _save_tokenizer(opened.tokenizer, staging / "tokenizer")
-        described = _described(opened, name, staging / "tokenizer" / "tokenizer.json")
+        _save_tokenizer(prepared.tokenizer, staging / "tokenizer")
+        described = _described(prepared, name, staging / "tokenizer" / "tokenizer.json")
         if final.exists():
             return _existing(name, described), {}
-        hashes = _export(opened, staging, step)
+        hashes = _export(prepared, staging, step)
         step("comparing ONNX Runtime with sentence-transformers")
-        comparisons = _compare(opened, staging, say)
+        comparisons = _compare(prepared, staging, say)
         spec = EngineSpec.model_validate(described | hashes)
         spec.write(staging)
         if final.exists():  # another process built it meanwhile
             return _existing(name, described), {}
         staging.rename(final)
     return spec, comparisons
-
-
-def _opened(model: str, options: EngineOptions, say: Say) -> _Model:
-    source = fetch(model, options.revision)
-    opened = open_folder(source.folder)
-    weights = weights_sha256(opened)
-    prompts = {key: text for key, text in opened.prompts.items() if text}
-    prefix = prompts.get(opened.default_prompt_name or "", "")
-    parts = parts_of(opened, options.pooling, options.normalize)
-    if prefix and not parts.include_prompt:
-        raise UserError(
-            f"{source.folder} leaves its prompt {prefix!r} out of the pooling (include_prompt is false)",
-            "embedmill pools over all of a row's tokens",
-        )
-    limit = longest(parts.encoder)
-    model_length = int(min(opened.max_seq_length or limit, limit))
-    max_length = _length(options.max_length, model_length, limit, say)
-    if prompts and not prefix and parts.include_prompt:
-        named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())
-        say(f"The model offers prompts ({named}) and no default one; python -m producer --prefix sets one.")
-    if prompts and not parts.include_prompt:
-        say("The model leaves prompts out of its pooling (include_prompt is false): rows cannot have a prefix.")
-    return _Model(source, parts, weights, opened.tokenizer, prompts, prefix, max_length, model_length)
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -135,7 +74,7 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def _described(model: _Model, name: str, tokenizer_file: Path) -> dict[str, object]:
+def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, object]:
     """The fields of the engine's ``EngineSpec``, without the hashes of the ONNX files, which are still to be made."""
     parts = model.parts
     return {
@@ -163,7 +102,7 @@ def _described(model: _Model, name: str, tokenizer_file: Path) -> dict[str, obje
     }
 
 
-def _export(model: _Model, folder: Path, step: Callable[[str], None]) -> dict[str, str | None]:
+def _export(model: Prepared, folder: Path, step: Callable[[str], None]) -> dict[str, str | None]:
     """Write the ONNX files.
 
     Returns:
@@ -185,7 +124,7 @@ def _export(model: _Model, folder: Path, step: Callable[[str], None]) -> dict[st
     }
 
 
-def _compare(model: _Model, folder: Path, say: Say) -> dict[str, Comparison]:
+def _compare(model: Prepared, folder: Path, say: Say) -> dict[str, Comparison]:
     """How far the exports are from ``encode()``.
 
     Raises:
@@ -208,31 +147,16 @@ def _existing(name: str, described: Mapping[str, object]) -> EngineSpec:
     Raises:
         UserError: it is not the one that is described.
     """
-    there = load_engine(name)
-    due = there.model_copy(update=described)
-    differs = [field for field in DECISIVE if getattr(there, field) != getattr(due, field)]
+    existing = load_engine(name)
+    due = existing.model_copy(update=described)
+    differs = [field for field in DECISIVE if getattr(existing, field) != getattr(due, field)]
     if differs:
         raise UserError(
-            f"{there.folder} holds another engine (other: {', '.join(differs)})",
+            f"{existing.folder} holds another engine (other: {', '.join(differs)})",
             "an engine is never overwritten, because jobs refer to it",
-            f"give this one another --name, or remove that one: rm -r {there.folder}",
+            f"give this one another --name, or remove that one: rm -r {existing.folder}",
         )
-    return there
-
-
-def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: Say) -> int:
-    wanted = theirs if asked == "model" else asked
-    if wanted is not None and not 3 <= wanted <= limit:
-        raise UserError(f"--max-length {wanted}", f"the model has positions for 3 to {count(limit, 'token')}")
-    length = wanted or min(DEFAULT_LENGTH, limit)
-    if asked is None and length < DEFAULT_LENGTH:
-        say(f"The model has positions for {count(limit, 'token')} only: rows are truncated there instead of at 512.")
-    if asked is None and theirs != length:
-        say(
-            f"sentence-transformers truncates this model's texts at {count(theirs, 'token')}; "
-            f"this engine does at {length}. --max-length model gives theirs."
-        )
-    return length
+    return existing
 
 
 def _rows(file: Path, length: int, pad_id: int) -> RowTokenizer:

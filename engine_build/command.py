@@ -78,10 +78,8 @@ def main(
     if plan_too and lacking():
         raise no_gpu(f"add it where there is one: python -m engine_build plan --engine {name or 'NAME'}")
     with importing():
-        from engine_build.build import (  # here: PyTorch takes seconds to import, and --help needs none of it
-            EngineOptions,
-            build,
-        )
+        from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it
+        from engine_build.prepare import EngineOptions
 
     began = time.monotonic()
     with STDERR.status("starting") as status:

@@ -37,7 +37,7 @@ def packable(model: transformers.PreTrainedModel, max_length: int) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """The plug-in's attention; what it computes is said in ``forward``, which an export does not run."""
+    """The plug-in's attention; ``forward`` computes the same, and is not run by an export."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, longest: Tensor, heads: int, hidden: int) -> Tensor:

@@ -65,7 +65,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: Any) -> EngineSpec:
     """An engine in this test's engines folder."""
-    from engine_build.build import EngineOptions, build
+    from engine_build.build import build
+    from engine_build.prepare import EngineOptions
 
     asked = EngineOptions(name, pooling=pooling, **options)
     spec, _ = build(str(model), asked, say=lambda line: None, step=lambda text: None)

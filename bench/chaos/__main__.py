@@ -23,7 +23,8 @@ from bench.chaos.rig import Host, Rig, compare, open_rig
 from bench.tiny_model import JARGON, save_tiny_model
 from contract.job import Job
 from contract.settings import settings
-from engine_build.build import EngineOptions, build
+from engine_build.build import build
+from engine_build.prepare import EngineOptions
 
 _BATCH_ROWS = 10
 _WORKERS = 3

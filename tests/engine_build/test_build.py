@@ -19,11 +19,12 @@ from contract.engine import EngineSpec, Pooling, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
-from engine_build.build import EngineOptions, build
+from engine_build.build import build
 from engine_build.command import main
 from engine_build.compare_export import check_export
 from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import _WHY_NOT, ARCHITECTURES, open_folder
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer
 from tests.conftest import build_engine
 

@@ -26,7 +26,8 @@ from sentence_transformers.sentence_transformer.modules import (
 from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
-from engine_build.build import EngineOptions, build
+from engine_build.build import build
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
 

@@ -26,8 +26,9 @@ from bench.tiny_model import JARGON, save_tiny_model
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from engine_build.build import EngineOptions, build
+from engine_build.build import build
 from engine_build.opened import ARCHITECTURES
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 
 FOLDERS = int(os.environ.get("EMBEDMILL_FUZZ", "200"))

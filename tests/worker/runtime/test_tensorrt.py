@@ -141,7 +141,8 @@ from worker.runtime.tensorrt import tensorrt_engine
 spec = load_engine("tiny")
 ones = np.ones((4, 512), np.int32)
 batch = Batch("job", 0, "", np.arange(4), ones * (2**31 - 1), ones, ones * 0, np.full(4, 512, np.int32))
-engine = tensorrt_engine(spec, 0).__enter__()
+opened = tensorrt_engine(spec, 0)  # kept: it would be closed once nobody refers to it
+engine = opened.__enter__()
 slot = engine._pipeline.slots[0]
 slot.device["input_ids"].free()
 slot.device["input_ids"] = 0xBAD
