@@ -96,6 +96,12 @@ def _named(name: str) -> Runtime:
     return runtime
 
 
+def gpu_usable() -> bool:
+    """Whether a runtime that ``EMBEDMILL_RUNTIME`` allows can compute on a GPU of this machine."""
+    wanted = settings().runtime
+    return any(one.uses_gpu and wanted in ("auto", one.name) and not one.machine_lacks() for one in RUNTIMES)
+
+
 def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
     """The engine, loaded by the runtime that ``choose`` gives while the ``with`` block lasts.
 

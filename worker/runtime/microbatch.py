@@ -123,7 +123,8 @@ def _choose_padded(profiles: Sequence[PaddedProfile], longest: int, rows_left: i
     def cost(index: int) -> tuple[float, int, int]:
         most_rows = profiles[index].max.rows
         rows = min(most_rows, rows_left)
-        return _padded_shape(profiles[index], longest, rows_left).tokens / rows, -rows, most_rows
+        computed_rows, length = _padded_shape(profiles[index], longest, rows_left)
+        return computed_rows * length / rows, -rows, most_rows
 
     return min(fitting, key=cost)
 

@@ -13,7 +13,7 @@ from contract.errors import UserError
 from contract.settings import Settings, settings
 from tests.contract.samples import plan_spec
 from worker.runtime import choose as module
-from worker.runtime.choose import RUNTIMES, choose, open_engine
+from worker.runtime.choose import RUNTIMES, choose, gpu_usable, open_engine
 from worker.runtime.onnx import OnnxEngine
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +37,7 @@ def test_without_a_gpu_onnx_runtime_computes(
     with_plan = tiny.model_copy(update={"plans": (plan_spec(),)})
     with caplog.at_level(logging.WARNING):
         assert choose(with_plan).name == "onnxruntime"
+        assert not gpu_usable()
         with open_engine(with_plan, threads=1) as engine:
             assert isinstance(engine, OnnxEngine)
     assert not caplog.records
@@ -72,6 +73,7 @@ def test_with_a_gpu_tensorrt_computes_an_engine_that_has_a_plan(
     with caplog.at_level(logging.WARNING):
         chosen = choose(spec)
     assert (chosen.name, chosen.uses_gpu) == (name, name == "tensorrt")
+    assert gpu_usable() == (asked != "onnxruntime")
     idle = "engine tiny has no plan, so the GPU is left idle; build it on this machine"
     assert [idle in record.message for record in caplog.records] == ([True] if asked == "auto" and not planned else [])
 
