@@ -69,11 +69,11 @@ class Run:
     vectors: npt.NDArray[np.float32]
     """``[rows, hidden]``"""
     cores_taken: float
-    """See ``Record.cores_taken``."""
+    """See ``EncodeRecord.cores_taken``."""
 
 
 @dataclass(frozen=True)
-class JobRun(Run):
+class EmbedmillRun(Run):
     """embedmill's: ``seconds`` are the whole job's."""
 
     worker_seconds: float
@@ -87,7 +87,7 @@ class JobRun(Run):
 
 
 @dataclass(frozen=True)
-class Record:
+class EncodeRecord:
     """One line of the JSON file."""
 
     dataset: str
@@ -118,7 +118,7 @@ class Record:
     rows_per_s: float = 0.0
     tokens_per_s: float = 0.0
 
-    def timed(self, system: str, what: str, runs: Sequence[Run], seconds: Sequence[float]) -> "Record":
+    def timed(self, system: str, what: str, runs: Sequence[Run], seconds: Sequence[float]) -> "EncodeRecord":
         """This record for one system; ``seconds`` are what counts of each of the runs."""
         middle = statistics.median(seconds)
         return replace(
@@ -157,7 +157,7 @@ def main(
         ours, theirs = _measure(Path(name), model, texts, repeat, batch_rows, console)
     found = cosines(ours[0].vectors, theirs[0].vectors)
     rows_below = int((found < _MIN_COSINE).sum())
-    base = Record(
+    base = EncodeRecord(
         dataset=Path(dataset).name + (f" (sample, seed {seed})" if rows else ""),
         model=Path(model).parent.name if Path(model).name == "model" else Path(model).name,
         machine=machine(),
@@ -201,12 +201,12 @@ def _sample(dataset: str, rows: int | None, seed: int) -> list[str]:
     texts = [text for text in map(unless_blank, opened.texts(range(opened.rows))) if text is not None]
     if rows is None or rows >= len(texts):
         return texts
-    return [texts[place] for place in sorted(random.Random(seed).sample(range(len(texts)), rows))]
+    return [texts[index] for index in sorted(random.Random(seed).sample(range(len(texts)), rows))]
 
 
 def _measure(
     folder: Path, model: str, texts: list[str], repeat: int, batch_rows: int, console: Console
-) -> tuple[list[JobRun], list[Run]]:
+) -> tuple[list[EmbedmillRun], list[Run]]:
     """Both systems in turn, ``repeat`` times."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -214,7 +214,7 @@ def _measure(
     os.environ.pop("EMBEDMILL_ENGINE", None)
     console.print("Building the engine …")
     _run("-m", "engine_build", "--model", model, "--name", "bench")
-    ours: list[JobRun] = []
+    ours: list[EmbedmillRun] = []
     theirs: list[Run] = []
     transformer: SentenceTransformer | None = None
     for number in range(1, repeat + 1):
@@ -234,7 +234,7 @@ def _measure(
     return ours, theirs
 
 
-def _job(folder: Path, dataset: Path, batch_rows: int) -> JobRun:
+def _job(folder: Path, dataset: Path, batch_rows: int) -> EmbedmillRun:
     folder.mkdir()
     others = _Others()
     with redis_server() as url:
@@ -250,7 +250,7 @@ def _job(folder: Path, dataset: Path, batch_rows: int) -> JobRun:
     shards = [job.shard(batch) for batch in range(job.batches)]
     infos = [read_info(shard) for shard in shards]
     vectors = [pq.read_table(shard, columns=["embedding"])["embedding"].combine_chunks() for shard in shards]
-    return JobRun(
+    return EmbedmillRun(
         seconds=seconds,
         vectors=np.concatenate([column.flatten().to_numpy().reshape(len(column), -1) for column in vectors]),
         cores_taken=cores_taken,
@@ -293,7 +293,7 @@ def _run(*arguments: str) -> None:
         raise UserError(f"python {' '.join(arguments)} ended with status {done.returncode}: {done.stdout.strip()}")
 
 
-def _show(records: list[Record]) -> None:
+def _show(records: list[EncodeRecord]) -> None:
     first = records[0]
     table = Table(
         title=f"{first.rows:,} rows, {first.tokens:,} tokens of {first.dataset}, {first.model}, FP32, at most "

@@ -10,7 +10,7 @@ import click
 from contract.batch import Batch
 from contract.engine import load_engine
 from contract.settings import settings
-from worker.engine import open_engine
+from worker.runtime.choose import open_engine
 
 _EPILOG = """\b
 Example:
@@ -39,8 +39,8 @@ def main(folder: Path, engine: str | None, seconds: float) -> None:
                 opened.infer(batch)
                 rows += len(batch)
                 tokens += int(batch.lengths.sum())
-        told = {"rows": rows, "tokens": tokens, "seconds": spent, "runtime": opened.runtime}
-    click.echo(json.dumps(told | {"precision": opened.precision}))
+        engine_used = {"runtime": opened.runtime, "precision": opened.precision}
+    click.echo(json.dumps({"rows": rows, "tokens": tokens, "seconds": spent} | engine_used))
 
 
 if __name__ == "__main__":

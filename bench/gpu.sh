@@ -60,7 +60,7 @@ plans() {
 
 tests() {
     EMBEDMILL_TEST_ENGINES=$folder/test-engines $tensorrt -m pytest -m gpu -p no:cacheprovider \
-        tests/worker/test_tensorrt_engine.py
+        tests/worker/runtime/test_tensorrt.py
 }
 
 engine() {
@@ -71,9 +71,9 @@ engine() {
     $torch -c "
 import json
 from pathlib import Path
-from engine_build.bench import Record
-from engine_build.chart import draw
-draw([Record(**one) for one in json.loads(Path('$folder/engine.json').read_text())], Path('$folder/engine.svg'))" ||
+from engine_build.bench.records import BenchRecord
+from engine_build.bench.chart import draw
+draw([BenchRecord(**one) for one in json.loads(Path('$folder/engine.json').read_text())], Path('$folder/engine.svg'))" ||
         echo "no chart: matplotlib is not installed"
 }
 

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from contract.engine import load_engine
-from engine_build.bench import Shape
-from engine_build.bench_tensorrt import TensorRTBench
-from engine_build.command import ShapeType
+from contract.plan import BatchShape
+from engine_build.bench.tensorrt import tensorrt_bench
+from engine_build.options import ShapeType
 
 _EPILOG = """\b
 Example:
@@ -28,10 +28,10 @@ overlapping: shares are to be trusted, the sum is a little more than a run takes
 @click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="Means of so many.")
 @click.option("--gpu", default=0, show_default=True, help="The GPU's number.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Where the figures go.")
-def main(engine: str | None, shape: Shape, runs: int, gpu: int, target: Path | None) -> None:
+def main(engine: str | None, shape: BatchShape, runs: int, gpu: int, target: Path | None) -> None:
     """Time the layers of an engine's plan."""
     spec = load_engine(engine)
-    with TensorRTBench(spec, gpu) as bench:
+    with tensorrt_bench(spec, gpu) as bench:
         ms = bench.layers(shape, runs)
     whole = sum(ms.values())
     table = Table("ms", "share", "layers", title=f"{spec.name}, {shape}: {whole:.2f} ms")

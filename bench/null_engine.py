@@ -4,8 +4,8 @@ What a job then takes is everything but the model: tokenizing, Redis, Celery, Pa
 own number, so that a job's rows can still be told from one another.
 """
 
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from worker import app
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from worker.engine import Inference
+from worker.runtime.interface import Inference
 
 __all__ = ["app"]
 
@@ -29,16 +29,8 @@ class NullEngine:
     runtime = "none"
     precision = "fp32"
 
-    def __init__(self, spec: EngineSpec, threads: int, gpu: int = 0) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        pass
 
     def infer(self, batch: Batch) -> Inference:
         """One vector for each row: its number and ones."""
@@ -47,4 +39,9 @@ class NullEngine:
         return Inference(vectors, int(batch.lengths.sum()))
 
 
-setattr(worker.embed, "open_engine", NullEngine)  # noqa: B010 - the module does not export what is replaced
+@contextmanager
+def _open_null(spec: EngineSpec, threads: int, gpu: int) -> Iterator[NullEngine]:
+    yield NullEngine(spec)
+
+
+setattr(worker.embed, "open_engine", _open_null)  # noqa: B010 - the module does not export what is replaced

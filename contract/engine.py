@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError
 from contract.files import sha256_of, write_atomically
-from contract.plan import PlanSpec
+from contract.plan import PACKED_INPUTS, PlanSpec
 from contract.settings import settings
 from contract.words import count
 
@@ -35,6 +35,13 @@ Choice = Literal["pooling", "normalize"]
 OUTPUT = "embedding"
 """The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``; of the
 packed graph then ``[tokens, hidden]``."""
+
+
+def packed_inputs(pooling: Pooling) -> tuple[str, ...]:
+    """Those of ``PACKED_INPUTS`` that the packed graph with this pooling has: it needs each token's row for means
+    alone."""
+    return tuple(name for name in PACKED_INPUTS if name != "row_of_token" or pooling == "mean")
+
 
 DECISIVE = (
     "weights_sha256",
@@ -118,8 +125,8 @@ class EngineSpec(BaseModel):
 
     @property
     def unit_norm(self) -> bool:
-        """Whether every row's vector has Euclidean norm 1 as the engine gives it. What ``truncate_dim`` leaves of a
-        vector of norm 1 has not, nor is it said of vectors of tokens."""
+        """Whether every row's vector has Euclidean norm 1 as the engine gives it. Not where ``truncate_dim`` cuts it
+        after it was normalized, nor where a row has a vector for each token."""
         cut_last = self.truncate_dim is not None and "normalize" not in self.chosen
         return self.normalize and not cut_last and not self.per_token
 
@@ -144,14 +151,14 @@ class EngineSpec(BaseModel):
         Raises:
             UserError: the file is missing or was changed.
         """
-        mend = f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}"
-        return self._checked(file, sha256, mend)
+        hint = f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}"
+        return self._checked(file, sha256, hint)
 
-    def _checked(self, file: str, sha256: str, mend: str) -> Path:
+    def _checked(self, file: str, sha256: str, hint: str) -> Path:
         path = self.folder / file
         found = sha256_of(path) if path.is_file() else "no file"
         if found != sha256:
-            raise UserError(f"{path} has SHA-256 {found}", f"engine.json records {sha256}", mend)
+            raise UserError(f"{path} has SHA-256 {found}", f"engine.json records {sha256}", hint)
         return path
 
     def plan_for(self, tensorrt: str, sm: int) -> PlanSpec:

@@ -50,6 +50,10 @@ class VectorForm(BaseModel):
         """The type of a stored element."""
         return {"float32": pa.float32(), "float16": pa.float16()}.get(self.dtype, pa.int8())
 
+    def elements(self, hidden: int) -> int:
+        """How many elements of a vector of so many are kept."""
+        return self.dimensions or hidden
+
     def width(self, elements: int) -> int:
         """How many values a shard has for a vector of so many elements."""
         return -(-elements // 8) if self.dtype == "binary" else elements

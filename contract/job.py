@@ -131,6 +131,11 @@ class Job(BaseModel):
         return JobKey(f"{self.id}.{hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]}")
 
     @property
+    def windowed(self) -> bool:
+        """Whether a long text is cut into windows instead of being truncated."""
+        return self.overlap is not None
+
+    @property
     def batches(self) -> int:
         return -(-self.rows // self.batch_rows)
 

@@ -1,30 +1,55 @@
-"""A TensorRT plan of an engine, and the shapes that it takes."""
+"""A TensorRT plan of an engine, and the profiles it was built for: which shapes it takes."""
 
 import re
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, model_validator
 
-PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "row_of_token", "cu_seqlens", "longest")
-"""The packed graph's, each int32: the first four ``[tokens]``, then ``[rows + 1]`` and ``[length]``; see
-``worker.layout``."""
+PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "longest", "row_of_token")
+"""The packed graph's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]`` and ``longest`` ``[length]``; see
+``worker.runtime.layout``. Only the graph of mean pooling has ``row_of_token``."""
 
 ATTENTION_PLUGIN = ("CustomQKVToContextPluginDynamic", "2")
 """Name and version of the TensorRT plug-in in the packed graph."""
 
 
-class Profile(NamedTuple):
-    """Shapes that a plan takes: from ``least_rows × shortest`` to ``rows × length``, which it is made fastest for.
+class BatchShape(NamedTuple):
+    """A rectangle of tokens, such as ``32x512``."""
 
-    A packed plan's are exactly ``length`` tokens of at most ``rows`` rows together.
-    """
-
-    least_rows: int
     rows: int
-    shortest: int
-    """Tokens of a row; shorter rows are padded up to it."""
     length: int
-    """Most tokens of a row; of a packed plan, of all rows."""
+    """Tokens of each row, padding included."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``ROWSxLENGTH``.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        return cls(*_numbers(text, "ROWSxLENGTH, such as 32x512"))
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.length}"
+
+
+@dataclass(frozen=True)
+class PaddedProfile:
+    """The shapes that one profile of a padded plan takes. ``1-32x257-512``: 1 to 32 rows, each padded to a length of
+    257 to 512 tokens."""
+
+    min: BatchShape
+    max: BatchShape
+
+    @property
+    def opt(self) -> BatchShape:
+        """The shape that TensorRT makes the plan fastest for: the largest, which nearly all micro-batches have."""
+        return self.max
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -36,21 +61,49 @@ class Profile(NamedTuple):
         match = re.fullmatch(r"(?:(\d+)-)?(\d+)x(?:(\d+)-)?(\d+)", text)
         if match is None:
             raise ValueError(f"{text!r} is no shape: expected ROWSxLENGTH, such as 32x512, or ranges: 1-32x257-512")
-        least_rows, rows, shortest, length = (int(part) if part else None for part in match.groups())
-        profile = cls(least_rows or rows or 0, rows or 0, shortest or length or 0, length or 0)
-        if not (1 <= profile.least_rows <= profile.rows and 1 <= profile.shortest <= profile.length):
+        least_rows, rows, shortest, length = match.groups()
+        profile = cls(BatchShape(int(least_rows or rows), int(shortest or length)), BatchShape(int(rows), int(length)))
+        if not (1 <= profile.min.rows <= profile.max.rows and 1 <= profile.min.length <= profile.max.length):
             raise ValueError(f"{text!r} is an empty range")
         return profile
 
     def __str__(self) -> str:
-        rows = f"{self.least_rows}-{self.rows}" if self.least_rows < self.rows else f"{self.rows}"
-        length = f"{self.shortest}-{self.length}" if self.shortest < self.length else f"{self.length}"
-        return f"{rows}x{length}"
+        ranges = zip(self.min, self.max, strict=True)
+        return "x".join(f"{least}-{most}" if least < most else f"{most}" for least, most in ranges)
 
 
-def packed_rows(profile: Profile, max_length: int) -> int:
-    """Rows of a packed plan's shape: the profile's, and as many more as padding may need, none longer than a row."""
-    return profile.rows + -(-profile.length // max_length)
+@dataclass(frozen=True)
+class PackedProfile:
+    """The shape that one profile of a packed plan takes. ``1056x33792``: at most 1,056 rows end to end, and behind them
+    padding up to exactly 33,792 tokens."""
+
+    rows: int
+    tokens: int
+
+    def input_rows(self, max_length: int) -> int:
+        """Rows of the plan's inputs: ``rows``, and as many more as the padding may need, none of which is longer than
+        ``max_length``. Of ``1056x33792`` and 512 they are 1,056 + 66."""
+        return self.rows + -(-self.tokens // max_length)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From ``ROWSxTOKENS``.
+
+        Raises:
+            ValueError: it is no such thing.
+        """
+        return cls(*_numbers(text, "ROWSxTOKENS, such as 1056x33792"))
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.tokens}"
+
+
+def _numbers(text: str, form: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    first, second = map(int, match.groups()) if match else (0, 0)
+    if not (first and second):
+        raise ValueError(f"{text!r} is no shape: expected {form}")
+    return first, second
 
 
 class PlanSpec(BaseModel):
@@ -64,8 +117,6 @@ class PlanSpec(BaseModel):
     """Of the plan. A plan is code: only one whose hash is recorded is deserialized."""
     onnx_sha256: str
     """Of the ``model.fp16.onnx`` or ``model.packed.onnx`` that it was built from."""
-    packed: bool
-    """Whether rows lie end to end instead of each being padded."""
     tensorrt: str
     """TensorRT's version, such as ``10.13.3.9``."""
     sm: int
@@ -73,18 +124,42 @@ class PlanSpec(BaseModel):
     gpu: str
     """The GPU that it was built on, which its tactics were timed on."""
     precision: Literal["fp16"]
-    profiles: tuple[Profile, ...]
+    padded_profiles: tuple[PaddedProfile, ...] = ()
+    """Of a plan whose rows are each padded; none of a packed plan."""
+    packed_profiles: tuple[PackedProfile, ...] = ()
+    """Of a plan whose rows lie end to end; none of a padded plan."""
     optimization_level: int
     """The builder's, 0 to 5."""
     build_seconds: float
     created: str
     """UTC, ISO 8601."""
 
-    @field_validator("profiles", mode="before")
-    @classmethod
-    def _parsed(cls, profiles: list[object]) -> list[object]:
-        return [Profile.parse(profile) if isinstance(profile, str) else profile for profile in profiles]
+    @property
+    def packed(self) -> bool:
+        """Whether rows lie end to end instead of each being padded."""
+        return bool(self.packed_profiles)
 
-    @field_serializer("profiles")
-    def _written(self, profiles: tuple[Profile, ...]) -> list[str]:
+    @property
+    def profiles(self) -> tuple[PaddedProfile, ...] | tuple[PackedProfile, ...]:
+        """Those of its kind."""
+        return self.packed_profiles or self.padded_profiles
+
+    @model_validator(mode="after")
+    def _has_profiles_of_one_kind(self) -> Self:
+        if bool(self.padded_profiles) == bool(self.packed_profiles):
+            raise ValueError("a plan has padded or packed profiles")
+        return self
+
+    @field_validator("padded_profiles", mode="before")
+    @classmethod
+    def _parse_padded(cls, profiles: list[object]) -> list[object]:
+        return [PaddedProfile.parse(one) if isinstance(one, str) else one for one in profiles]
+
+    @field_validator("packed_profiles", mode="before")
+    @classmethod
+    def _parse_packed(cls, profiles: list[object]) -> list[object]:
+        return [PackedProfile.parse(one) if isinstance(one, str) else one for one in profiles]
+
+    @field_serializer("padded_profiles", "packed_profiles")
+    def _write_profiles(self, profiles: tuple[object, ...]) -> list[str]:
         return [str(profile) for profile in profiles]

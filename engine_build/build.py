@@ -4,49 +4,32 @@ import copy
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from contract.compare import TOLERANCES, Comparison
-from contract.engine import DECISIVE, EngineSpec, Pooling, engine_folder, load_engine
+from contract.engine import DECISIVE, EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
-from contract.words import count
 from engine_build.compare_export import check_export
 from engine_build.export import onnx_from_torch
-from engine_build.model import linear_weights, longest, parts_of, weights_sha256
-from engine_build.opened import open_folder
+from engine_build.model import linear_weights
 from engine_build.packed import packable, packed_onnx_from_torch
-from engine_build.source import fetch
+from engine_build.prepare import EngineOptions, Prepared, Say, prepare
 from producer.batches import RowTokenizer, tokenizer_from
-
-DEFAULT_LENGTH = 512
 
 
 def build(
-    model: str,
-    *,
-    name: str | None,
-    revision: str | None,
-    pooling: Pooling | None,
-    normalize: bool | None,
-    max_length: int | Literal["model"] | None,
-    say: Callable[[str], None],
-    step: Callable[[str], None],
+    model: str, options: EngineOptions, *, say: Say, step: Callable[[str], None]
 ) -> tuple[EngineSpec, dict[str, Comparison]]:
     """Build an engine directory.
 
     Args:
         model: Hub id or local folder.
-        name: the engine's name; None for one made from the model's.
-        revision: Hub branch, tag or commit.
-        pooling: None for the model's own.
-        normalize: None for the model's own.
-        max_length: in tokens; ``model`` for where sentence-transformers truncates; None for 512, or as many as the
-            model has positions for where those are fewer.
+        options: what the user asks for.
         say: takes a line that the user should read.
         step: takes the name of the step that begins.
 
@@ -59,30 +42,8 @@ def build(
             else.
     """
     step("reading the model")
-    source = fetch(model, revision)
-    opened = open_folder(source.folder)
-    weights = weights_sha256(opened)
-    prompts = {key: text for key, text in opened.prompts.items() if text}
-    prefix = prompts.get(opened.default_prompt_name or "", "")
-    parts = parts_of(opened, pooling, normalize)
-    tokenizer: Any = opened.tokenizer
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    if prefix and not parts.include_prompt:
-        raise UserError(
-            f"{source.folder} leaves its prompt {prefix!r} out of the pooling (include_prompt is false)",
-            "embedmill pools over all of a row's tokens",
-        )
-    limit = longest(parts.encoder)
-    model_length = int(min(opened.max_seq_length or limit, limit))
-    max_length = _length(max_length, model_length, limit, say)
-    if prompts and not prefix and parts.include_prompt:
-        named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())
-        say(f"The model offers prompts ({named}) and no default one; python -m producer --prefix sets one.")
-    if prompts and not parts.include_prompt:
-        say("The model leaves prompts out of its pooling (include_prompt is false): rows cannot have a prefix.")
-
-    name = name or _name(model)
+    prepared = prepare(model, options, say)
+    name = options.name or _name(model)
     final = engine_folder(name)
     try:
         settings().engines.mkdir(parents=True, exist_ok=True)
@@ -90,85 +51,112 @@ def build(
         raise UserError(f"no folder for engines ({error})", mend="set EMBEDMILL_ENGINES to another") from None
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=settings().engines) as scratch:
         staging = Path(scratch) / name
-        staging.mkdir()
-        tokenizer.save_pretrained(staging / "tokenizer")
-        tokenizer.backend_tokenizer.save(str(staging / "tokenizer" / "tokenizer.json"))
-        step("exporting to ONNX")
-        onnx_from_torch(parts.encoder, parts.pooling, parts.head, staging / "model.onnx")
-        step("exporting to ONNX in FP16")
-        in_fp16 = copy.deepcopy(parts.encoder).half()
-        onnx_from_torch(in_fp16, parts.pooling, parts.head, staging / "model.fp16.onnx")
-        packed = packable(parts.encoder, max_length)
-        if packed:
-            packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, staging / "model.packed.onnx")
-        step("comparing ONNX Runtime with sentence-transformers")
-        comparisons = check_export(
-            {"fp32": staging / "model.onnx", "fp16": staging / "model.fp16.onnx"},
-            parts,
-            _rows(staging / "tokenizer" / "tokenizer.json", max_length, tokenizer.pad_token_id),
-            list(prompts.values()) if parts.include_prompt else [],
-        )
-        if not comparisons["fp16"].within(TOLERANCES["fp16"]):
-            say(f"In FP16 this model is too far from encode(): {comparisons['fp16']}. Don't build a plan of it.")
-        spec = EngineSpec(
-            name=name,
-            model=source.model,
-            revision=source.revision,
-            architecture=parts.encoder.config.model_type,
-            weights_sha256=weights,
-            tokenizer_sha256=sha256_of(staging / "tokenizer" / "tokenizer.json"),
-            onnx_sha256=sha256_of(staging / "model.onnx"),
-            onnx_fp16_sha256=sha256_of(staging / "model.fp16.onnx"),
-            onnx_packed_sha256=sha256_of(staging / "model.packed.onnx") if packed else None,
-            pooling=parts.pooling,
-            normalize=parts.normalize,
-            chosen=parts.chosen,
-            truncate_dim=parts.truncate_dim,
-            hidden=parts.hidden,
-            encoder_width=parts.encoder.config.hidden_size,
-            layers=parts.encoder.config.num_hidden_layers,
-            linear_weights=linear_weights(parts.encoder),
-            max_length=max_length,
-            model_length=model_length,
-            pad_id=tokenizer.pad_token_id,
-            prefix=prefix,
-            prompts=prompts,
-            include_prompt=parts.include_prompt,
-            created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        )
-        spec.write(staging)
+        _save_tokenizer(prepared.tokenizer, staging / "tokenizer")
+        described = _described(prepared, name, staging / "tokenizer" / "tokenizer.json")
         if final.exists():
-            return _existing(spec), {}
+            return _existing(name, described), {}
+        hashes = _export(prepared, staging, step)
+        step("comparing ONNX Runtime with sentence-transformers")
+        comparisons = _compare(prepared, staging, say)
+        spec = EngineSpec.model_validate(described | hashes)
+        spec.write(staging)
+        if final.exists():  # another process built it meanwhile
+            return _existing(name, described), {}
         staging.rename(final)
     return spec, comparisons
 
 
-def _existing(spec: EngineSpec) -> EngineSpec:
-    """An engine is never changed: jobs refer to it."""
-    there = load_engine(spec.name)
-    if there.fingerprint != spec.fingerprint:
-        differs = [field for field in DECISIVE if getattr(there, field) != getattr(spec, field)]
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    folder.mkdir(parents=True)
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, object]:
+    """The fields of the engine's ``EngineSpec``, without the hashes of the ONNX files, which are still to be made."""
+    parts = model.parts
+    return {
+        "name": name,
+        "model": model.source.model,
+        "revision": model.source.revision,
+        "architecture": parts.encoder.config.model_type,
+        "weights_sha256": model.weights_sha256,
+        "tokenizer_sha256": sha256_of(tokenizer_file),
+        "pooling": parts.pooling,
+        "normalize": parts.normalize,
+        "chosen": parts.chosen,
+        "truncate_dim": parts.truncate_dim,
+        "hidden": parts.hidden,
+        "encoder_width": parts.encoder.config.hidden_size,
+        "layers": parts.encoder.config.num_hidden_layers,
+        "linear_weights": linear_weights(parts.encoder),
+        "max_length": model.max_length,
+        "model_length": model.model_length,
+        "pad_id": model.tokenizer.pad_token_id,
+        "prefix": model.prefix,
+        "prompts": model.prompts,
+        "include_prompt": parts.include_prompt,
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+    }
+
+
+def _export(model: Prepared, folder: Path, step: Callable[[str], None]) -> dict[str, str | None]:
+    """Write the ONNX files.
+
+    Returns:
+        Their hashes, by the fields of ``EngineSpec``.
+    """
+    parts = model.parts
+    step("exporting to ONNX")
+    onnx_from_torch(parts.encoder, parts.pooling, parts.head, folder / "model.onnx")
+    step("exporting to ONNX in FP16")
+    in_fp16 = copy.deepcopy(parts.encoder).half()
+    onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.fp16.onnx")
+    packed = packable(parts.encoder, model.max_length)
+    if packed:
+        packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.packed.onnx")
+    return {
+        "onnx_sha256": sha256_of(folder / "model.onnx"),
+        "onnx_fp16_sha256": sha256_of(folder / "model.fp16.onnx"),
+        "onnx_packed_sha256": sha256_of(folder / "model.packed.onnx") if packed else None,
+    }
+
+
+def _compare(model: Prepared, folder: Path, say: Say) -> dict[str, Comparison]:
+    """How far the exports are from ``encode()``.
+
+    Raises:
+        UserError: that of FP32 is too far.
+    """
+    comparisons = check_export(
+        {"fp32": folder / "model.onnx", "fp16": folder / "model.fp16.onnx"},
+        model.parts,
+        _rows(folder / "tokenizer" / "tokenizer.json", model.max_length, model.tokenizer.pad_token_id),
+        list(model.prompts.values()) if model.parts.include_prompt else [],
+    )
+    if not comparisons["fp16"].within(TOLERANCES["fp16"]):
+        say(f"In FP16 this model is too far from encode(): {comparisons['fp16']}. Don't build a plan of it.")
+    return comparisons
+
+
+def _existing(name: str, described: Mapping[str, object]) -> EngineSpec:
+    """The engine of this name. It is never changed: jobs refer to it.
+
+    Raises:
+        UserError: it is not the one that is described.
+    """
+    existing = load_engine(name)
+    due = existing.model_copy(update=described)
+    differs = [field for field in DECISIVE if getattr(existing, field) != getattr(due, field)]
+    if differs:
         raise UserError(
-            f"{spec.folder} holds another engine (other: {', '.join(differs)})",
+            f"{existing.folder} holds another engine (other: {', '.join(differs)})",
             "an engine is never overwritten, because jobs refer to it",
-            f"give this one another --name, or remove that one: rm -r {spec.folder}",
+            f"give this one another --name, or remove that one: rm -r {existing.folder}",
         )
-    return there
-
-
-def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: Callable[[str], None]) -> int:
-    wanted = theirs if asked == "model" else asked
-    if wanted is not None and not 3 <= wanted <= limit:
-        raise UserError(f"--max-length {wanted}", f"the model has positions for 3 to {count(limit, 'token')}")
-    length = wanted or min(DEFAULT_LENGTH, limit)
-    if asked is None and length < DEFAULT_LENGTH:
-        say(f"The model has positions for {count(limit, 'token')} only: rows are truncated there instead of at 512.")
-    if asked is None and theirs != length:
-        say(
-            f"sentence-transformers truncates this model's texts at {count(theirs, 'token')}; "
-            f"this engine does at {length}. --max-length model gives theirs."
-        )
-    return length
+    return existing
 
 
 def _rows(file: Path, length: int, pad_id: int) -> RowTokenizer:

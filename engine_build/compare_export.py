@@ -70,7 +70,7 @@ def check_export(
         for precision, session in sessions.items():
             if prompt and precision != "fp32":
                 continue
-            found = list(_computed(session, rows, prompt, per_token=parts.pooling == "tokens"))
+            found = list(_computed(session, rows, prompt, per_token=parts.per_token))
             if precision == "fp32":
                 for text, ours, theirs in zip(TEXTS, found, expected, strict=True):
                     _check_row(prompt + text, ours, theirs)
@@ -102,17 +102,17 @@ def _computed(
 
 
 def _check_row(text: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    said = f"the export is wrong for this model, for example for the text {text[:40]!r}"
+    hint = f"the export is wrong for this model, for example for the text {text[:40]!r}"
     if found.shape != expected.shape:
         raise UserError(
             f"ONNX Runtime gives {found.shape[0]} × {count(found.shape[1], 'element')}",
             f"encode() gives {expected.shape}",
-            said,
+            hint,
         )
     comparison, tolerance = compare(found, expected), TOLERANCES["fp32"]
     if not comparison.within(tolerance):
         raise UserError(
             f"ONNX Runtime differs from sentence-transformers' encode(): {comparison}",
             f"expected at least {tolerance.min_cosine} and at most {tolerance.max_relative_mse}",
-            said,
+            hint,
         )

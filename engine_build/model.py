@@ -58,9 +58,14 @@ class Parts:
         return self.head.truncate_dim
 
     @property
+    def per_token(self) -> bool:
+        """Whether a row has a vector for each of its tokens instead of one."""
+        return self.pooling == "tokens"
+
+    @property
     def encode_options(self) -> dict[str, Any]:
         """Of ``encode()``."""
-        if self.pooling == "tokens":
+        if self.per_token:
             return {"output_value": "token_embeddings"}
         return {"normalize_embeddings": self.head.normalize}
 

@@ -1,9 +1,5 @@
 """A model opened by sentence-transformers, and whether an engine can give the vectors that it gives."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from contract.errors import UserError
 from contract.words import count
+from engine_build.quiet import quietly
 from engine_build.source import encoder_folder, refuse_code
 
 ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -55,7 +52,7 @@ def open_folder(folder: Path) -> SentenceTransformer:
     """
     refuse_code(folder)
     encoder = encoder_folder(folder)
-    with _quietly() as heard:
+    with quietly() as library_warnings:
         _check_config(folder, encoder)
         try:
             model: Any = SentenceTransformer(
@@ -67,9 +64,9 @@ def open_folder(folder: Path) -> SentenceTransformer:
             ).eval()
         except Exception as error:
             raise UserError(
-                f"{folder} cannot be loaded ({_said(error)})", "expected a model that sentence-transformers opens"
+                f"{folder} cannot be loaded ({_first_line(error)})", "expected a model that sentence-transformers opens"
             ) from None
-        doubts = [line for line in heard if not line.startswith(_HARMLESS)]
+        doubts = [line for line in library_warnings if not line.startswith(_HARMLESS)]
         if doubts:
             raise UserError(
                 f"{folder} cannot be taken as it is: sentence-transformers says {' '.join(doubts[0].split())}",
@@ -89,7 +86,7 @@ def _check_config(folder: Path, encoder: Path) -> None:
     try:
         config = transformers.AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder} is no model ({_said(error)})", "expected a transformers model") from None
+        raise UserError(f"{folder} is no model ({_first_line(error)})", "expected a transformers model") from None
     if config.model_type not in ARCHITECTURES:
         reason = _WHY_NOT.get(config.model_type, "only encoders whose export is tested are taken")
         raise UserError(
@@ -150,7 +147,7 @@ def _check_weights(folder: Path, encoder: Path, model: Any) -> None:
         )
     except Exception as error:
         raise UserError(
-            f"{folder} cannot be loaded ({_said(error)})", "expected weights that fit config.json"
+            f"{folder} cannot be loaded ({_first_line(error)})", "expected weights that fit config.json"
         ) from None
     unfit = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
     theirs = model[0].auto_model.state_dict()
@@ -195,36 +192,6 @@ def _unfit(folder: Path, found: str, expected: str) -> UserError:
     return UserError(f"{folder} {found}", f"expected {expected}", "choose another model")
 
 
-def _said(error: Exception) -> str:
-    """The first line of what a library says of a file that it cannot read. Each has exceptions of its own."""
+def _first_line(error: Exception) -> str:
+    """Of the message of a library's exception about a file. Each library has exceptions of its own."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-class _Ears(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-
-
-@contextmanager
-def _quietly() -> Iterator[list[str]]:
-    """Nothing is printed by transformers and sentence-transformers in the ``with`` block; gives what the latter warns
-    of."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    ears, logger = _Ears(), logging.getLogger("sentence_transformers")
-    before = logger.level, logger.propagate
-    logger.addHandler(ears)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's own kind are notes to whoever writes the folder
-            yield ears.lines
-    finally:
-        logger.removeHandler(ears)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]

@@ -5,6 +5,7 @@ which TensorRT 8.6 and 10 bring along. Its inputs and its weights' order are des
 ``plugin/bertQKVToContextPlugin``.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.engine import OUTPUT, Pooling
-from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS
+from contract.engine import OUTPUT, Pooling, packed_inputs
+from contract.plan import ATTENTION_PLUGIN
 from engine_build.export import exported
 from engine_build.model import Head, longest
 
@@ -36,7 +37,7 @@ def packable(model: transformers.PreTrainedModel, max_length: int) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """The plug-in's attention; what it computes is said in ``forward``, which an export does not run."""
+    """The plug-in's attention; ``forward`` computes the same, and is not run by an export."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cu_seqlens: Tensor, longest: Tensor, heads: int, hidden: int) -> Tensor:
@@ -67,14 +68,17 @@ class _Attention(torch.autograd.Function):
 
 
 class _SelfAttention(nn.Module):
-    """In place of transformers' self-attention: one matrix for query, key and value, and the plug-in.
+    """In place of transformers' self-attention: the plug-in, and before it one matrix product for query, key and value.
+
+    A function registered with ``transformers.AttentionInterface`` would leave the model's modules as they are, but gets
+    three products, and the plug-in takes their elements interleaved by head: on a GPU that is a copy of all three in
+    every layer. In one matrix the rows are interleaved once, here.
 
     Args:
         attention: transformers' module.
-        graph: where the rows' ends are found while the model runs.
     """
 
-    def __init__(self, attention: Any, graph: "PackedGraph") -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         self._heads: int = attention.num_attention_heads
         parts: list[nn.Linear] = [attention.query, attention.key, attention.value]
@@ -83,89 +87,102 @@ class _SelfAttention(nn.Module):
         self.linear = nn.Linear(weights.shape[-1], biases.numel(), dtype=weights.dtype)
         self.linear.weight = nn.Parameter(weights.flatten(0, 2), requires_grad=False)
         self.linear.bias = nn.Parameter(biases.flatten(), requires_grad=False)
-        self._rows = graph.rows
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, *_: Any, cu_seqlens: Tensor, longest: Tensor, **__: Any
+    ) -> tuple[Tensor, None]:
+        """``[1, tokens, hidden]`` to the same. transformers passes its model's keyword arguments down to here."""
         qkv = self.linear(hidden_states[0])[:, :, None, None]
-        context: Tensor = _Attention.apply(qkv, *self._rows, self._heads, self.linear.in_features)  # type: ignore[no-untyped-call]
+        context: Tensor = _Attention.apply(qkv, cu_seqlens, longest, self._heads, self.linear.in_features)  # type: ignore[no-untyped-call]
         return context.flatten(1)[None], None
 
 
+def _with_packed_attention(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """A copy with ``_SelfAttention`` in each layer. Its other weights are the model's own, which stays as it is."""
+    shared = {id(values): values for values in (*model.parameters(), *model.buffers())}
+    packed = copy.deepcopy(model, shared)
+    for module in list(packed.modules()):
+        inner = getattr(module, "self", None)
+        if isinstance(inner, nn.Module) and hasattr(inner, "query"):
+            module.self = _SelfAttention(inner)
+    return packed
+
+
 class PackedGraph(nn.Module):
-    """What is exported. It takes the model over: its attention is replaced.
+    """What is exported.
 
     Args:
-        model: an encoder for which ``packable`` holds.
+        model: an encoder for which ``packable`` holds; it is not changed.
         pooling: see ``engine_build.model.pooled``.
         head: what follows it, in FP32.
     """
 
     def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
-        self.rows: list[Tensor] = []
-        for module in list(model.modules()):
-            inner = getattr(module, "self", None)
-            if isinstance(inner, nn.Module) and hasattr(inner, "query"):
-                module.self = _SelfAttention(inner, self)
-        self.model, self.pooling, self.head = model, pooling, head
+        self.model, self.pooling, self.head = _with_packed_attention(model), pooling, head
         self._first_position = model.config.max_position_embeddings - longest(model)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        row_of_token: Tensor,
-        cu_seqlens: Tensor,
-        longest: Tensor,
-    ) -> Tensor:
-        """``contract.plan.PACKED_INPUTS`` to ``[rows, hidden]``, or ``[tokens, hidden]``, float32."""
-        self.rows[:] = [cu_seqlens, longest]
-        if self.pooling != "mean":
-            input_ids = input_ids + row_of_token * 0  # looked at for means alone, but every engine has the same inputs
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """``packed_inputs(pooling)``, in that order, to ``[rows, hidden]``, or ``[tokens, hidden]``, float32."""
+        feed = dict(zip(packed_inputs(self.pooling), inputs, strict=True))
         hidden = self.model(
-            input_ids=input_ids[None],
-            attention_mask=torch.zeros((1, 1, 1, 1), dtype=self.model.dtype),  # not looked at
-            token_type_ids=token_type_ids[None],
-            position_ids=(position_ids + self._first_position)[None],
+            input_ids=feed["input_ids"][None],
+            # A mask of four axes goes through as it is; without one transformers would make one of its own.
+            attention_mask=torch.zeros((1, 1, 1, 1), dtype=self.model.dtype),
+            token_type_ids=feed["token_type_ids"][None],
+            position_ids=(feed["position_ids"] + self._first_position)[None],
+            cu_seqlens=feed["cu_seqlens"],
+            longest=feed["longest"],
         ).last_hidden_state[0]
         hidden = hidden.to(torch.float32)
         if self.pooling == "mean":
-            starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
-            rows = torch.arange(starts.shape[0], dtype=torch.int32)
-            # A matrix product adds up each row's tokens: factors of 0 and 1, so nothing is lost in it.
-            chosen = (row_of_token[None, :] == rows[:, None]).to(torch.float32)
-            vectors = (chosen @ hidden) / (ends - starts).to(torch.float32).clamp_min(1.0)[:, None]
+            hidden = _means(hidden, feed["cu_seqlens"], feed["row_of_token"])
         elif self.pooling == "cls":
-            # A row without tokens begins behind the last one; its vector is nobody's.
-            last = torch.full_like(cu_seqlens[:-1], 0) + (input_ids.shape[0] - 1)
-            vectors = hidden[torch.minimum(cu_seqlens[:-1], last)]
-        else:
-            vectors = hidden
-        found: Tensor = self.head(vectors)
-        return found
+            hidden = _firsts(hidden, feed["cu_seqlens"])
+        vectors: Tensor = self.head(hidden)
+        return vectors
+
+
+def _means(hidden: Tensor, cu_seqlens: Tensor, row_of_token: Tensor) -> Tensor:
+    """``[rows, hidden]`` of ``[tokens, hidden]``, both float32."""
+    starts, ends = cu_seqlens[:-1], cu_seqlens[1:]
+    rows = torch.arange(starts.shape[0], dtype=torch.int32)
+    # A matrix product adds up each row's tokens: factors of 0 and 1, so nothing is lost in it.
+    chosen = (row_of_token[None, :] == rows[:, None]).to(torch.float32)
+    return (chosen @ hidden) / (ends - starts).to(torch.float32).clamp_min(1.0)[:, None]
+
+
+def _firsts(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Each row's first token's, ``[rows, hidden]`` of ``[tokens, hidden]``."""
+    # A row without tokens begins behind the last one; its vector is nobody's.
+    last = torch.full_like(cu_seqlens[:-1], 0) + (hidden.shape[0] - 1)
+    return hidden[torch.minimum(cu_seqlens[:-1], last)]
 
 
 def packed_onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head: Head, path: Path) -> None:
-    """Export an encoder: inputs ``PACKED_INPUTS``, output ``OUTPUT``.
+    """Export an encoder: inputs ``packed_inputs(pooling)``, output ``OUTPUT``.
 
     Args:
-        model: in FP16, one for which ``packable`` holds. It cannot be used afterwards.
+        model: in FP16, one for which ``packable`` holds; it is not changed.
         pooling: see ``engine_build.model.pooled``.
         head: what follows it, in FP32.
         path: the ONNX file to write.
     """
     # Two rows and a row of padding, so that nothing in the graph is fixed to a special case.
-    owners = torch.tensor([0] * 5 + [1] * 8 + [2] * 3, dtype=torch.int32)
-    positions = torch.tensor([*range(5), *range(8), *range(3)], dtype=torch.int32)
-    ends = torch.tensor([0, 5, 13, 16], dtype=torch.int32)
-    zeros = torch.zeros_like(owners)
-    example = (zeros + (model.config.pad_token_id or 0), zeros, positions, owners, ends, zeros[:8])
-    axes = {name: {0: "tokens"} for name in PACKED_INPUTS[:4]}
-    axes |= {"cu_seqlens": {0: "rows_and_1"}, "longest": {0: "longest"}}
+    tokens = torch.zeros(16, dtype=torch.int32)
+    example = {
+        "input_ids": tokens + (model.config.pad_token_id or 0),
+        "token_type_ids": tokens,
+        "position_ids": torch.tensor([*range(5), *range(8), *range(3)], dtype=torch.int32),
+        "cu_seqlens": torch.tensor([0, 5, 13, 16], dtype=torch.int32),
+        "longest": tokens[:8],
+        "row_of_token": torch.tensor([0] * 5 + [1] * 8 + [2] * 3, dtype=torch.int32),
+    }
+    names = packed_inputs(pooling)
+    first_axes = {name: {0: {"cu_seqlens": "rows_and_1", "longest": "longest"}.get(name, "tokens")} for name in names}
     output = {OUTPUT: {0: "tokens" if pooling == "tokens" else "rows"}}
     graph = PackedGraph(model, pooling, head).eval()
-    exported(graph, example, PACKED_INPUTS, axes | output, path)
+    exported(graph, tuple(example[name] for name in names), names, first_axes | output, path)
     made = onnx.load(path)
     for node in made.graph.node:
         if node.op_type == ATTENTION_PLUGIN[0]:

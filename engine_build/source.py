@@ -48,7 +48,7 @@ def fetch(model: str, revision: str | None = None) -> Source:
         # These patterns' stars match slashes too, so that each module's folder comes along.
         snapshot = _snapshot(model, revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
         better = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
-        _snapshot(model, revision, ["*pytorch_model*.bin"], [str(place / "pytorch_model*.bin") for place in better])
+        _snapshot(model, revision, ["*pytorch_model*.bin"], [str(folder / "pytorch_model*.bin") for folder in better])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"no model {model} on the Hub, or no network ({str(error).strip().splitlines()[0]})",

@@ -27,7 +27,7 @@ from contract.shard import open_file
 from contract.store import Location
 from producer.batches import open_tokenizer, tokenize
 from producer.dataset import dataset_of
-from worker.engine import open_engine
+from worker.runtime.choose import open_engine
 
 _EPILOG = """\b
 Examples:
@@ -82,7 +82,7 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
             another one now; its dataset is missing or another one now.
     """
     spec = load_engine(job.engine)
-    if spec.pooling == "tokens":
+    if spec.per_token:
         raise UserError(
             f"job {job.id} has a vector for each token",
             "a search needs one for each row",

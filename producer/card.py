@@ -109,7 +109,7 @@ def _size(rows: int) -> str:
 def _model_rows(job: Job, spec: EngineSpec, totals: ShardTotals, model: str) -> list[tuple[str, str]]:
     return [
         ("model", model + (f", revision `{spec.revision[:12]}`" if spec.revision else "")),
-        ("pooling", "none: a vector for each token" if spec.pooling == "tokens" else spec.pooling),
+        ("pooling", "none: a vector for each token" if spec.per_token else spec.pooling),
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
@@ -121,17 +121,17 @@ def _model_rows(job: Job, spec: EngineSpec, totals: ShardTotals, model: str) -> 
 
 
 def _truncated(job: Job, spec: EngineSpec) -> str:
-    return f", which have more than {count(spec.max_length, 'token')}" if job.overlap is None else ""
+    return f", which have more than {count(spec.max_length, 'token')}" if not job.windowed else ""
 
 
 def _longer(job: Job) -> str:
-    if job.overlap is None:
+    if not job.windowed:
         return "is truncated"
     return f"is cut into windows that share {count(job.overlap, 'token')}, and has the mean of their vectors"
 
 
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
-    vector = f"{job.form.element}" + (", a list of vectors" if spec.pooling == "tokens" else "")
+    vector = f"{job.form.element}" + (", a list of vectors" if spec.per_token else "")
     return [
         ("`row_id`", "the row's index in the source dataset"),
         ("`embedding`", f"{vector}; null for a row without a text or with an error"),

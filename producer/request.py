@@ -61,7 +61,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
         name=request.name,
         stream=request.source.stream,
         prefix=_prefix(request, spec),
-        batch_rows=request.batch_rows or (TOKEN_ROWS if spec.pooling == "tokens" else POOLED_ROWS),
+        batch_rows=request.batch_rows or (TOKEN_ROWS if spec.per_token else POOLED_ROWS),
         form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
         overlap=_overlap(request, spec),
     )
@@ -129,7 +129,7 @@ def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
         if request.overlap is not None:
             raise UserError("--overlap is for windows", mend="add --long-texts window")
         return None
-    if spec.pooling == "tokens":
+    if spec.per_token:
         raise UserError(
             f"engine {spec.name} gives a vector for each token",
             "windows are pooled into one vector for each text",

@@ -12,7 +12,7 @@ import pytest
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.settings import settings
 from tests.hub import Hub, serve
-from worker.gpus import lacking
+from worker.runtime.gpus import lacking
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
@@ -66,9 +66,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: Any) -> EngineSpec:
     """An engine in this test's engines folder."""
     from engine_build.build import build
+    from engine_build.prepare import EngineOptions
 
-    chosen: dict[str, Any] = {"revision": None, "normalize": None, "max_length": None} | options
-    spec, _ = build(str(model), name=name, pooling=pooling, say=lambda line: None, step=lambda text: None, **chosen)
+    asked = EngineOptions(name, pooling=pooling, **options)
+    spec, _ = build(str(model), asked, say=lambda line: None, step=lambda text: None)
     return spec
 
 

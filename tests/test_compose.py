@@ -223,4 +223,4 @@ def test_an_image_has_every_package_that_its_packages_import(dockerfile: str) ->
     assert any(stages.values())
     for stage, copied in stages.items():
         for package in copied:
-            assert {module.split(".")[0] for module in imports(package)} <= copied, (stage, package)
+            assert {module.split(".")[0] for module in imports(ROOT / package)} <= copied, (stage, package)

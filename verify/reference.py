@@ -48,7 +48,7 @@ class Reference:
         """
         batch: list[Row] = []
         for row in sorted(rows, key=lambda row: (row.n_tokens, row.row_id)):
-            length = row.n_tokens if self.job.overlap is not None else min(row.n_tokens, self.spec.max_length)
+            length = row.n_tokens if self.job.windowed else min(row.n_tokens, self.spec.max_length)
             if batch and (len(batch) == _MOST_ROWS or (len(batch) + 1) * length > _MOST_TOKENS):
                 yield from self._recompute(batch, texts)
                 batch = []
@@ -71,7 +71,7 @@ class Reference:
         plain = [text for _, text in there]
         whole = [self.job.prefix + text for text in plain]
         n_tokens = [len(ids) for ids in self.model.tokenizer(whole, verbose=False)["input_ids"]]
-        vectors = self._windows(whole) if self.job.overlap is not None else self._encoded(plain)
+        vectors = self._windows(whole) if self.job.windowed else self._encoded(plain)
         for (row, _), text, count, found in zip(there, whole, n_tokens, vectors, strict=True):
             yield Recomputed(row, text, count, found)
 

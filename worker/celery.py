@@ -4,6 +4,7 @@ Each child of the worker owns its engines, from its start to its end; the parent
 a message names a batch, the batch becomes a shard, and the message is acknowledged when the shard is on the disk.
 """
 
+import logging
 import os
 import traceback
 
@@ -25,13 +26,16 @@ from contract.settings import settings
 from contract.words import count
 from worker import consuming, metrics, starting
 from worker.embed import Embedder
-from worker.engine import EngineDead, log
-from worker.gpus import gpu_count, lacking
 from worker.heartbeat import Heart, command_id
 from worker.jobs import Jobs
+from worker.runtime.choose import gpu_usable
+from worker.runtime.gpus import gpu_count, lacking
+from worker.runtime.interface import EngineDead
 from worker.serving import CannotServe
 from worker.stages import Stages
 from worker.stopping import Stop, grace
+
+log = logging.getLogger("embedmill.worker")
 
 _ignored = ignore_celery_variables()
 
@@ -50,7 +54,7 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     # Two children for each GPU: while one reads or writes, the other computes. On a CPU one child uses all cores, and
     # several would only share them.
-    worker_concurrency=1 if settings().runtime == "onnxruntime" or lacking() else 2 * gpu_count(),
+    worker_concurrency=2 * gpu_count() if gpu_usable() else 1,
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=grace(),
     broker_use_ssl=tls_options() or None,

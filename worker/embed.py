@@ -1,6 +1,7 @@
 """One batch's way through a worker: bytes → vectors → shard."""
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,12 +21,15 @@ from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses
 from contract.words import count
 from worker import metrics
-from worker.engine import Engine, fp32_engine, log, open_engine
 from worker.heartbeat import Heart
 from worker.isolate import failing_rows
-from worker.rows import Vectors, into_form, pool_windows, unfit
+from worker.rows import EmbeddedBatch, into_form, pool_windows, unfit
+from worker.runtime.choose import open_engine, open_fp32_engine
+from worker.runtime.interface import Engine
 from worker.serving import check_engine, check_folder, workers_fault
 from worker.stages import Stages
+
+log = logging.getLogger("embedmill.worker")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -135,8 +139,14 @@ class Embedder:
             found = into_form(rows, found, job.form, engine.spec)
         info = _info(job, number, rows, engine, found, time.monotonic() - began)
         with stages.timed("write"):
-            per_token, windowed = engine.spec.pooling == "tokens", job.overlap is not None
-            table = table_of(rows, found.vectors, info, per_token=per_token, errors=found.errors, windowed=windowed)
+            table = table_of(
+                rows,
+                found.vectors,
+                info,
+                per_token=engine.spec.per_token,
+                errors=found.errors,
+                windowed=job.windowed,
+            )
             with workers_fault(job.data):
                 won = self.patiently(commit, table, job.shard(number), job.staging)
         metrics.time(stages)
@@ -151,11 +161,11 @@ class Embedder:
         )
         return info.rows if won else 0
 
-    def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> Vectors:
+    def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> EmbeddedBatch:
         """The batch's vectors, each finite and not zero; a row for which that cannot be had gets an error."""
         places = np.array([place for place in np.flatnonzero(batch.lengths) if place not in errors], np.intp)
         inference = engine.infer(batch.take(places))
-        per_token = engine.spec.pooling == "tokens"
+        per_token = engine.spec.per_token
         owners = np.repeat(np.arange(len(places)), batch.lengths[places] if per_token else 1)
         vectors, bad = inference.vectors, unfit(inference.vectors, owners)
         if len(bad) and engine.precision != "fp32":
@@ -168,12 +178,12 @@ class Embedder:
             vectors = vectors[~np.isin(owners, still)]
             errors = {**errors, **{int(places[row]): "its vector is not finite or zero, in FP32 too" for row in still}}
         recomputed = 0 if engine.precision == "fp32" else len(bad)
-        return Vectors(vectors, errors, recomputed, inference.computed_tokens)
+        return EmbeddedBatch(vectors, errors, recomputed, inference.computed_tokens)
 
     def _recompute(self, spec: EngineSpec, batch: Batch) -> npt.NDArray[np.float32]:
         if spec.fingerprint not in self._fp32:
             with workers_fault():
-                self._fp32[spec.fingerprint] = self._open.enter_context(fp32_engine(spec, self._threads))
+                self._fp32[spec.fingerprint] = self._open.enter_context(open_fp32_engine(spec, self._threads))
         return self._fp32[spec.fingerprint].infer(batch).vectors
 
     def close(self) -> None:
@@ -186,7 +196,7 @@ class Embedder:
 def _decoded(job: Job, number: int, payload: bytes) -> Batch:
     batch, wanted = Batch.from_bytes(payload), job.row_range(number)
     # Without windows every row is a text of its own.
-    rows = batch.row_id if job.overlap is None else batch.row_id[np.flatnonzero(np.diff(batch.owners, prepend=-1))]
+    rows = batch.row_id[np.flatnonzero(np.diff(batch.owners, prepend=-1))] if job.windowed else batch.row_id
     if (
         (batch.job, batch.number, batch.engine) != (job.id, number, job.fingerprint)
         or not np.array_equal(rows, np.arange(wanted.start, wanted.stop))
@@ -212,9 +222,8 @@ def _search(engine: Engine, job: Job, batch: Batch, ledger: WorkerLedger) -> dic
     return errors
 
 
-def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, seconds: float) -> ShardInfo:
-    windowed = job.overlap is not None
-    embedded = (batch.n_tokens if windowed else batch.lengths).copy()
+def _info(job: Job, number: int, batch: Batch, engine: Engine, found: EmbeddedBatch, seconds: float) -> ShardInfo:
+    embedded = (batch.n_tokens if job.windowed else batch.lengths).copy()
     embedded[list(found.errors)] = 0
     return ShardInfo(
         job=job.id,
@@ -225,7 +234,7 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: Vectors, s
         max_length=engine.spec.max_length,
         rows=len(batch),
         tokens=int(embedded.sum()),
-        truncated=0 if windowed else int((batch.n_tokens > engine.spec.max_length).sum()),
+        truncated=0 if job.windowed else int((batch.n_tokens > engine.spec.max_length).sum()),
         without_text=int((batch.n_tokens == 0).sum()),
         recomputed=found.recomputed,
         failed=len(found.errors),

@@ -1,5 +1,6 @@
 """Which jobs a ``celery worker`` takes batches of: all that are under way, but for those that it cannot serve."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import NamedTuple
 from contract.errors import UserError
 from contract.job import Job, JobKey
 from contract.redis.ledger import Ledger
-from worker.engine import log
 from worker.heartbeat import Heart
 from worker.serving import CannotServe, check
+
+log = logging.getLogger("embedmill.worker")
 
 _LOOK_EVERY = 0.25
 """Seconds between two looks for jobs."""

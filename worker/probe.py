@@ -4,7 +4,8 @@ import sys
 
 from contract.engine import load_engine
 from contract.errors import UserError
-from worker.engine import EngineDead, open_engine
+from worker.runtime.choose import open_engine
+from worker.runtime.interface import EngineDead
 
 try:
     with open_engine(load_engine(sys.argv[1]), threads=1):

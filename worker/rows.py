@@ -13,13 +13,13 @@ from contract.words import count
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
-    """A batch's vectors, and what is to be said of them."""
+class EmbeddedBatch:
+    """A batch's vectors, and which of its rows have none."""
 
     vectors: Stored
     """Of the rows that have a text and no error, in row order; see ``contract.shard.table_of``."""
     errors: Mapping[int, str]
-    """Place in the batch → why this row has no vector."""
+    """Index of a row in the batch → why it has no vector."""
     recomputed: int
     """Rows that were computed again in FP32."""
     computed_tokens: int
@@ -36,7 +36,7 @@ def unfit(vectors: Stored, owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]
     return np.unique(owners[~np.isfinite(norms) | (norms == 0)])
 
 
-def pool_windows(batch: Batch, found: Vectors, *, normalize: bool) -> tuple[Batch, Vectors]:
+def pool_windows(batch: Batch, found: EmbeddedBatch, *, normalize: bool) -> tuple[Batch, EmbeddedBatch]:
     """One vector for each text: the mean of its windows' vectors, each of which counts by its tokens.
 
     Args:
@@ -51,36 +51,37 @@ def pool_windows(batch: Batch, found: Vectors, *, normalize: bool) -> tuple[Batc
     texts = batch.take(np.flatnonzero(np.diff(owners, prepend=-1)))
     if len(texts) == len(batch):
         return batch, found
-    errors = {int(owners[place]): error for place, error in found.errors.items()}
-    there = batch.lengths > 0
-    there[list(found.errors)] = False  # those that have a vector, and then those of texts without any error
-    counted = there & ~np.isin(owners, list(errors))
-    vectors, owner, weight = found.vectors[counted[there]], owners[counted], batch.lengths[counted]
+    errors = {int(owners[window]): error for window, error in found.errors.items()}
+    has_vector = batch.lengths > 0
+    has_vector[list(found.errors)] = False
+    counted = has_vector & ~np.isin(owners, list(errors))  # of the texts without any error
+    windows = found.vectors[counted[has_vector]]
+    vectors, owner, weight = windows, owners[counted], batch.lengths[counted]
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     if len(starts):
         sums = np.add.reduceat(vectors * weight[:, None].astype(np.float32), starts, axis=0)
         vectors = sums / np.add.reduceat(weight, starts)[:, None].astype(np.float32)
         # A text of one window keeps its vector to the bit.
         several = np.add.reduceat(np.ones_like(weight), starts) > 1
-        vectors[~several] = found.vectors[counted[there]][starts[~several]]
+        vectors[~several] = windows[starts[~several]]
         if normalize:
             vectors[several] /= np.linalg.norm(vectors[several], axis=1, keepdims=True)
-    return texts, Vectors(vectors, errors, found.recomputed, found.computed_tokens)
+    return texts, EmbeddedBatch(vectors, errors, found.recomputed, found.computed_tokens)
 
 
-def into_form(batch: Batch, found: Vectors, form: VectorForm, spec: EngineSpec) -> Vectors:
+def into_form(batch: Batch, found: EmbeddedBatch, form: VectorForm, spec: EngineSpec) -> EmbeddedBatch:
     """The rows' vectors in the form in which the job keeps them.
 
     A vector that has no such form, being all zero in its first dimensions or too large for float16, is an error.
     """
     lengths = batch.lengths
-    places = np.array([place for place in np.flatnonzero(lengths) if place not in found.errors], np.intp)
-    owners = np.repeat(places, lengths[places] if spec.pooling == "tokens" else 1)
+    rows = np.array([row for row in np.flatnonzero(lengths) if row not in found.errors], np.intp)
+    owners = np.repeat(rows, lengths[rows] if spec.per_token else 1)
     shaped = form.shaped(found.vectors, normalize=spec.normalize)
     stored = form.stored(shaped)
     bad = unfit(stored if form.dtype == "float16" else shaped, owners)
     if not len(bad):
-        return Vectors(stored, found.errors, found.recomputed, found.computed_tokens)
-    what = f"{count(form.dimensions or spec.hidden, 'dimension')} as {form.dtype}"
+        return EmbeddedBatch(stored, found.errors, found.recomputed, found.computed_tokens)
+    what = f"{count(form.elements(spec.hidden), 'dimension')} as {form.dtype}"
     errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in bad}}
-    return Vectors(stored[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)
+    return EmbeddedBatch(stored[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)

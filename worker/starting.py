@@ -12,8 +12,10 @@ from celery.concurrency import get_implementation
 from contract.engine import load_engine
 from contract.errors import UserError
 from worker import logs
-from worker.engine import log, takes_tensorrt
 from worker.heartbeat import Heart
+from worker.runtime.choose import choose
+
+log = logging.getLogger("embedmill.worker")
 
 _POOLS = ("prefork", "solo")
 
@@ -69,5 +71,5 @@ def wait_for_engine(heart: Heart) -> None:
                 heart.says("starting", waits_for=f"its engine: {error.found}")
             time.sleep(_LOOK_EVERY)
     # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
-    if takes_tensorrt(spec) and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+    if choose(spec).uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
         raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", mend="see the line above")

@@ -24,6 +24,7 @@ from bench.tiny_model import JARGON, save_tiny_model
 from contract.job import Job
 from contract.settings import settings
 from engine_build.build import build
+from engine_build.prepare import EngineOptions
 
 _BATCH_ROWS = 10
 _WORKERS = 3
@@ -138,16 +139,7 @@ def _engine(folder: Path) -> Path:
     for earlier in ("engines", "tiny"):
         shutil.rmtree(folder / earlier, ignore_errors=True)
     model = str(save_tiny_model(folder / "tiny"))
-    build(
-        model,
-        name="tiny",
-        revision=None,
-        pooling=None,
-        normalize=None,
-        max_length=None,
-        say=lambda line: None,
-        step=lambda text: None,
-    )
+    build(model, EngineOptions("tiny"), say=lambda line: None, step=lambda text: None)
     return folder / "engines"
 
 

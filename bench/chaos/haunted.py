@@ -16,6 +16,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,14 +29,18 @@ from worker import app
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from worker.engine import EngineDead, Inference
-from worker.onnx_engine import OnnxEngine
+from worker.runtime.interface import Engine, EngineDead, Inference
+from worker.runtime.onnx import onnx_engine
 
 __all__ = ["app"]
 
 
-class HauntedEngine(OnnxEngine):
+class HauntedEngine:
     """The real engine, and what befalls it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.spec, self.runtime, self.precision = engine.spec, engine.runtime, engine.precision
+        self._engine = engine
 
     def infer(self, batch: Batch) -> Inference:
         if "CHAOS_WORK" in os.environ:
@@ -51,7 +56,7 @@ class HauntedEngine(OnnxEngine):
                 raise EngineDead("GPU 0 failed: an illegal memory access was encountered")
         if _row("CHAOS_RAISE") in rows:
             raise IndexError("no embedding for token 31415")
-        found = super().infer(batch)
+        found = self._engine.infer(batch)
         texts = batch.row_id[batch.n_tokens > 0]
         found.vectors[texts == _row("CHAOS_NAN")] = np.nan
         return found
@@ -61,8 +66,10 @@ def _row(variable: str) -> int:
     return int(os.environ.get(variable, "-1"))
 
 
-def _open_haunted(spec: EngineSpec, threads: int, gpu: int) -> HauntedEngine:
-    return HauntedEngine(spec, threads)
+@contextlib.contextmanager
+def _open_haunted(spec: EngineSpec, threads: int, gpu: int) -> Iterator[HauntedEngine]:
+    with onnx_engine(spec, threads) as engine:
+        yield HauntedEngine(engine)
 
 
 setattr(worker.embed, "open_engine", _open_haunted)  # noqa: B010 - the module does not export what is replaced

@@ -44,12 +44,11 @@ PLAN_FIELDS: dict[str, object] = {
     "file": "plans/trt10.13.3.9-sm90-01234567.plan",
     "sha256": "s",
     "onnx_sha256": "h",
-    "packed": False,
     "tensorrt": "10.13.3.9",
     "sm": 90,
     "gpu": "NVIDIA H200",
     "precision": "fp16",
-    "profiles": ["1-32x1-512"],
+    "padded_profiles": ["1-32x1-512"],
     "optimization_level": 3,
     "build_seconds": 45.0,
     "created": "2026-11-01T00:00:00.000000+00:00",
@@ -65,6 +64,8 @@ def engine_spec(**changes: object) -> EngineSpec:
 
 
 def plan_spec(**changes: object) -> PlanSpec:
+    if "packed_profiles" in changes:
+        changes["padded_profiles"] = ()
     return PlanSpec.model_validate(PLAN_FIELDS | changes)
 
 

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from contract.engine import EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
-from contract.plan import Profile, packed_rows
+from contract.plan import BatchShape, PackedProfile, PaddedProfile, PlanSpec
 from contract.settings import settings
-from tests.contract.samples import ENGINE_FIELDS, plan_spec
+from tests.contract.samples import ENGINE_FIELDS, PLAN_FIELDS, plan_spec
 
 
 @pytest.fixture(autouse=True)
@@ -163,28 +164,51 @@ def _fingerprint(**changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "profile"),
+    ("text", "least", "most"),
     [
-        ("32x512", Profile(32, 32, 512, 512)),
-        ("1-32x512", Profile(1, 32, 512, 512)),
-        ("1-32x257-512", Profile(1, 32, 257, 512)),
-        ("1x1", Profile(1, 1, 1, 1)),
+        ("32x512", (32, 512), (32, 512)),
+        ("1-32x512", (1, 512), (32, 512)),
+        ("1-32x257-512", (1, 257), (32, 512)),
+        ("1x1", (1, 1), (1, 1)),
     ],
 )
-def test_a_profile_is_read_as_it_is_written(text: str, profile: Profile) -> None:
-    assert Profile.parse(text) == profile
+def test_a_padded_profile_is_read_as_it_is_written(text: str, least: tuple[int, int], most: tuple[int, int]) -> None:
+    profile = PaddedProfile.parse(text)
+    assert profile == PaddedProfile(BatchShape(*least), BatchShape(*most))
+    assert profile.opt == profile.max
     assert str(profile) == text
 
 
 @pytest.mark.parametrize("text", ["", "512", "0x512", "32x0", "33-32x512", "32x513-512", "-1x5", "32 x 512", "a1x5"])
-def test_what_is_no_profile_is_refused(text: str) -> None:
+def test_what_is_no_padded_profile_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no shape|is an empty range"):
-        Profile.parse(text)
+        PaddedProfile.parse(text)
+
+
+@pytest.mark.parametrize("kind", [PackedProfile, BatchShape])
+def test_a_packed_profile_and_a_shape_are_read_as_they_are_written(kind: type[PackedProfile | BatchShape]) -> None:
+    assert kind.parse("1056x33792") == kind(1056, 33792)
+    assert str(kind(1056, 33792)) == "1056x33792"
+    for text in ("", "512", "0x512", "32x0", "1-32x512", "32x1-512", "-1x5", "32 x 512", "a1x5", "00x5"):
+        with pytest.raises(ValueError, match=f"'{text}' is no shape: expected ROWSx"):
+            kind.parse(text)
 
 
 def test_a_packed_shape_has_rows_to_spare_for_any_padding() -> None:
-    assert packed_rows(Profile(1, 512, 1, 16_384), 512) == 512 + 32
-    assert packed_rows(Profile(1, 64, 1, 1_000), 512) == 64 + 2
+    assert PackedProfile(512, 16_384).input_rows(512) == 512 + 32
+    assert PackedProfile(64, 1_000).input_rows(512) == 64 + 2
+
+
+def test_a_plan_has_profiles_of_one_kind() -> None:
+    assert plan_spec().profiles == (PaddedProfile.parse("1-32x1-512"),)
+    packed = plan_spec(packed_profiles=["8x1024"])
+    assert (packed.packed, packed.profiles) == (True, (PackedProfile(8, 1024),))
+    assert PlanSpec.model_validate_json(packed.model_dump_json()) == packed
+    for profiles in ([], ["1-32x1-512"]):
+        with pytest.raises(ValidationError, match="padded or packed profiles"):
+            PlanSpec.model_validate(
+                PLAN_FIELDS | {"padded_profiles": profiles, "packed_profiles": ["8x1024"] if profiles else []}
+            )
 
 
 def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
@@ -202,7 +226,7 @@ def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
     assert load_engine("one") == now
     assert now.fingerprint == spec.fingerprint
     assert now.plan_for("10.13.3.9", 90).sha256 == "second"
-    assert json.loads((spec.folder / "engine.json").read_text())["plans"][0]["profiles"] == ["1-32x1-512"]
+    assert json.loads((spec.folder / "engine.json").read_text())["plans"][0]["padded_profiles"] == ["1-32x1-512"]
 
 
 @pytest.mark.parametrize(("tensorrt", "sm"), [("10.13.3.9", 89), ("11.4.0.106", 90)])
@@ -220,7 +244,8 @@ def test_an_engine_without_a_plan_says_how_to_get_one() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_plan_of_another_onnx_file_is_refused(packed: bool) -> None:
-    spec = an_engine("one").with_plan(plan_spec(packed=packed, onnx_sha256="old"))
+    profiles: dict[str, object] = {"packed_profiles": ["8x1024"]} if packed else {}
+    spec = an_engine("one").with_plan(plan_spec(onnx_sha256="old", **profiles))
     with pytest.raises(UserError, match=f"has {'p' if packed else 'h'};.*plan --engine one"):
         spec.plan_for("10.13.3.9", 90)
 

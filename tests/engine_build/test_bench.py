@@ -12,13 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from engine_build.bench import INPUT_SETS, Record, Reference, Shape, add_to, as_batch, inputs, measure, real, runs_of
-from engine_build.bench_table import tables
-from engine_build.chart import draw
+from contract.plan import BatchShape
+from engine_build.bench.cases import INPUT_SETS, as_batch, inputs, runs_of, without_padding
+from engine_build.bench.chart import draw
+from engine_build.bench.measure import Cases, measure
+from engine_build.bench.records import BenchRecord, ReferenceVectors, add_to
+from engine_build.bench.table import tables
 from engine_build.command import main
 from tests.contract.samples import engine_spec, plan_spec
 from tests.engine_build.encoders import encoder_of
-from worker.layout import layout_of
+from worker.runtime.layout import layout_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +29,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def record(system: str, ms: float, **changes: object) -> Record:
+def record(system: str, ms: float, **changes: object) -> BenchRecord:
     fields: dict[str, object] = {
         "system": system,
         "model": "mill",
@@ -45,11 +48,11 @@ def record(system: str, ms: float, **changes: object) -> Record:
         "min_cosine": 0.99999,
         "max_difference": 0.01,
     }
-    return Record(**(fields | changes))  # type: ignore[arg-type]
+    return BenchRecord(**(fields | changes))  # type: ignore[arg-type]
 
 
 def test_inputs_are_the_same_each_time_and_padded_by_one_token(tiny: EngineSpec) -> None:
-    once, again = inputs(tiny, Shape(4, 16)), inputs(tiny, Shape(4, 16))
+    once, again = inputs(tiny, BatchShape(4, 16)), inputs(tiny, BatchShape(4, 16))
     assert len(once) == INPUT_SETS
     for first, second in zip(once, again, strict=True):
         assert all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
@@ -58,7 +61,7 @@ def test_inputs_are_the_same_each_time_and_padded_by_one_token(tiny: EngineSpec)
         assert first.input_ids[-1, -1] == tiny.pad_id
         assert first.input_ids.max() < 1000
     assert not np.array_equal(once[0].input_ids, once[1].input_ids)
-    assert inputs(tiny, Shape(1, 16))[0].attention_mask.sum() == 16
+    assert inputs(tiny, BatchShape(1, 16))[0].attention_mask.sum() == 16
 
 
 def test_the_operations_are_those_that_pytorch_counts(tiny: EngineSpec, tiny_model: Path) -> None:
@@ -71,27 +74,28 @@ def test_the_operations_are_those_that_pytorch_counts(tiny: EngineSpec, tiny_mod
 
 
 def test_the_article_has_one_row_a_thousand_times() -> None:
-    assert (runs_of(Shape(1, 512), None), runs_of(Shape(32, 512), None), runs_of(Shape(32, 512), 7)) == (1000, 100, 7)
+    one, many = BatchShape(1, 512), BatchShape(32, 512)
+    assert (runs_of(one, None), runs_of(many, None), runs_of(many, 7)) == (1000, 100, 7)
 
 
 def test_token_level_output_is_compared_without_its_padding(tiny: EngineSpec) -> None:
-    batch = inputs(tiny, Shape(2, 4))[0]
+    batch = inputs(tiny, BatchShape(2, 4))[0]
     output = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
-    assert real(engine_spec(pooling="tokens"), batch, output).tolist() == output.reshape(8, 2)[:7].tolist()
-    assert real(engine_spec(), batch, output[:, 0]).shape == (2, 2)
+    assert without_padding(engine_spec(pooling="tokens"), batch, output).tolist() == output.reshape(8, 2)[:7].tolist()
+    assert without_padding(engine_spec(), batch, output[:, 0]).shape == (2, 2)
 
 
 @pytest.mark.parametrize(
     ("plan", "tokens"),
     [
-        ({"profiles": ["1-32x1-512"]}, 5 * 104),  # rows are padded to a multiple of eight tokens
-        ({"profiles": ["1-32x257-512"]}, 5 * 257),
-        ({"profiles": ["32x512"]}, 32 * 512),
-        ({"profiles": ["8x1024"], "packed": True}, 1024),
+        ({"padded_profiles": ["1-32x1-512"]}, 5 * 104),  # rows are padded to a multiple of eight tokens
+        ({"padded_profiles": ["1-32x257-512"]}, 5 * 257),
+        ({"padded_profiles": ["32x512"]}, 32 * 512),
+        ({"packed_profiles": ["8x1024"]}, 1024),
     ],
 )
 def test_any_shape_is_computed_as_a_plan_takes_it(plan: dict[str, object], tokens: int, tiny: EngineSpec) -> None:
-    layout, batch = layout_of(tiny, plan_spec(**plan)), as_batch(tiny, inputs(tiny, Shape(5, 100))[0])
+    layout, batch = layout_of(tiny, plan_spec(**plan)), as_batch(tiny, inputs(tiny, BatchShape(5, 100))[0])
     (micro,) = layout.cut(batch.lengths)
     assert micro.tokens == tokens
     buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
@@ -102,23 +106,23 @@ def test_any_shape_is_computed_as_a_plan_takes_it(plan: dict[str, object], token
 
 def test_the_reference_goes_from_one_python_to_the_other(tmp_path: Path) -> None:
     spec, file = engine_spec(), tmp_path / "deep" / "ref"
-    Reference(spec.fingerprint, {"1x8": np.ones((1, 3), np.float32)}, 700.5).save(file)
-    read = Reference.load(file, spec)
+    ReferenceVectors(spec.fingerprint, {"1x8": np.ones((1, 3), np.float32)}, 700.5).save(file)
+    read = ReferenceVectors.load(file, spec)
     assert read.vectors["1x8"].tolist() == [[1, 1, 1]]
     assert read.matrix_tflops == 700.5
     with pytest.raises(UserError, match="is of engine"):
-        Reference.load(file, engine_spec(weights_sha256="another"))
+        ReferenceVectors.load(file, engine_spec(weights_sha256="another"))
     with pytest.raises(UserError, match=r"no file.*bench --engine one --system torch-fp32 --reference"):
-        Reference.load(tmp_path / "none.npz", spec)
+        ReferenceVectors.load(tmp_path / "none.npz", spec)
 
 
 def test_what_cannot_be_timed_is_refused_before_anything_is(tmp_path: Path) -> None:
     spec = engine_spec(max_length=512)
-    options: dict[str, Any] = {"runs": 1, "gpu": 0, "step": lambda what: None}
+    options: dict[str, Any] = {"step": lambda what: None}
     with pytest.raises(UserError, match="1x513 is longer than a row can be; engine one takes 512 tokens"):
-        measure(spec, ["tensorrt"], [Shape(1, 8), Shape(1, 513)], reference=None, **options)
+        measure(spec, Cases(["tensorrt"], [BatchShape(1, 8), BatchShape(1, 513)], 1), reference_file=None, **options)
     with pytest.raises(UserError, match="no file"):
-        measure(spec, ["torch-fp16"], [Shape(1, 8)], reference=tmp_path / "none.npz", **options)
+        measure(spec, Cases(["torch-fp16"], [BatchShape(1, 8)], 1), reference_file=tmp_path / "none.npz", **options)
 
 
 def test_records_join_those_of_other_systems_and_replace_their_own(tmp_path: Path) -> None:
@@ -131,7 +135,7 @@ def test_records_join_those_of_other_systems_and_replace_their_own(tmp_path: Pat
         (32, "torch-fp32", 70),
         (32, "torch-fp16", 8),
     ]
-    assert [Record(**one) for one in json.loads(file.read_text())] == every
+    assert [BenchRecord(**one) for one in json.loads(file.read_text())] == every
 
 
 def test_every_figure_can_be_read_in_80_columns() -> None:
@@ -180,7 +184,8 @@ def test_without_a_gpu_the_commands_say_so(tiny: EngineSpec) -> None:
     [
         (("plan", "--profile", "8"), "expected ROWSxLENGTH"),
         (("plan", "--profile", "9-8x512"), "is an empty range"),
-        (("bench", "--shape", "1-8x512"), "is a range"),
+        (("plan", "--packed", "--profile", "1-8x512"), "expected ROWSxTOKENS"),
+        (("bench", "--shape", "1-8x512"), "expected ROWSxLENGTH"),
         (("bench", "--system", "jax"), "'jax' is not one of"),
     ],
 )

@@ -24,6 +24,7 @@ from engine_build.command import main
 from engine_build.compare_export import check_export
 from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import _WHY_NOT, ARCHITECTURES, open_folder
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer
 from tests.conftest import build_engine
 
@@ -76,16 +77,7 @@ def test_every_architecture_becomes_an_engine(architecture: str, engines: Path, 
 def test_a_models_own_limit_is_the_length_where_it_is_below_512(engines: Path, tmp_path: Path) -> None:
     said: list[str] = []
     folder = save_tiny_model(tmp_path / "short", "roberta", max_position_embeddings=66, pad_token_id=1)
-    spec, _ = build(
-        str(folder),
-        name=None,
-        revision=None,
-        pooling=None,
-        normalize=None,
-        max_length=None,
-        say=said.append,
-        step=lambda text: None,
-    )
+    spec, _ = build(str(folder), EngineOptions(), say=said.append, step=lambda text: None)
     assert spec.max_length == 64  # RoBERTa's positions begin behind the padding id
     assert spec.name == "short"
     (line,) = said
@@ -107,8 +99,10 @@ def test_the_shortest_and_the_longest_length_are_taken(length: int, engines: Pat
 def test_building_again_changes_nothing(engines: Path, model: Path, tmp_path: Path) -> None:
     first = build_engine(model, "mill", max_length=16)
     before = {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")}
-    moved = model.rename(tmp_path / "elsewhere")
-    assert build_engine(moved, "mill", max_length=16) == first
+    moved, steps = model.rename(tmp_path / "elsewhere"), list[str]()
+    again = build(str(moved), EngineOptions("mill", max_length=16), say=lambda line: None, step=steps.append)
+    assert again == (first, {})
+    assert steps == ["reading the model"]  # nothing is exported
     assert {file: file.stat().st_mtime_ns for file in first.folder.rglob("*")} == before
     assert left_in(engines) == ["mill"]
 

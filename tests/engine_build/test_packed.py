@@ -10,17 +10,17 @@ import transformers
 
 from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
-from contract.engine import Pooling
-from contract.plan import ATTENTION_PLUGIN, PACKED_INPUTS, Profile
+from contract.engine import Pooling, packed_inputs
+from contract.plan import ATTENTION_PLUGIN, PackedProfile
 from engine_build.model import Head
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
-from tests.contract.samples import engine_spec, plan_spec
+from tests.contract.samples import engine_spec
 from tests.engine_build.encoders import encoder_of
-from worker.engine import Gathered
-from worker.layout import Packed
+from worker.runtime.interface import Gathered
+from worker.runtime.layout import Packed
 
 ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-PROFILES = (Profile(1, 12, 1, 600), Profile(1, 40, 1, 700))
+PROFILES = (PackedProfile(12, 600), PackedProfile(40, 700))
 LENGTH = 96
 
 
@@ -63,15 +63,15 @@ def test_vectors_are_plain_transformers(
     pad_id = model.config.pad_token_id
     spec = engine_spec(pooling=pooling, normalize=normalize, hidden=128, max_length=LENGTH, pad_id=pad_id)
     lengths = np.random.default_rng(1).integers(0, LENGTH + 1, 60).tolist()
-    batch, layout = batch_of(lengths, pad_id), Packed(spec, plan_spec(packed=True, profiles=PROFILES))
+    batch, layout = batch_of(lengths, pad_id), Packed(spec, PROFILES)
     graph = PackedGraph(model, pooling, Head([], None, normalize))
     gathered = Gathered(spec, batch.lengths)
     elements, most = layout.sizes()
     for micro in layout.cut(batch.lengths):
         # What a buffer held before must not matter.
-        buffers = {name: np.full(elements, 2**20, np.int32) for name in PACKED_INPUTS}
+        buffers = {name: np.full(elements, 2**20, np.int32) for name in layout.inputs}
         shapes = layout.fill(batch, micro, buffers)
-        feed = [torch.from_numpy(buffers[name][: shapes[name][0]]) for name in PACKED_INPUTS]
+        feed = [torch.from_numpy(buffers[name][: shapes[name][0]]) for name in layout.inputs]
         with torch.inference_mode():
             found = graph(*feed).numpy()
         assert len(found) <= most
@@ -95,7 +95,7 @@ def test_the_file_has_the_plug_in_in_every_layer_and_fp16_weights(
         encoder_of(wide["bert"]).half(), pooling, Head([], None, True), path=tmp_path / "packed.onnx"
     )
     graph = onnx.load(tmp_path / "packed.onnx").graph
-    assert [value.name for value in graph.input] == list(PACKED_INPUTS)
+    assert [value.name for value in graph.input] == list(packed_inputs(pooling))
     assert all(value.type.tensor_type.elem_type == onnx.TensorProto.INT32 for value in graph.input)
     attention = [node for node in graph.node if node.op_type == ATTENTION_PLUGIN[0]]
     assert [(node.domain, len(node.input)) for node in attention] == [("", 4)] * 2
@@ -112,6 +112,17 @@ def test_the_file_has_the_plug_in_in_every_layer_and_fp16_weights(
     assert not {"Softmax", "Where", "IsNaN"} & {node.op_type for node in graph.node}
     matrices = [one for one in graph.initializer if len(one.dims) == 2]
     assert {one.data_type for one in matrices} == {onnx.TensorProto.FLOAT16}
+
+
+def test_exporting_leaves_the_model_as_it_was(wide: dict[str, Path], tmp_path: Path) -> None:
+    model = encoder_of(wide["bert"])
+    ids = torch.tensor([[2, 9, 3]])
+    before = model(input_ids=ids).last_hidden_state
+    packed_onnx_from_torch(model, "mean", Head([], None, True), tmp_path / "packed.onnx")
+    assert torch.equal(model(input_ids=ids).last_hidden_state, before)
+    graph = PackedGraph(model, "mean", Head([], None, True))
+    shared = {id(one) for one in model.parameters()} & {id(one) for one in graph.model.parameters()}
+    assert id(model.get_input_embeddings().weight) in shared
 
 
 def test_only_what_the_plug_in_takes_is_packable(wide: dict[str, Path], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from engine_build.build import build
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
 
@@ -62,11 +63,7 @@ def built(folder: Path, said: list[str] | None = None, max_length: int | None = 
     """An engine with every choice but the length left to the folder."""
     spec, _ = build(
         str(folder),
-        name=f"of-{folder.parent.name}",
-        revision=None,
-        pooling=None,
-        normalize=None,
-        max_length=max_length,
+        EngineOptions(f"of-{folder.parent.name}", max_length=max_length),
         say=(said if said is not None else []).append,
         step=lambda text: None,
     )

@@ -4,6 +4,7 @@ The bindings need TensorRT's libraries to be imported: libraries that hold nothi
 to are enough for that.
 """
 
+import importlib
 import json
 import os
 import re
@@ -11,18 +12,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
+from contract.plan import PaddedProfile
+from engine_build.profiles import PlanOptions, padded_shapes
+
 ROOT = Path(__file__).parents[2]
-FILES = (
-    "engine_build/plan.py",
-    "engine_build/bench_tensorrt.py",
-    "worker/plan.py",
-    "worker/tensorrt_engine.py",
-)
-SOURCES = [(ROOT / name).read_text(encoding="utf-8") for name in FILES]
-CODE = "\n".join(SOURCES)
+FILES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for package in ("engine_build", "worker")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if "import tensorrt as trt" in file.read_text(encoding="utf-8")
+}
+CODE = "\n".join(FILES.values())
 
 LINKED = {
     "nvinfer": [
@@ -95,7 +100,8 @@ def exists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
         target = f"lib{library}.so.11"
         command = [compiler, "-shared", "-fPIC", "-o", str(folder / target), str(source), f"-Wl,-soname,{target}"]
         subprocess.run(command, check=True)
-    asked = sorted(named() | {f"{kind}.{method}" for kind, methods in METHODS.items() for method in methods})
+    named_here = named() | {"NetworkDefinitionCreationFlag.STRONGLY_TYPED"}
+    asked = sorted(named_here | {f"{kind}.{method}" for kind, methods in METHODS.items() for method in methods})
     script = f"""
 import functools, json
 import tensorrt_bindings as trt
@@ -127,12 +133,64 @@ def test_the_list_of_methods_is_the_codes(method: str) -> None:
     assert re.search(rf"(\.|def ){method}\b", CODE)
 
 
-def test_what_is_gone_in_tensorrt_11_is_not_used_there(exists: dict[str, bool]) -> None:
+def test_all_code_for_tensorrt_is_read() -> None:
+    assert set(FILES) == {
+        "engine_build/bench/tensorrt.py",
+        "engine_build/build_plan.py",
+        "worker/runtime/gpu_plan.py",
+        "worker/runtime/tensorrt.py",
+    }
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MagicMock:
+    """A TensorRT that has these flags and no others, once a plan was built with it."""
+    network_flags, builder_flags = request.param
+    tensorrt = MagicMock(
+        ILogger=type("ILogger", (), {"Severity": MagicMock()}),
+        IProgressMonitor=type("IProgressMonitor", (), {}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
+        BuilderFlag=SimpleNamespace(**builder_flags),
+    )
+    config = tensorrt.Builder.return_value.create_builder_config.return_value
+    config.add_optimization_profile.return_value = 0
+    config.get_tactic_sources.return_value = 0b111
+    config.get_timing_cache.return_value.serialize.return_value = b"a cache"
+    tensorrt.TacticSource = SimpleNamespace(CUBLAS=0)
+    tensorrt.Builder.return_value.build_serialized_network.return_value = b"a plan"
+    for name in ("engine_build.build_plan", "worker.runtime.gpu_plan"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name, module in {"tensorrt": tensorrt, "pycuda": MagicMock(), "pycuda.driver": MagicMock()}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    plan_from_onnx = importlib.import_module("engine_build.build_plan").plan_from_onnx
+    for name in ("engine_build.build_plan", "worker.runtime.gpu_plan"):
+        monkeypatch.delitem(sys.modules, name)
+    profiles = [padded_shapes(PaddedProfile.parse("1-32x257-512"))]
+    options, cache = PlanOptions(level=2), tmp_path / "a.cache"
+    plan = plan_from_onnx(tmp_path / "a.onnx", profiles, options, cache=cache, step=lambda what, done, total: None)
+    assert (bytes(plan), cache.read_bytes()) == (b"a plan", b"a cache")
+    return tensorrt.Builder.return_value
+
+
+@pytest.mark.parametrize("built", [({"STRONGLY_TYPED": 1}, {})], indirect=True)
+def test_what_is_gone_in_tensorrt_11_is_not_used_there(exists: dict[str, bool], built: MagicMock) -> None:
     """11 has STRONGLY_TYPED, with which the code takes neither of the two."""
     assert exists["NetworkDefinitionCreationFlag"]
-    plan = SOURCES[0]
-    assert "flag = strongly_typed if strongly_typed is not None else flags.EXPLICIT_BATCH" in plan
-    assert re.search(r"if strongly_typed is None:\n\s+config\.set_flag\(trt\.BuilderFlag\.FP16\)", plan)
+    assert exists["NetworkDefinitionCreationFlag.STRONGLY_TYPED"]
+    built.create_network.assert_called_once_with(1 << 1)
+    built.create_builder_config().set_flag.assert_not_called()
+
+
+@pytest.mark.parametrize("built", [({"EXPLICIT_BATCH": 0}, {"FP16": "half"})], indirect=True)
+def test_tensorrt_8_6_is_allowed_fp16(built: MagicMock) -> None:
+    built.create_network.assert_called_once_with(1 << 0)
+    config = built.create_builder_config()
+    config.set_flag.assert_called_once_with("half")
+    assert config.builder_optimization_level == 2
+    config.set_tactic_sources.assert_called_once_with(0b110)
+    set_shape = built.create_optimization_profile().set_shape
+    set_shape.assert_any_call("input_ids", (1, 257), (32, 512), (32, 512))
+    assert set_shape.call_count == 3
 
 
 def test_nothing_that_is_removed_after_8_6_is_called() -> None:

@@ -28,6 +28,7 @@ from contract.errors import UserError
 from contract.settings import settings
 from engine_build.build import build
 from engine_build.opened import ARCHITECTURES
+from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 
 FOLDERS = int(os.environ.get("EMBEDMILL_FUZZ", "200"))
@@ -209,16 +210,7 @@ def engine_vectors(spec: EngineSpec, prefix: str) -> list[npt.NDArray[np.float32
 def judge(folder: Path, name: str) -> str:
     """``equal``, ``refused: …`` or ``wrong: …``."""
     try:
-        spec, _ = build(
-            str(folder),
-            name=name,
-            revision=None,
-            pooling=None,
-            normalize=None,
-            max_length=None,
-            say=lambda line: None,
-            step=lambda text: None,
-        )
+        spec, _ = build(str(folder), EngineOptions(name), say=lambda line: None, step=lambda text: None)
     except UserError as refusal:
         return f"refused: {refusal.message}" if "\n" not in refusal.message else f"wrong: two lines {refusal.message}"
     model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +19,8 @@ from contract.store import location
 from producer.batches import batch_of, open_tokenizer
 from tests.conftest import build_engine
 from worker.embed import Embedder
-from worker.engine import Inference
-from worker.onnx_engine import OnnxEngine
+from worker.runtime.interface import Inference
+from worker.runtime.onnx import OnnxEngine, onnx_engine
 from worker.serving import CannotServe
 
 TEXTS = ["A foo.", None, "bar " * 600, "\u200b", "A longer text about bits and bytes."]
@@ -127,6 +129,12 @@ class HalfPrecise(OnnxEngine):
 
     precision = "fp16"
 
+    @classmethod
+    @contextmanager
+    def opened(cls, spec: EngineSpec, threads: int, gpu: int) -> "Iterator[HalfPrecise]":
+        with onnx_engine(spec, threads) as engine:
+            yield cls(spec, engine._session, engine._pool)
+
     def infer(self, batch: Batch) -> Inference:
         found = super().infer(batch)
         found.vectors[batch.row_id >= 3] = [np.inf] + [0] * (self.spec.hidden - 1)
@@ -138,7 +146,7 @@ def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
 ) -> None:
     exact, half = job_for(tiny, tmp_path / "exact"), job_for(tiny, tmp_path / "half")
     Embedder(threads=1).embed(exact, 0, batch_for(exact, tiny).to_bytes())
-    monkeypatch.setattr(worker.embed, "open_engine", lambda spec, threads, gpu: HalfPrecise(spec, threads))
+    monkeypatch.setattr(worker.embed, "open_engine", HalfPrecise.opened)
     Embedder(threads=1).embed(half, 0, batch_for(half, tiny).to_bytes())
     left, right = (pq.read_table(job.shard(0)) for job in (exact, half))
     assert right["error"].null_count == len(right)

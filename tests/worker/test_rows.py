@@ -5,7 +5,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.form import VectorForm
 from producer.batches import open_tokenizer, tokenize_windows
-from worker.rows import Vectors, into_form, pool_windows
+from worker.rows import EmbeddedBatch, into_form, pool_windows
 
 
 def batch_of(row_id: list[int], lengths: list[int]) -> Batch:
@@ -14,8 +14,8 @@ def batch_of(row_id: list[int], lengths: list[int]) -> Batch:
     return Batch("j", 0, "e", np.array(row_id), mask, mask, mask * 0, n_tokens)
 
 
-def found(vectors: list[list[float]], errors: dict[int, str] | None = None) -> Vectors:
-    return Vectors(np.array(vectors, np.float32), errors or {}, 0, 1)
+def found(vectors: list[list[float]], errors: dict[int, str] | None = None) -> EmbeddedBatch:
+    return EmbeddedBatch(np.array(vectors, np.float32), errors or {}, 0, 1)
 
 
 def test_a_texts_vector_is_the_mean_of_its_windows_weighted_by_their_tokens() -> None:

@@ -8,13 +8,13 @@ from threading import Timer
 
 import pytest
 
-from worker import turns
-from worker.turns import Turns
+from worker.runtime import gpu_lock as module
+from worker.runtime.gpu_lock import gpu_lock
 
 HOLD = """
 import sys, time
-from worker.turns import Turns
-with Turns("0000:1B:00.0"):
+from worker.runtime.gpu_lock import gpu_lock
+with gpu_lock("0000:1B:00.0") as lock, lock.held():
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -36,49 +36,53 @@ def holder(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_turn_is_waited_for_until_its_process_is_killed(holder: "subprocess.Popen[str]") -> None:
+def test_the_lock_is_waited_for_until_its_process_is_killed(holder: "subprocess.Popen[str]") -> None:
     killed = time.monotonic() + 0.3
     Timer(0.3, holder.kill).start()
-    mine = Turns("0000:1B:00.0")
-    with mine:
+    with gpu_lock("0000:1B:00.0") as lock, lock.held():
         assert time.monotonic() >= killed
-    mine.close()
     holder.wait()
 
 
 def test_nobody_waits_for_ever(holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_TIMEOUT", 0.2)
     began = time.monotonic()
-    mine = Turns("0000:1B:00.0")
-    for _ in range(2):
-        with mine:
-            assert holder.poll() is None
+    with gpu_lock("0000:1B:00.0") as lock:
+        for _ in range(2):
+            with lock.held():
+                assert holder.poll() is None
     assert time.monotonic() - began >= 0.4
-    mine.close()
     holder.kill()
     holder.wait()
 
 
-def test_another_gpu_has_turns_of_its_own(
+def test_another_gpu_has_a_lock_of_its_own(
     holder: "subprocess.Popen[str]", folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Turns("0000:2C:00.0")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1/2/3")
-    part = Turns("0000:1B:00.0")
     began = time.monotonic()
-    with other, part:
-        assert time.monotonic() - began < turns._PATIENCE
-        assert len(list(folder.iterdir())) == 3
+    with gpu_lock("0000:2C:00.0") as other:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1/2/3")
+        with gpu_lock("0000:1B:00.0") as part, other.held(), part.held():
+            assert time.monotonic() - began < module._TIMEOUT
+            assert len(list(folder.iterdir())) == 3
     holder.kill()
     holder.wait()
+
+
+def test_the_lock_is_released_after_an_error(folder: Path) -> None:
+    with gpu_lock("x") as lock, gpu_lock("x") as another:
+        with pytest.raises(ValueError, match="a batch"), lock.held():
+            raise ValueError("a batch")
+        began = time.monotonic()
+        with another.held():
+            assert time.monotonic() - began < module._TIMEOUT
 
 
 def test_a_link_in_the_lock_files_place_is_not_followed(folder: Path) -> None:
-    mine = Turns("x")
-    (file,) = folder.iterdir()
-    mine.close()
+    with gpu_lock("x"):
+        (file,) = folder.iterdir()
     file.unlink()
     file.symlink_to(folder / "elsewhere")
-    with pytest.raises(OSError, match="symbolic"):
-        Turns("x")
+    with pytest.raises(OSError, match="symbolic"), gpu_lock("x"):
+        pass
     assert not (folder / "elsewhere").exists()

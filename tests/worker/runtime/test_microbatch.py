@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from contract.plan import Profile
-from worker.microbatch import cut_by_budget, cut_by_profiles, cut_packed
+from contract.plan import PackedProfile, PaddedProfile
+from worker.runtime.microbatch import cut_by_budget, cut_packed, cut_padded
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -42,35 +42,35 @@ def test_a_batch_without_any_text_needs_no_computing() -> None:
     assert cut_by_budget([0, 0], token_budget=100) == []
 
 
-PROFILES = [Profile(1, 1, 1, 512), Profile(1, 64, 1, 64), Profile(1, 32, 65, 512), Profile(16, 16, 128, 128)]
+PROFILES = [PaddedProfile.parse(text) for text in ("1x1-512", "1-64x1-64", "1-32x65-512", "16x128")]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rectangles_keep_to_their_profiles_and_hold_every_row_once(seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = random.integers(0, 513, random.integers(1, 400))
-    microbatches = cut_by_profiles(lengths, PROFILES)
+    microbatches = cut_padded(lengths, PROFILES)
     for micro in microbatches:
         profile, rows = PROFILES[micro.profile], micro.tokens // micro.length
-        assert profile.least_rows <= rows <= profile.rows
+        assert profile.min.rows <= rows <= profile.max.rows
         assert len(micro.rows) <= rows
-        assert profile.shortest <= micro.length <= profile.length
+        assert profile.min.length <= micro.length <= profile.max.length
         assert lengths[micro.rows].max() <= micro.length
     assert sorted(np.concatenate([micro.rows for micro in microbatches])) == np.flatnonzero(lengths).tolist()
 
 
 def test_of_the_profiles_that_fit_the_one_that_computes_least_is_used() -> None:
-    of_one = cut_by_profiles([300], PROFILES)
+    of_one = cut_padded([300], PROFILES)
     assert [(micro.profile, micro.length, micro.tokens) for micro in of_one] == [(0, 304, 304)]
-    short = cut_by_profiles([60] * 100, PROFILES)
+    short = cut_padded([60] * 100, PROFILES)
     assert [(micro.profile, len(micro.rows), micro.length) for micro in short] == [(1, 64, 64), (1, 36, 64)]
-    full = cut_by_profiles([128] * 16, [Profile(1, 8, 1, 512), PROFILES[3]])
+    full = cut_padded([128] * 16, [PaddedProfile.parse("1-8x1-512"), PROFILES[3]])
     assert [(micro.profile, micro.tokens) for micro in full] == [(1, 2048)]
 
 
 def test_a_row_that_no_profile_takes_is_an_error() -> None:
     with pytest.raises(ValueError, match="a row of 65 tokens is longer than every profile: 1-64x1-64"):
-        cut_by_profiles([65], [PROFILES[1]])
+        cut_padded([65], [PROFILES[1]])
 
 
 @pytest.mark.parametrize("shortest", [512, 256, 100])
@@ -78,12 +78,12 @@ def test_a_row_that_no_profile_takes_is_an_error() -> None:
 def test_packed_rows_fit_and_none_is_left_out(seed: int, shortest: int) -> None:
     """Also where the smallest profile does not take the longest row."""
     random = np.random.default_rng(seed)
-    profiles = [Profile(1, 20, 1, 2048), Profile(1, 6, 1, shortest)]
+    profiles = [PackedProfile(20, 2048), PackedProfile(6, shortest)]
     lengths = random.integers(0, 513, random.integers(1, 300))
     microbatches = cut_packed(lengths, profiles)
     for micro in microbatches:
         profile = profiles[micro.profile]
-        assert micro.tokens == profile.length >= lengths[micro.rows].sum()
+        assert micro.tokens == profile.tokens >= lengths[micro.rows].sum()
         assert len(micro.rows) <= profile.rows
         assert lengths[micro.rows].max() == micro.length
     rows = np.concatenate([micro.rows for micro in microbatches]) if microbatches else np.array([])
@@ -93,7 +93,7 @@ def test_packed_rows_fit_and_none_is_left_out(seed: int, shortest: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_next_to_nothing_of_packed_rows_is_padding(seed: int) -> None:
     random = np.random.default_rng(seed)
-    profiles = [Profile(1, 512, 1, 16384), Profile(1, 128, 1, 4096), Profile(1, 32, 1, 1024)]
+    profiles = [PackedProfile(512, 16384), PackedProfile(128, 4096), PackedProfile(32, 1024)]
     lengths = random.integers(64, 513, random.integers(1, 1500))
     *filled, last = cut_packed(lengths, profiles)
     assert all(micro.tokens - lengths[micro.rows].sum() < 512 for micro in filled)
@@ -102,12 +102,12 @@ def test_next_to_nothing_of_packed_rows_is_padding(seed: int) -> None:
 
 
 def test_short_rows_fill_what_a_long_one_leaves() -> None:
-    microbatches = cut_packed([500, 400, 300, 90, 10, 20], [Profile(1, 8, 1, 1000)])
+    microbatches = cut_packed([500, 400, 300, 90, 10, 20], [PackedProfile(8, 1000)])
     assert [micro.rows.tolist() for micro in microbatches] == [[0, 1, 5, 4], [2, 3]]
 
 
 def test_what_is_left_goes_into_the_smallest_profile_that_takes_it() -> None:
-    profiles = [Profile(1, 8, 1, 1000), Profile(1, 8, 1, 200), Profile(1, 8, 1, 400)]
+    profiles = [PackedProfile(8, 1000), PackedProfile(8, 200), PackedProfile(8, 400)]
     assert [micro.profile for micro in cut_packed([500, 500, 150], profiles)] == [0, 1]
     assert [micro.profile for micro in cut_packed([20] * 10, profiles)] == [0, 1]
     assert [micro.profile for micro in cut_packed([100] * 5, profiles)] == [2, 1]  # 1,000 would be half padding

@@ -6,7 +6,7 @@ Whatever differs between TensorRT 8.6, 10 and 11 is asked of the library, never 
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,36 +15,32 @@ import tensorrt as trt
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.plan import ATTENTION_PLUGIN, PlanSpec, Profile
-from engine_build.profiles import Shapes, check_profiles, packed_profiles, packed_shapes, padded_profiles, padded_shapes
-from worker.plan import LOG, open_gpu
+from contract.plan import ATTENTION_PLUGIN, PackedProfile, PaddedProfile, PlanSpec
+from engine_build.profiles import (
+    PlanOptions,
+    TensorProfile,
+    check_packed,
+    check_padded,
+    packed_profiles,
+    packed_shapes,
+    padded_profiles,
+    padded_shapes,
+)
+from worker.runtime.gpu_plan import LOG, Gpu, gpu_context
 
 Step = Callable[[str, int, int], None]
 """Takes what the builder is at, how many of its steps are done, and how many there are."""
 
 
-def add_plan(
-    spec: EngineSpec,
-    *,
-    profiles: Sequence[Profile] | None,
-    packed: bool | None,
-    level: int,
-    workspace: int,
-    gpu: int,
-    step: Step,
-) -> EngineSpec:
+def add_plan(spec: EngineSpec, options: PlanOptions, *, gpu: int, step: Step) -> EngineSpec:
     """Build a plan for this machine's TensorRT and GPU, and record it in the engine's ``engine.json``.
 
     The plan is written before it is recorded; one for the same TensorRT and compute capability is replaced.
 
     Args:
         spec: the engine.
-        profiles: the shapes it takes; None for those of ``engine_build.profiles``.
-        packed: whether rows lie end to end; None for where that was measured to be faster, on TensorRT 8.6, unless
-            there are profiles, which are a padded plan's then.
-        level: the builder's optimization level, 0 to 5. Higher builds take longer.
-        workspace: most bytes of GPU memory that a tactic may use for itself.
-        gpu: the GPU to build on and for.
+        options: what the user asks for.
+        gpu: the number of the GPU to build on and for.
         step: takes the progress.
 
     Returns:
@@ -53,56 +49,74 @@ def add_plan(
     Raises:
         UserError: there is no such GPU, the ONNX file is not the recorded one, or the builder fails.
     """
+    packed = _is_packed(spec, options)
+    sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
+    onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
+    with gpu_context(gpu) as current:
+        profiles = _profiles(spec, options, current, packed=packed)
+        folder = spec.folder / "plans"
+        folder.mkdir(exist_ok=True)
+        name = f"trt{trt.__version__}-sm{current.sm}"
+        began = time.monotonic()
+        plan = plan_from_onnx(onnx, profiles.shapes, options, cache=folder / f"{name}.cache", step=step)
+        seconds = time.monotonic() - began
+        # A plan's name has its hash, so that the one that it replaces is whole until engine.json names this one.
+        digest = hashlib.sha256(plan).hexdigest()
+        path = folder / f"{name}-{digest[:8]}.plan"
+        _write(path, plan)
+        record = PlanSpec(
+            file=str(path.relative_to(spec.folder)),
+            sha256=digest,
+            onnx_sha256=sha256,
+            tensorrt=trt.__version__,
+            sm=current.sm,
+            gpu=current.device.name(),
+            precision="fp16",
+            padded_profiles=profiles.padded,
+            packed_profiles=profiles.packed,
+            optimization_level=options.level,
+            build_seconds=round(seconds, 1),
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        )
+    return spec.with_plan(record)
+
+
+def _is_packed(spec: EngineSpec, options: PlanOptions) -> bool:
     can_pack = spec.onnx_packed_sha256 is not None and has_attention_plugin()
-    if packed and not can_pack:
+    if options.packed and not can_pack:
         raise UserError(
             f"rows of engine {spec.name} cannot be packed by TensorRT {trt.__version__}",
             "that takes attention heads 64 wide, rows of at most 512 tokens, and TensorRT's attention plug-in",
             "leave out --packed",
         )
-    if packed is None:
-        # 8.6's own attention is slow with a mask. That of later versions, all of which know strong typing, is fused.
-        packed = not profiles and can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
-    onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
-    with ExitStack() as stack:
-        sm, device = open_gpu(gpu, stack), cuda.Device(gpu)
-        if not profiles:
-            multiprocessors = device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
-            profiles = packed_profiles(multiprocessors) if packed else padded_profiles(spec.max_length)
-        check_profiles(profiles, spec.max_length, packed=packed)
-        folder = spec.folder / "plans"
-        folder.mkdir(exist_ok=True)
-        name = f"trt{trt.__version__}-sm{sm}"
-        shapes = [packed_shapes(one, spec.max_length) if packed else padded_shapes(one) for one in profiles]
-        began = time.monotonic()
-        plan = plan_from_onnx(onnx, shapes, level=level, workspace=workspace, cache=folder / f"{name}.cache", step=step)
-        seconds = time.monotonic() - began
-        # A plan's name has its hash, so that the one that it replaces is whole until engine.json names this one.
-        digest = hashlib.sha256(plan).hexdigest()
-        path = folder / f"{name}-{digest[:8]}.plan"
-        staging = path.with_suffix(".part")
-        staging.write_bytes(plan)
-        staging.replace(path)
-        found = PlanSpec(
-            file=str(path.relative_to(spec.folder)),
-            sha256=digest,
-            onnx_sha256=sha256,
-            packed=packed,
-            tensorrt=trt.__version__,
-            sm=sm,
-            gpu=device.name(),
-            precision="fp16",
-            profiles=tuple(profiles),
-            optimization_level=level,
-            build_seconds=round(seconds, 1),
-            created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        )
-    return spec.with_plan(found)
+    if options.packed is not None:
+        return options.packed
+    # 8.6's own attention is slow with a mask. That of later versions, all of which know strong typing, is fused.
+    return not options.padded_profiles and can_pack and not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
+@dataclass(frozen=True)
+class _Profiles:
+    """The profiles of one kind, and the shapes of their tensors."""
+
+    shapes: list[TensorProfile]
+    padded: tuple[PaddedProfile, ...] = ()
+    packed: tuple[PackedProfile, ...] = ()
+
+
+def _profiles(spec: EngineSpec, options: PlanOptions, gpu: Gpu, *, packed: bool) -> _Profiles:
+    if packed:
+        multiprocessors = gpu.device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
+        packed_ones = options.packed_profiles or packed_profiles(multiprocessors)
+        check_packed(packed_ones, spec.max_length)
+        return _Profiles([packed_shapes(one, spec.max_length, spec.pooling) for one in packed_ones], packed=packed_ones)
+    padded_ones = options.padded_profiles or padded_profiles(spec.max_length)
+    check_padded(padded_ones, spec.max_length)
+    return _Profiles([padded_shapes(one) for one in padded_ones], padded=padded_ones)
 
 
 def plan_from_onnx(
-    onnx: Path, profiles: Sequence[Shapes], *, level: int, workspace: int, cache: Path, step: Step
+    onnx: Path, profiles: Sequence[TensorProfile], options: PlanOptions, *, cache: Path, step: Step
 ) -> memoryview:
     """Build a plan on the current CUDA context.
 
@@ -111,9 +125,8 @@ def plan_from_onnx(
 
     Args:
         onnx: the file.
-        profiles: at least one: each input's least and largest shape.
-        level: 0 to 5.
-        workspace: in bytes.
+        profiles: at least one.
+        options: ``level`` and ``workspace`` count.
         cache: file of the timing cache, with which another build is faster; made if it is not there.
         step: takes the progress.
 
@@ -130,35 +143,53 @@ def plan_from_onnx(
         reasons = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
         raise UserError(f"TensorRT {trt.__version__} cannot read {onnx} ({reasons})")
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    config.builder_optimization_level = level
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.builder_optimization_level = options.level
     if strongly_typed is None:
         config.set_flag(trt.BuilderFlag.FP16)
-    # Later versions leave these libraries out by default. They were no faster, and the plan needs neither.
-    external = [getattr(trt.TacticSource, name, None) for name in ("CUBLAS", "CUBLAS_LT", "CUDNN")]
-    sources = config.get_tactic_sources()
-    for source in (source for source in external if source is not None):
-        sources &= ~(1 << int(source))
-    config.set_tactic_sources(sources)
-    for profile in profiles:
-        shapes = builder.create_optimization_profile()
-        for name, (least, most) in profile.items():
-            shapes.set_shape(name, least, most, most)
-        if config.add_optimization_profile(shapes) < 0:
-            raise UserError(f"TensorRT does not take the profile {profile} ({LOG.last()})")
-    known = cache.read_bytes() if cache.exists() else b""
-    # One that another TensorRT or GPU left is not taken; a build without one is only slower.
-    if not (known and config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    _leave_out_libraries(config)
+    _add_profiles(builder, config, profiles)
+    _use_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _monitor(step)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UserError(f"TensorRT {trt.__version__} built no plan of {onnx} ({LOG.last()})")
-    staging = cache.with_suffix(".cache.part")
-    staging.write_bytes(config.get_timing_cache().serialize())
-    staging.replace(cache)
+    _write(cache, config.get_timing_cache().serialize())
     return memoryview(plan)
+
+
+def _leave_out_libraries(config: "trt.IBuilderConfig") -> None:
+    """Later versions leave these out by default. They were no faster, and the plan needs none of them."""
+    external = [getattr(trt.TacticSource, name, None) for name in ("CUBLAS", "CUBLAS_LT", "CUDNN")]
+    sources = config.get_tactic_sources()
+    for source in (source for source in external if source is not None):
+        sources &= ~(1 << int(source))
+    config.set_tactic_sources(sources)
+
+
+def _add_profiles(builder: "trt.Builder", config: "trt.IBuilderConfig", profiles: Sequence[TensorProfile]) -> None:
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, shape in profile.items():
+            shapes.set_shape(name, shape.min, shape.opt, shape.max)
+        if config.add_optimization_profile(shapes) < 0:
+            raise UserError(f"TensorRT does not take the profile {profile} ({LOG.last()})")
+
+
+def _use_cache(config: "trt.IBuilderConfig", file: Path) -> None:
+    """Build with what an earlier build timed. TensorRT refuses what another TensorRT or GPU left; a build without is
+    only slower."""
+    known = file.read_bytes() if file.exists() else b""
+    if not (known and config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _write(path: Path, content: memoryview) -> None:
+    """Whole or not at all. Unlike ``contract.files.write_atomically`` it takes a plan without a copy."""
+    staging = path.with_name(f"{path.name}.part")
+    staging.write_bytes(content)
+    staging.replace(path)
 
 
 def has_attention_plugin() -> bool:
@@ -170,7 +201,7 @@ def has_attention_plugin() -> bool:
 
 
 def _monitor(step: Step) -> "trt.IProgressMonitor":
-    """Tells ``step`` of the outermost phase. TensorRT 8.6 has no such thing, and the class cannot be named there."""
+    """Reports the outermost phase to ``step``. TensorRT 8.6 has no such thing, and the class cannot be named there."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # TensorRT has no types
         def __init__(self) -> None:

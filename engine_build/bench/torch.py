@@ -2,7 +2,8 @@
 
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,17 +12,22 @@ from torch import Tensor
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.plan import BatchShape
 from contract.words import count
-from engine_build.bench import Shape, Timed, inputs, real
-from engine_build.model import hidden_states, parts_of, pooled, weights_sha256
+from engine_build.bench.cases import Timed, inputs, without_padding
+from engine_build.bench.records import System
+from engine_build.model import Parts, hidden_states, parts_of, pooled, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.source import fetch
 
 _MATRIX = 8192
 
 
-class TorchBench:
-    """The engine's model in PyTorch on one GPU, with transformers' SDPA attention and TF32 off.
+@contextmanager
+def torch_bench(spec: EngineSpec, gpu: int) -> Iterator["TorchBench"]:
+    """The engine's model in PyTorch on one GPU while the ``with`` block lasts.
+
+    Attention is transformers' SDPA, and TF32 is off. Afterwards the GPU's memory is free for another system.
 
     Args:
         spec: the engine.
@@ -30,30 +36,51 @@ class TorchBench:
     Raises:
         UserError: PyTorch has no such GPU, or the model is not the one that the engine was made from.
     """
-
-    def __init__(self, spec: EngineSpec, gpu: int) -> None:
-        if not torch.cuda.is_available() or gpu >= torch.cuda.device_count():
-            raise UserError(
-                f"this PyTorch ({torch.__version__}) finds {count(torch.cuda.device_count(), 'GPU')}",
-                f"expected to use number {gpu}",
-                "time TensorRT alone: --system tensorrt",
-            )
-        self._spec, self._device = spec, torch.device("cuda", gpu)
-        model = open_folder(fetch(spec.model, spec.revision).folder)
-        if weights_sha256(model) != spec.weights_sha256:
-            raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        parts = parts_of(
-            model,
-            spec.pooling if "pooling" in spec.chosen else None,
-            spec.normalize if "normalize" in spec.chosen else None,
+    if not torch.cuda.is_available() or gpu >= torch.cuda.device_count():
+        raise UserError(
+            f"this PyTorch ({torch.__version__}) finds {count(torch.cuda.device_count(), 'GPU')}",
+            f"expected to use number {gpu}",
+            "time TensorRT alone: --system tensorrt",
         )
-        self._model, self._head = parts.encoder, parts.head.to(self._device)
-        self._model.to(self._device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-        self.gpu = torch.cuda.get_device_name(self._device)
-        self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    bench = TorchBench(spec, _parts(spec), torch.device("cuda", gpu))
+    try:
+        yield bench
+    finally:
+        bench.close()
 
-    def time(self, system: str, shape: Shape, runs: int) -> Timed:
+
+def _parts(spec: EngineSpec) -> Parts:
+    model = open_folder(fetch(spec.model, spec.revision).folder)
+    if weights_sha256(model) != spec.weights_sha256:
+        raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
+    return parts_of(
+        model,
+        spec.pooling if "pooling" in spec.chosen else None,
+        spec.normalize if "normalize" in spec.chosen else None,
+    )
+
+
+class TorchBench:
+    """Times a model; ``torch_bench`` makes it.
+
+    Args:
+        spec: the engine.
+        parts: of its model; moved to the device.
+        device: a GPU.
+    """
+
+    def __init__(self, spec: EngineSpec, parts: Parts, device: torch.device) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._spec, self._device = spec, device
+        self._model, self._head = parts.encoder, parts.head.to(device)
+        self._model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+
+    def system(self, name: str) -> System:
+        """One of ``TORCH_SYSTEMS`` on this GPU."""
+        version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        return System(name, torch.cuda.get_device_name(self._device), version)
+
+    def time(self, system: str, shape: BatchShape, runs: int) -> Timed:
         """Time one shape.
 
         Args:
@@ -71,10 +98,10 @@ class TorchBench:
         on_gpu = [[torch.from_numpy(array).to(self._device) for array in batch] for batch in batches]
         with torch.inference_mode():
             vectors = compute(*on_gpu[0]).cpu().numpy()
-            for turn in range(max(10, runs // 10)):
-                compute(*on_gpu[turn % len(on_gpu)])
-            milliseconds = _timed(lambda turn: compute(*on_gpu[turn % len(on_gpu)]), runs)
-        return Timed(milliseconds, real(self._spec, batches[0], vectors))
+            for number in range(max(10, runs // 10)):
+                compute(*on_gpu[number % len(on_gpu)])
+            milliseconds = _timed(lambda number: compute(*on_gpu[number % len(on_gpu)]), runs)
+        return Timed(milliseconds, without_padding(self._spec, batches[0], vectors))
 
     def _compute(self, *batch: Tensor) -> Tensor:
         ids, mask, types = batch
@@ -103,8 +130,8 @@ def _timed(run: Callable[[int], object], runs: int) -> list[float]:
     events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
     torch.cuda.synchronize()
     events[0].record()
-    for turn in range(runs):
-        run(turn)
-        events[turn + 1].record()
+    for number in range(runs):
+        run(number)
+        events[number + 1].record()
     torch.cuda.synchronize()
     return [before.elapsed_time(after) for before, after in itertools.pairwise(events)]

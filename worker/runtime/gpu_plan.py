@@ -6,23 +6,24 @@ named tensors are used, which all of them have.
 
 import functools
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import pycuda.driver as cuda
 import tensorrt as trt
 
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
-from contract.plan import PlanSpec
-from worker.engine import EngineDead
-from worker.layout import Shape, layout_of
+from worker.runtime.interface import EngineDead
+from worker.runtime.layout import TensorShape, layout_of
 
 log = logging.getLogger("embedmill.worker")
 
 
 class TensorRTLog(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
-    """TensorRT's own messages: warnings go to the log, errors are also kept for the exception that follows."""
+    """TensorRT's own messages: all go to the log, and errors are kept for the exception that follows."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
@@ -37,14 +38,32 @@ class TensorRTLog(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
             log.debug("TensorRT: %s", message)
 
     def last(self) -> str:
-        """What TensorRT complained of last; to be used in an exception."""
-        said = "; ".join(self.errors[-3:]) or "TensorRT gave no reason"
+        """The last three errors, for an exception's message; they are forgotten then."""
+        reason = "; ".join(self.errors[-3:]) or "TensorRT gave no reason"
         self.errors.clear()
-        return said
+        return reason
 
 
 LOG = TensorRTLog()
 """TensorRT takes one logger a process: the first that it is given."""
+
+
+class Gpu(NamedTuple):
+    """A GPU whose primary context is this thread's current one."""
+
+    number: int
+    device: "cuda.Device"
+    sm: int
+    """Compute capability, 90 for 9.0."""
+
+    def too_little_memory(self, spec: EngineSpec, reason: object) -> UserError:
+        """The error for an engine that does not fit into what is free now."""
+        free, total = cuda.mem_get_info()
+        return UserError(
+            f"GPU {self.number} has too little free memory for engine {spec.name}: {free / 2**20:,.0f} of "
+            f"{total / 2**20:,.0f} MiB ({reason})",
+            mend="end what else uses it (nvidia-smi), or start the worker with fewer children: -c 1",
+        )
 
 
 @functools.cache
@@ -56,20 +75,17 @@ def _primary_context(number: int) -> "tuple[cuda.Device, cuda.Context]":
     return device, device.retain_primary_context()
 
 
-def open_gpu(number: int, stack: ExitStack) -> int:
-    """Make a GPU's primary context this thread's, until the stack closes.
+@contextmanager
+def gpu_context(number: int) -> Iterator[Gpu]:
+    """Make a GPU's primary context this thread's while the ``with`` block lasts.
 
     The primary context, because TensorRT uses the CUDA runtime, which uses that one.
 
     Args:
         number: the GPU's, from 0.
-        stack: closed by the same thread.
-
-    Returns:
-        The GPU's compute capability, 90 for 9.0.
 
     Raises:
-        UserError: there is no such GPU, or CUDA does not work.
+        UserError: there is no such GPU, it has no memory left for a context, or CUDA does not work.
     """
     try:
         device, context = _primary_context(number)
@@ -78,55 +94,69 @@ def open_gpu(number: int, stack: ExitStack) -> int:
         raise UserError(
             f"GPU {number} cannot be used ({error})", "expected a GPU that nvidia-smi lists", "see nvidia-smi"
         ) from None
-    stack.callback(context.pop)
-    major, minor = device.compute_capability()
-    return 10 * int(major) + int(minor)
+    try:
+        major, minor = device.compute_capability()
+        yield Gpu(number, device, 10 * int(major) + int(minor))
+    finally:
+        context.pop()
 
 
 class LoadedPlan:
-    """A deserialized plan on the current CUDA context: one execution context for each profile.
+    """An engine's plan for this machine, deserialized on a GPU: one execution context for each profile.
 
     Args:
         spec: the engine.
-        plan: the plan to load.
+        gpu: whose context is current.
 
     Raises:
-        UserError: the plan is not the recorded one, or this TensorRT does not take it.
+        UserError: there is no plan for this machine, it is not the recorded one, this TensorRT does not take it, or the
+            GPU has too little free memory.
+        EngineDead: TensorRT makes no execution context for another reason.
     """
 
-    def __init__(self, spec: EngineSpec, plan: PlanSpec) -> None:
+    def __init__(self, spec: EngineSpec, gpu: Gpu) -> None:
+        plan = spec.plan_for(trt.__version__, gpu.sm)
         self.layout = layout_of(spec, plan)
         path = spec.check_plan(plan)
+        serialized = path.read_bytes()
+        if len(serialized) > cuda.mem_get_info()[0]:  # asked first: what TensorRT does without memory differs
+            raise gpu.too_little_memory(spec, f"its plan alone takes {len(serialized) / 2**20:,.0f} MiB")
         if plan.packed:
             trt.init_libnvinfer_plugins(LOG, "")
         self._runtime = trt.Runtime(LOG)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(serialized)
         if self._engine is None:
-            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({LOG.last()})", mend=spec.rebuild_plan)
+            reason = LOG.last()
+            if _is_out_of_memory(reason):
+                raise gpu.too_little_memory(spec, reason)
+            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({reason})", mend=spec.rebuild_plan)
         names = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if names != {*self.layout.inputs, OUTPUT}:
             raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", mend=spec.rebuild_plan)
-        stream = cuda.Stream()
         # One for each profile: a change of profile has the next run set up everything again.
         self._contexts = []
+        stream = cuda.Stream()
         for profile in range(len(plan.profiles)):
             context = self._engine.create_execution_context()
             if context is None or not context.set_optimization_profile_async(profile, stream.handle):
-                raise EngineDead(f"no execution context for {path}: {LOG.last()}")
+                reason = LOG.last()
+                if _is_out_of_memory(reason):
+                    raise gpu.too_little_memory(spec, reason)
+                raise EngineDead(f"no execution context for {path}: {reason}")
             self._contexts.append(context)
         stream.synchronize()
 
     def enqueue(
         self,
         profile: int,
-        shapes: Mapping[str, Shape],
+        shapes: Mapping[str, TensorShape],
         addresses: Mapping[str, "cuda.DeviceAllocation"],
         stream: "cuda.Stream",
     ) -> None:
         """Start a micro-batch.
 
         Args:
-            profile: the profile's place.
+            profile: the profile's index.
             shapes: each input's.
             addresses: on the device, of each input, int32, and of ``OUTPUT``, float32.
             stream: to compute on.
@@ -135,18 +165,26 @@ class LoadedPlan:
             EngineDead: TensorRT did not take it.
         """
         context = self._contexts[profile]
-        taken = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
-        taken = taken and all(context.set_tensor_address(name, int(address)) for name, address in addresses.items())
-        if not (taken and context.execute_async_v3(stream.handle)):
+        accepted = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
+        accepted = accepted and all(
+            context.set_tensor_address(name, int(address)) for name, address in addresses.items()
+        )
+        if not (accepted and context.execute_async_v3(stream.handle)):
             raise EngineDead(f"TensorRT did not compute a micro-batch of the shapes {shapes}: {LOG.last()}")
 
     def watch(self, profiler: "trt.IProfiler") -> None:
-        """Have a profiler told of each layer's time from now on."""
+        """Report each layer's time to a profiler from now on."""
         for context in self._contexts:
             context.profiler = profiler
 
     def close(self) -> None:
         """Free it, in the order in which TensorRT's objects depend on one another."""
         self._contexts.clear()
-        self._engine = None
-        self._runtime = None
+        del self._engine
+        del self._runtime
+
+
+def _is_out_of_memory(reason: str) -> bool:
+    """Whether TensorRT's errors name it: ``Cuda Runtime (out of memory)``, ``Error Code 2: OutOfMemory``. It has no
+    other way to tell."""
+    return re.search(r"out ?of ?memory", reason, re.IGNORECASE) is not None

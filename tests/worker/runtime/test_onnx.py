@@ -12,7 +12,7 @@ from contract.errors import UserError
 from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
-from worker.onnx_engine import OnnxEngine
+from worker.runtime.onnx import onnx_engine
 
 
 def texts(rows: int) -> list[str]:
@@ -44,7 +44,7 @@ def test_vectors_are_pytorchs_whatever_the_micro_batches(
     for budget in ("1", "700", "100000"):
         monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", budget)
         settings.cache_clear()
-        with OnnxEngine(tiny, threads=1) as engine:
+        with onnx_engine(tiny, threads=1) as engine:
             found = engine.infer(batch(tiny, list(rows))).vectors
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -52,14 +52,14 @@ def test_vectors_are_pytorchs_whatever_the_micro_batches(
 def test_token_level_vectors_are_those_of_the_real_tokens_in_row_order(tiny_model: Path) -> None:
     spec = build_engine(tiny_model, "tiny-tokens", "tokens")
     rows = texts(12)
-    with OnnxEngine(spec, threads=1) as engine:
+    with onnx_engine(spec, threads=1) as engine:
         found = engine.infer(batch(spec, list(rows))).vectors
     np.testing.assert_allclose(found, np.concatenate(pytorch(tiny_model, rows)), atol=1e-5)
 
 
 def test_rows_without_a_text_are_left_out(tiny: EngineSpec) -> None:
     first, second = texts(2)
-    with OnnxEngine(tiny, threads=1) as engine:
+    with onnx_engine(tiny, threads=1) as engine:
         with_nulls = engine.infer(batch(tiny, [None, first, None, second, None]))
         without = engine.infer(batch(tiny, [first, second]))
         nothing = engine.infer(batch(tiny, [None, None]))
@@ -72,13 +72,8 @@ def test_computed_tokens_counts_the_padding(tiny: EngineSpec, monkeypatch: pytes
     monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", "100000")
     settings.cache_clear()
     rows = batch(tiny, list(texts(5)))
-    with OnnxEngine(tiny, threads=1) as engine:
+    with onnx_engine(tiny, threads=1) as engine:
         assert engine.infer(rows).computed_tokens == 5 * rows.lengths.max()
-
-
-def test_nothing_is_loaded_before_the_engine_is_entered(tiny: EngineSpec) -> None:
-    with pytest.raises(RuntimeError, match="not open"):
-        OnnxEngine(tiny, threads=1).infer(batch(tiny, ["a"]))
 
 
 def test_a_changed_onnx_file_is_refused_before_it_is_used(tiny_model: Path) -> None:
@@ -87,5 +82,5 @@ def test_a_changed_onnx_file_is_refused_before_it_is_used(tiny_model: Path) -> N
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), OnnxEngine(spec, threads=1):
+    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), onnx_engine(spec, threads=1):
         pass

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.gpus import gpu_count, lacking
+from worker.runtime.gpus import gpu_count, lacking
 
 
 @pytest.fixture

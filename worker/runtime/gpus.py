@@ -7,14 +7,14 @@ from pathlib import Path
 
 def gpu_count(devices: Path = Path("/dev")) -> int:
     """NVIDIA GPUs that this process may use: the device files, fewer where ``CUDA_VISIBLE_DEVICES`` names fewer."""
-    there = len(list(devices.glob("nvidia[0-9]*")))
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return there
+    files = len(list(devices.glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return files
     # CUDA takes the names up to the first that it does not know, such as -1.
-    names = [name.strip() for name in named.split(",")]
-    known = next((place for place, name in enumerate(names) if not name or name.startswith("-")), len(names))
-    return min(there, known)
+    names = [name.strip() for name in visible.split(",")]
+    known = next((index for index, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return min(files, known)
 
 
 def lacking() -> str:

@@ -1,8 +1,11 @@
 """The TensorRT engine on a real GPU, against ONNX Runtime in FP32 on the same rows."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +16,28 @@ from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
 from contract.engine import EngineSpec, engine_folder, load_engine
 from contract.errors import UserError
-from contract.plan import Profile
+from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON
-from worker.engine import open_engine
-from worker.onnx_engine import OnnxEngine
+from worker.runtime.choose import open_engine
+from worker.runtime.onnx import onnx_engine
+
+ROOT = JARGON.parent.parent
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 NAMES = ("tiny", "tiny-tokens", "minilm", "packed", "packed-tokens")
-PADDED = (Profile(1, 32, 1, 512), Profile(32, 32, 64, 64))
+PADDED = (PaddedProfile.parse("1-32x1-512"), PaddedProfile.parse("32x64"))
 """Any shape; and a batch that must be padded with rows."""
-PACKED = (Profile(1, 24, 1, 1536),)
+PACKED = (PackedProfile(24, 1536),)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def planned(session_engines: Path, request: pytest.FixtureRequest) -> None:
     """The session's engines, each with a plan. The two packed ones have attention heads 64 wide."""
-    from engine_build.plan import add_plan
+    from engine_build.build_plan import add_plan
+    from engine_build.profiles import PlanOptions
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
@@ -47,16 +53,14 @@ def planned(session_engines: Path, request: pytest.FixtureRequest) -> None:
                 build_engine(model, name, "tokens" if "tokens" in name else None)
             spec, packed = load_engine(name), "packed" in name
             if not spec.plans:
-                profiles = PACKED if packed else PADDED
-                add_plan(
-                    spec,
-                    profiles=profiles,
+                options = PlanOptions(
                     packed=packed,
+                    padded_profiles=() if packed else PADDED,
+                    packed_profiles=PACKED if packed else (),
                     level=1,
                     workspace=2**30,
-                    gpu=0,
-                    step=lambda what, done, total: None,
                 )
+                add_plan(spec, options, gpu=0, step=lambda what, done, total: None)
     settings.cache_clear()
 
 
@@ -74,7 +78,7 @@ def test_vectors_are_those_of_fp32_in_row_order(name: str) -> None:
     spec = load_engine(name)
     rows: list[str | None] = [None, *jargon(300), None, "", "one"]
     whole = batch(spec, rows)
-    with OnnxEngine(spec, threads=4) as engine:
+    with onnx_engine(spec, threads=4) as engine:
         expected = engine.infer(whole)
     with open_engine(spec, threads=1) as engine:
         assert engine.precision == "fp16"
@@ -90,7 +94,7 @@ def test_vectors_are_those_of_fp32_in_row_order(name: str) -> None:
 def test_batches_of_any_size_and_length(name: str) -> None:
     spec, random = load_engine(name), np.random.default_rng(3)
     words = jargon(40)
-    with open_engine(spec, threads=1) as engine, OnnxEngine(spec, threads=2) as fp32:
+    with open_engine(spec, threads=1) as engine, onnx_engine(spec, threads=2) as fp32:
         for rows in (1, 2, 31, 33, 200):
             texts: list[str | None] = [words[random.integers(40)][: random.integers(1, 4000)] for _ in range(rows)]
             some = batch(spec, texts)
@@ -119,9 +123,9 @@ def gpu_memory() -> int:
 
 def test_a_process_leaves_no_memory_behind() -> None:
     before = gpu_memory()
-    code = "from contract.engine import load_engine as l; from worker.engine import open_engine as o\n"
+    code = "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
     code += "with o(l('minilm'), 1): pass"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=JARGON.parent.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert gpu_memory() <= before
 
@@ -132,14 +136,16 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
 import numpy as np
 from contract.batch import Batch
 from contract.engine import load_engine
-from worker.engine import EngineDead
-from worker.tensorrt_engine import TensorRTEngine
+from worker.runtime.interface import EngineDead
+from worker.runtime.tensorrt import tensorrt_engine
 spec = load_engine("tiny")
 ones = np.ones((4, 512), np.int32)
 batch = Batch("job", 0, "", np.arange(4), ones * (2**31 - 1), ones, ones * 0, np.full(4, 512, np.int32))
-engine = TensorRTEngine(spec, 0).__enter__()
-engine._slots[0].device["input_ids"].free()
-engine._slots[0].device["input_ids"] = 0xBAD
+opened = tensorrt_engine(spec, 0)  # kept: it would be closed once nobody refers to it
+engine = opened.__enter__()
+slot = engine._pipeline.slots[0]
+slot.device["input_ids"].free()
+slot.device["input_ids"] = 0xBAD
 try:
     engine.infer(batch)
 except EngineDead as error:
@@ -147,9 +153,73 @@ except EngineDead as error:
 import os
 os._exit(7)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=JARGON.parent.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 7, done.stderr
     assert "dead: GPU 0 failed" in done.stdout
+
+
+def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
+    """In a process of its own, as a worker's child, which takes nearly all of the GPU's memory first."""
+    code = """
+import pycuda.driver as cuda
+from contract.engine import load_engine
+from contract.errors import UserError
+from worker.runtime.gpu_plan import gpu_context
+from worker.runtime.tensorrt import tensorrt_engine
+spec = load_engine("minilm")
+with gpu_context(0):
+    taken, size = [], cuda.mem_get_info()[0]
+    while size >= 2**20:
+        try:
+            taken.append(cuda.mem_alloc(size))
+        except cuda.MemoryError:
+            size //= 2
+try:
+    with tensorrt_engine(spec, 0):
+        print("loaded")
+except UserError as error:
+    print("refused:", error)
+with gpu_context(0):
+    for one in taken:
+        one.free()
+with tensorrt_engine(spec, 0):
+    print("loaded once there is memory")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    refused, loaded = done.stdout.splitlines()
+    assert re.match(r"refused: GPU 0 has too little free memory for engine minilm: [\d,]+ of [\d,]+ MiB \(", refused)
+    assert "nvidia-smi" in refused
+    assert loaded == "loaded once there is memory"
+
+
+@pytest.mark.parametrize("name", ["tiny", "packed"])
+def test_after_an_error_the_next_batch_has_its_own_vectors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the middle of a batch leaves micro-batches on the GPU, whose vectors are nobody's."""
+    from worker.runtime.layout import Packed, Padded
+
+    spec, layout = load_engine(name), Packed if name == "packed" else Padded
+    first, second = batch(spec, list(jargon(200))), batch(spec, list(jargon(230)[200:]))
+    with open_engine(spec, threads=1) as engine:
+        expected = engine.infer(second).vectors
+        for method in ("fill", "gather"):
+            with monkeypatch.context() as patch:
+                patch.setattr(layout, method, failing_third(getattr(layout, method)))
+                with pytest.raises(ValueError, match="the third micro-batch"):
+                    engine.infer(first)
+            assert np.array_equal(engine.infer(second).vectors, expected)
+
+
+def failing_third(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method of a layout, which raises when it is called for the third time."""
+    calls = itertools.count(1)
+
+    def call(*arguments: object) -> Any:
+        if next(calls) == 3:
+            raise ValueError("the third micro-batch")
+        return method(*arguments)
+
+    return call
 
 
 def test_a_changed_plan_is_refused_before_it_is_loaded() -> None:

@@ -1,0 +1,112 @@
+"""``python -m engine_build plan``."""
+
+from typing import TypeVar
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from contract.engine import EngineSpec, load_engine
+from contract.errors import UserError
+from contract.plan import PackedProfile, PaddedProfile, PlanSpec
+from engine_build.options import ENGINE, GPU, STDERR, STDOUT
+from engine_build.profiles import PlanOptions
+from worker.runtime.gpus import lacking
+
+_GIB = 2**30
+
+_Profile = TypeVar("_Profile", PaddedProfile, PackedProfile)
+
+
+@click.command()
+@ENGINE
+@click.option(
+    "--profile",
+    "profiles",
+    metavar="ROWSxLENGTH",
+    multiple=True,
+    help="Shapes that the plan takes, such as 32x512, or ranges, such as 1-32x257-512; may be given several times. "
+    "With --packed the rows at most and the tokens of all rows together, such as 1056x33792. Each takes about as "
+    "long to build as the last.  [default: packed five sizes, up to 256 tokens for each of the GPU's "
+    "multiprocessors; padded up to 16,384 tokens, for each doubling of the length]",
+)
+@click.option(
+    "--packed/--padded",
+    default=None,
+    help="Rows end to end, or each padded to the longest one's length.  [default: packed on TensorRT 8.6, if no "
+    "--profile is given and the model's attention heads are 64 wide]",
+)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 5),
+    default=3,
+    show_default=True,
+    help="The builder's optimization level: higher ones try more and take longer.",
+)
+@click.option(
+    "--workspace",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4,
+    show_default=True,
+    help="GiB of GPU memory that a kernel may use for itself.",
+)
+@GPU
+def plan(
+    engine: str | None, profiles: tuple[str, ...], packed: bool | None, level: int, workspace: float, gpu: int
+) -> None:
+    """Build the engine's TensorRT plan for this machine's TensorRT and GPU; PyTorch is not needed.
+
+    A plan runs on the TensorRT version and the compute capability that it was built with, nowhere else. One that is
+    there for both is replaced. What the builder timed is kept beside the plan and makes the next build faster.
+    """
+    options = PlanOptions(
+        packed=packed,
+        padded_profiles=() if packed else _parsed(PaddedProfile, profiles),
+        packed_profiles=_parsed(PackedProfile, profiles) if packed else (),
+        level=level,
+        workspace=int(workspace * _GIB),
+    )
+    if lacking():
+        raise no_gpu("run this on a machine that has one, with embedmill[gpu] installed")
+    build_plan(load_engine(engine), options, gpu)
+
+
+def _parsed(kind: type[_Profile], texts: tuple[str, ...]) -> tuple[_Profile, ...]:
+    try:
+        return tuple(kind.parse(text) for text in texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--profile'") from None
+
+
+def build_plan(spec: EngineSpec, options: PlanOptions, gpu: int) -> None:
+    """Build a plan, and show how far it is and what it is."""
+    from engine_build.build_plan import add_plan  # here: only a GPU machine has TensorRT and pycuda
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=STDERR, transient=True) as bar:
+        # TensorRT 8.6 does not say how far it is: the bar then only shows that time passes.
+        task = bar.add_task(f"building the plan of {spec.name}", total=None)
+        now = add_plan(
+            spec,
+            options,
+            gpu=gpu,
+            step=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
+        )
+    STDOUT.print(_table(now, now.plans[-1]))
+
+
+def no_gpu(hint: str) -> UserError:
+    """The error for a machine that cannot build a plan."""
+    return UserError(f"this machine has {lacking()}", "a plan is built on the GPU that will run it", hint)
+
+
+def _table(spec: EngineSpec, built: PlanSpec) -> Table:
+    table = Table("plan", built.file, title=f"Plan of engine {spec.name} built", title_justify="left")
+    table.add_row("runs on", f"TensorRT {built.tensorrt}, SM {built.sm}")
+    table.add_row("built on", f"{built.gpu}, optimization level {built.optimization_level}")
+    table.add_row("profiles", ", ".join(map(str, built.profiles)))
+    table.add_row("rows", "end to end" if built.packed else "padded to the longest one's length")
+    table.add_row("precision", built.precision)
+    table.add_row("size", f"{(spec.folder / built.file).stat().st_size / 1e6:,.0f} MB")
+    table.add_row("seconds", f"{built.build_seconds:.1f}")
+    return table

@@ -1,0 +1,99 @@
+"""What is made into an engine: the model as it was opened, with what the user chose."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from contract.engine import Pooling
+from contract.errors import UserError
+from contract.words import count
+from engine_build.model import Parts, longest, parts_of, weights_sha256
+from engine_build.opened import open_folder
+from engine_build.source import Source, fetch
+
+DEFAULT_LENGTH = 512
+
+Say = Callable[[str], None]
+"""Takes a line that the user should read."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user asks of an engine."""
+
+    name: str | None = None
+    """None for one made from the model's."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    pooling: Pooling | None = None
+    """None for the model's own, as of ``normalize``."""
+    normalize: bool | None = None
+    max_length: int | Literal["model"] | None = None
+    """In tokens; ``model`` for where sentence-transformers truncates; None for 512, or as many as the model has
+    positions for where those are fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model as it was opened, with what the user chose."""
+
+    source: Source
+    parts: Parts
+    weights_sha256: str
+    tokenizer: Any
+    prompts: dict[str, str]
+    """Those that are not empty."""
+    prefix: str
+    """The default prompt; empty for none."""
+    max_length: int
+    """Tokens after which the engine truncates a row."""
+    model_length: int
+    """Tokens after which sentence-transformers does."""
+
+
+def prepare(model: str, options: EngineOptions, say: Say) -> Prepared:
+    """Open a model, and settle what the options leave open.
+
+    Args:
+        model: Hub id or local folder.
+        options: what the user asks for.
+        say: takes lines on what differs from what the user may expect.
+
+    Raises:
+        UserError: there is no such model, or it cannot be taken, or not with these options.
+    """
+    source = fetch(model, options.revision)
+    opened = open_folder(source.folder)
+    weights = weights_sha256(opened)
+    prompts = {key: text for key, text in opened.prompts.items() if text}
+    prefix = prompts.get(opened.default_prompt_name or "", "")
+    parts = parts_of(opened, options.pooling, options.normalize)
+    if prefix and not parts.include_prompt:
+        raise UserError(
+            f"{source.folder} leaves its prompt {prefix!r} out of the pooling (include_prompt is false)",
+            "embedmill pools over all of a row's tokens",
+        )
+    limit = longest(parts.encoder)
+    model_length = int(min(opened.max_seq_length or limit, limit))
+    max_length = _length(options.max_length, model_length, limit, say)
+    if prompts and not prefix and parts.include_prompt:
+        named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())
+        say(f"The model offers prompts ({named}) and no default one; python -m producer --prefix sets one.")
+    if prompts and not parts.include_prompt:
+        say("The model leaves prompts out of its pooling (include_prompt is false): rows cannot have a prefix.")
+    return Prepared(source, parts, weights, opened.tokenizer, prompts, prefix, max_length, model_length)
+
+
+def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: Say) -> int:
+    wanted = theirs if asked == "model" else asked
+    if wanted is not None and not 3 <= wanted <= limit:
+        raise UserError(f"--max-length {wanted}", f"the model has positions for 3 to {count(limit, 'token')}")
+    length = wanted or min(DEFAULT_LENGTH, limit)
+    if asked is None and length < DEFAULT_LENGTH:
+        say(f"The model has positions for {count(limit, 'token')} only: rows are truncated there instead of at 512.")
+    if asked is None and theirs != length:
+        say(
+            f"sentence-transformers truncates this model's texts at {count(theirs, 'token')}; "
+            f"this engine does at {length}. --max-length model gives theirs."
+        )
+    return length

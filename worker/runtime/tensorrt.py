@@ -1,0 +1,168 @@
+"""The engine for NVIDIA GPUs: a TensorRT plan, run through pycuda, in FP16.
+
+A micro-batch's way:
+
+    host rows ─► pinned buffer ─► upload stream ─► compute stream ─► download stream ─► pinned buffer ─► host rows
+
+Two slots alternate, each with buffers of its own: while the GPU computes in one, the other's results are read and its
+next rows are filled in and copied. Processes that share a GPU compute one batch at a time: see ``gpu_lock``.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pycuda.driver as cuda
+import tensorrt as trt
+
+from contract.batch import Batch
+from contract.engine import OUTPUT, EngineSpec
+from worker.runtime.gpu_lock import GpuLock, gpu_lock
+from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
+from worker.runtime.interface import EngineDead, Gathered, Inference
+from worker.runtime.layout import Layout
+from worker.runtime.microbatch import MicroBatch
+
+_SLOTS = 2
+"""Micro-batches in flight at most."""
+
+
+@contextmanager
+def tensorrt_engine(spec: EngineSpec, gpu: int) -> Iterator["TensorRTEngine"]:
+    """Load an engine's plan on a GPU while the ``with`` block lasts. The thread that enters it uses and leaves it.
+
+    Args:
+        spec: the engine directory.
+        gpu: the GPU's number, from 0.
+
+    Raises:
+        UserError: there is no such GPU or no plan for it, the plan is not the recorded one, or the GPU has too little
+            free memory.
+        EngineDead: the GPU failed.
+    """
+    with gpu_context(gpu) as current, ExitStack() as stack:
+        try:
+            engine = _load(spec, current, stack)
+        except cuda.MemoryError as error:
+            raise current.too_little_memory(spec, error) from None
+        except cuda.Error as error:
+            raise EngineDead(f"GPU {gpu} failed while engine {spec.name} was loaded: {error}") from error
+        yield engine
+
+
+def _load(spec: EngineSpec, gpu: Gpu, stack: ExitStack) -> "TensorRTEngine":
+    plan = LoadedPlan(spec, gpu)
+    stack.callback(plan.close)
+    lock = stack.enter_context(gpu_lock(gpu.device.pci_bus_id()))
+    pipeline = _Pipeline(plan, spec.hidden)
+    stack.callback(pipeline.close)
+    return TensorRTEngine(spec, gpu.number, plan.layout, pipeline, lock)
+
+
+class _Slot:
+    """Buffers for one micro-batch in flight.
+
+    Args:
+        layout: of the plan's inputs.
+        hidden: width of a vector.
+    """
+
+    def __init__(self, layout: Layout, hidden: int) -> None:
+        elements, vectors = layout.sizes()
+        self.sent = {name: cuda.pagelocked_empty(elements, np.int32) for name in layout.inputs}
+        self.received = cuda.pagelocked_empty((vectors, hidden), np.float32)
+        self.device = {name: cuda.mem_alloc(buffer.nbytes) for name, buffer in self.sent.items()}
+        self.device[OUTPUT] = cuda.mem_alloc(self.received.nbytes)
+        self.uploaded, self.computed, self.done = cuda.Event(), cuda.Event(), cuda.Event()
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for buffer in self.device.values():
+            buffer.free()
+        for pinned in (*self.sent.values(), self.received):
+            pinned.base.free()
+
+
+class _Pipeline:
+    """The slots, and the three streams that a micro-batch passes.
+
+    Args:
+        plan: computes.
+        hidden: width of a vector.
+
+    Raises:
+        pycuda.driver.MemoryError: the GPU has too little free memory for the slots.
+    """
+
+    def __init__(self, plan: LoadedPlan, hidden: int) -> None:
+        self._plan = plan
+        self._upload, self._compute, self._download = cuda.Stream(), cuda.Stream(), cuda.Stream()
+        self.slots = [_Slot(plan.layout, hidden) for _ in range(_SLOTS)]
+
+    def start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
+        """Fill a slot and start its micro-batch."""
+        shapes = self._plan.layout.fill(batch, micro, slot.sent)
+        for name, shape in shapes.items():
+            cuda.memcpy_htod_async(slot.device[name], slot.sent[name][: math.prod(shape)], self._upload)
+        slot.uploaded.record(self._upload)
+        self._compute.wait_for_event(slot.uploaded)
+        self._plan.enqueue(micro.profile, shapes, slot.device, self._compute)
+        slot.computed.record(self._compute)
+        self._download.wait_for_event(slot.computed)
+        vectors = self._plan.layout.vectors(micro)
+        cuda.memcpy_dtoh_async(slot.received[:vectors], slot.device[OUTPUT], self._download)
+        slot.done.record(self._download)
+
+    def close(self) -> None:
+        """Free everything: pycuda's objects must go before their context does."""
+        for slot in self.slots:
+            slot.free()
+        self.slots.clear()
+        del self._upload, self._compute, self._download
+
+
+class TensorRTEngine:
+    """A plan on one GPU, its buffers, and the GPU's lock; ``tensorrt_engine`` makes it."""
+
+    precision = "fp16"
+    runtime = f"tensorrt {trt.__version__}"
+
+    def __init__(self, spec: EngineSpec, gpu: int, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
+        self.spec, self._gpu, self._layout, self._pipeline, self._lock = spec, gpu, layout, pipeline, lock
+
+    def infer(self, batch: Batch) -> Inference:
+        """See ``interface.Engine.infer``."""
+        gathered = Gathered(self.spec, batch.lengths)
+        microbatches = self._layout.cut(batch.lengths)
+        try:
+            self._compute(microbatches, batch, gathered)
+        except cuda.Error as error:
+            raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
+        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+
+    def _compute(self, microbatches: list[MicroBatch], batch: Batch, gathered: Gathered) -> None:
+        lengths = batch.lengths
+        in_flight: deque[tuple[_Slot, MicroBatch]] = deque()
+
+        def collect() -> None:
+            slot, micro = in_flight.popleft()
+            slot.done.synchronize()
+            self._layout.gather(micro, slot.received[: self._layout.vectors(micro)], lengths, gathered)
+
+        try:
+            with self._lock.held():
+                for micro, slot in zip(microbatches, itertools.cycle(self._pipeline.slots), strict=False):
+                    if len(in_flight) == len(self._pipeline.slots):
+                        collect()
+                    self._pipeline.start(slot, micro, batch)
+                    in_flight.append((slot, micro))
+            # The lock is free: while the last two are computed and read, another process starts its first.
+            while in_flight:
+                collect()
+        finally:
+            # Only after an error: the GPU must not write into buffers that the next call fills.
+            for slot, _ in in_flight:
+                slot.done.synchronize()
