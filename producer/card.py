@@ -125,7 +125,7 @@ def _truncated(job: Job, spec: EngineSpec) -> str:
 
 
 def _longer(job: Job) -> str:
-    if not job.windowed:
+    if job.overlap is None:
         return "is truncated"
     return f"is cut into windows that share {count(job.overlap, 'token')}, and has the mean of their vectors"
 
