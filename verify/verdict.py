@@ -74,22 +74,30 @@ def judge(
         *sample_checks(rows, job),
     ]
     bad_rows = [*with_text, *(one.row for one in rows if one.problem)]
+    at_fault = _at_fault(job, accounting, {*sample.at_fault, *compared.unreadable}, bad_rows)
     verdict = _without_sample(request, accounting, checks)
-    return verdict.model_copy(
-        update={
-            "compared": len(rows),
-            "at_fault": _at_fault(job, accounting, {*sample.at_fault, *compared.unreadable}, bad_rows),
-            "tokens": sum(info.tokens for info in sample.shards),
-            "truncated": sample.stats.truncated,
-            "without_text": sample.stats.without_text,
-            "failed": sample.stats.failed.count,
-            "strata": tuple(_strata(sample.strata, rows)),
-            "total": _figures(rows),
-            "tolerance": {name: TOLERANCES[name] for name in sorted({row.precision for row in rows})},
-            "worst_rows": tuple(_result(row) for row in sorted(rows, key=_badness)[:_WORST]),
-            "failing_rows": tuple(_result(row) for row in rows if row.problem),
-        }
-    )
+    return verdict.model_copy(update={"at_fault": at_fault, **_of_all_rows(sample), **_of_sample(sample.strata, rows)})
+
+
+def _of_all_rows(sample: Sample) -> dict[str, object]:
+    stats = sample.stats
+    return {
+        "tokens": sum(info.tokens for info in sample.shards),
+        "truncated": stats.truncated,
+        "without_text": stats.without_text,
+        "failed": stats.failed.count,
+    }
+
+
+def _of_sample(strata: Sequence[str], rows: Sequence[ComparedRow]) -> dict[str, object]:
+    return {
+        "compared": len(rows),
+        "strata": tuple(_strata(strata, rows)),
+        "total": _figures(rows),
+        "tolerance": {name: TOLERANCES[name] for name in sorted({row.precision for row in rows})},
+        "worst_rows": tuple(_result(row) for row in sorted(rows, key=_badness)[:_WORST]),
+        "failing_rows": tuple(_result(row) for row in rows if row.problem),
+    }
 
 
 def judge_without_sample(request: Request, accounting: Accounting, reason: str) -> Verdict:

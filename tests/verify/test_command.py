@@ -233,7 +233,7 @@ def test_shards_of_two_precisions_are_held_to_their_own_tolerances(job: Job) -> 
 
     rewrite(job, 1, half, precision="fp16")
     assert verify().exit_code == 0
-    assert {check["name"] for check in verdict(job)["checks"]} >= {"fp16 vectors", "fp32 vectors"}  # type: ignore
+    assert {check["name"] for check in verdict(job)["checks"]} >= {"fp16 vectors", "fp32 vectors"}
     assert set(verdict(job)["tolerance"]) == {"fp16", "fp32"}  # type: ignore[call-overload]
     for batch in (0, 1):  # a turn by an angle whose cosine FP16 allows and FP32 does not
         rewrite(job, batch, turned(2, 0.01))

@@ -94,7 +94,7 @@ def draw_type(chance: random.Random, depth: int = 2) -> pa.DataType:
         "list": pa.list_(inner),
         "large list": pa.large_list(inner),
         "fixed list": pa.list_(inner, 2),
-        "struct": pa.struct([("a", inner), ("b", pa.int32())]),
+        "struct": pa.struct([("a", inner), ("b", pa.int8())]),
         "map": pa.map_(pa.string(), inner),
     }[kind]
 
