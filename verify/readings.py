@@ -69,6 +69,6 @@ def read_twice(job: Job, texts: TextDataset, wanted: Collection[int]) -> Reading
 
 
 def _shown(value: Any) -> str:
-    """A value on one line; of a long text the beginning and its length."""
+    """A value on one line; of a long one the beginning and the number of characters."""
     text = ascii(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({count(len(text), 'character')})"

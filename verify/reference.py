@@ -1,7 +1,7 @@
 """The reference: texts tokenized and computed by sentence-transformers in FP32.
 
-Nothing of what travelled over Redis is used, nor the engine's files, nor the code that made them: only the model that
-the engine was made from.
+It uses the model that the engine was made from, and nothing else: no data that passed through Redis, none of the
+engine's files, and none of the code that made them.
 """
 
 import logging

@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 
 class BadShard(Exception):
-    """A batch has no file that can be taken for its shard; the message says why."""
+    """A batch's file is missing or is not its shard; the message is the reason."""
 
 
 class MissingShard(BadShard):

@@ -1,4 +1,4 @@
-"""A job's dataset, read by the second readers: how many rows there are, and what the wanted ones hold."""
+"""A job's dataset, read by the second readers: the number of its rows, and the texts and values of some."""
 
 import json
 from bisect import bisect_left
@@ -45,7 +45,7 @@ _READERS: dict[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str
     "parquet": from_parquet,
     "arrow": from_arrow,
 }
-"""Of each kind but csv, which has a dialect as well."""
+"""Of each kind but csv, whose reader needs a dialect too."""
 
 
 def read_source(job: Job, wanted: Collection[int]) -> Source:
@@ -96,12 +96,12 @@ def _read(
 
 
 def _dialect(dialect: CsvDialect | None, file: Path) -> CsvDialect:
-    """The job's; of a Hub dataset, which ``datasets`` reads, what that library takes for granted."""
+    """The job's dialect; for a Hub dataset, which ``datasets`` reads, that library's defaults."""
     return dialect or CsvDialect(separator="\t" if ".tsv" in file.suffixes else ",", header=True)
 
 
 def _roots(columns: Sequence[str]) -> list[str]:
-    """The columns, and for dotted paths also what they begin with: which of them a file has, its reader knows."""
+    """The columns a file may have for these names: ``doc.text`` may be a column, or a path into the column ``doc``."""
     return list(dict.fromkeys(root for name in columns for root in (name, name.split(".")[0])))
 
 
@@ -152,7 +152,7 @@ def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
 
 
 def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tuple[int, dict[int, Record], str]:
-    """The wanted rows' groups alone are fetched, by pyarrow, which the producer uses as well: by other code of it."""
+    """Fetches only the row groups of the wanted rows. By pyarrow, as the producer does, but by other functions of it."""
     hub, start, left = HfFileSystem(), 0, sorted(wanted)
     records: dict[int, Record] = {}
     for address in _hub_files(job):
