@@ -152,7 +152,7 @@ def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
 
 
 def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tuple[int, dict[int, Record], str]:
-    """Fetches only the row groups of the wanted rows. By pyarrow, as the producer does, but by other functions of it."""
+    """Fetches only the row groups of the wanted rows, by pyarrow: the producer uses other functions of it."""
     hub, start, left = HfFileSystem(), 0, sorted(wanted)
     records: dict[int, Record] = {}
     for address in _hub_files(job):
