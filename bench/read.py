@@ -1,6 +1,6 @@
-"""``python -m bench.read``: seconds before a local file's first rows are there, and the memory that it takes.
+"""``python -m bench.read``: how long the producer takes to open a local file, and the memory that it needs.
 
-Each reading is a process of its own with an empty cache of ``datasets``; the imports are not counted.
+Each measurement is a process of its own with an empty cache of ``datasets``; imports are not counted.
 """
 
 import json
@@ -26,7 +26,7 @@ Examples:
 375,000 reviews are 500 MB.
 """
 
-_FIRST = """
+_SCRIPT = """
 import json, re, sys, time
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
@@ -40,22 +40,20 @@ print(json.dumps([seconds, int(peak) / 1024]))
 
 @click.command(epilog=_EPILOG)
 @click.option("--rows", type=click.IntRange(min=1024), default=375_000, show_default=True, help="Reviews in a file.")
-@click.option("--kinds", default="csv,jsonl,parquet", show_default=True, help="Kinds of files, with commas.")
+@click.option("--kinds", default="csv,jsonl,parquet", show_default=True, help="Kinds of files, separated by commas.")
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="The median of so many counts."
+    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Measurements; their median is reported."
 )
-@click.option(
-    "--tree", type=click.Path(path_type=Path, exists=True), help="A checkout to measure in place of this one."
-)
-@click.option("--system", default="embedmill", show_default=True, help="What the records call it.")
-@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Where the records are added.")
+@click.option("--tree", type=click.Path(path_type=Path, exists=True), help="A checkout to measure instead of this one.")
+@click.option("--system", default="embedmill", show_default=True, help="The name in the records.")
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to add the records to.")
 def main(rows: int, kinds: str, repeat: int, tree: Path | None, system: str, target: Path | None) -> None:
     """Measure how long the producer takes to open a file that bench.texts makes, up to its first 1,024 texts."""
     records = json.loads(target.read_text(encoding="utf-8")) if target and target.exists() else []
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         for kind in kinds.split(","):
-            file = _made(Path(name), kind, rows)
-            runs = [_measured(file, Path(name), tree or Path(__file__).parent.parent) for _ in range(repeat)]
+            file = _write_file(Path(name), kind, rows)
+            runs = [_measure(file, Path(name), tree or Path(__file__).parent.parent) for _ in range(repeat)]
             seconds, megabytes = (statistics.median(values) for values in zip(*runs, strict=True))
             records.append(
                 {
@@ -76,7 +74,8 @@ def main(rows: int, kinds: str, repeat: int, tree: Path | None, system: str, tar
         target.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
-def _made(folder: Path, kind: str, rows: int) -> Path:
+def _write_file(folder: Path, kind: str, rows: int) -> Path:
+    """A file of this kind with so many reviews."""
     if kind != "jsonl":
         write(folder / f"reviews.{kind}", "reviews", rows)
         return folder / f"reviews.{kind}"
@@ -88,10 +87,11 @@ def _made(folder: Path, kind: str, rows: int) -> Path:
     return folder / "reviews.jsonl"
 
 
-def _measured(file: Path, folder: Path, tree: Path) -> tuple[float, float]:
+def _measure(file: Path, folder: Path, tree: Path) -> tuple[float, float]:
+    """Seconds until the first 1,024 texts are read, and the process's peak memory in MiB."""
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         environment = os.environ | {"HF_DATASETS_CACHE": cache, "PYTHONPATH": str(tree)}
-        command = [sys.executable, "-c", _FIRST, str(file)]
+        command = [sys.executable, "-c", _SCRIPT, str(file)]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=True)
         seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
         return seconds, megabytes

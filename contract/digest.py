@@ -1,9 +1,9 @@
-"""A digest of what a table holds, column by column, whatever way Arrow lays it out in memory.
+"""Digests of a table's columns: of their values, independent of Arrow's memory layout.
 
 The worker takes the digests of a shard's columns right before it writes them, and the verifier takes them again from
-the file. A value that was changed after that, in any row, shows. XXH3 is no cryptographic hash: whoever changes a shard
-on purpose can change the digest beside it too, and no hash in the same file could prevent that. It is chosen for its
-speed: SHA-256 took a quarter of the time of writing the shard.
+the file, so a value that was changed in between, in any row, is found. XXH3 is chosen for its speed: SHA-256 took a
+quarter of the time of writing the shard. It is no cryptographic hash, and need not be: whoever changes a shard on
+purpose can change the digest beside it too.
 """
 
 from collections import Counter
@@ -20,11 +20,11 @@ class _Hash(Protocol):
 
 
 class ColumnDigest:
-    """The digest of a column that is given in parts; where it is cut into parts makes no difference.
+    """The digest of a column that is given in parts, however it is cut into them.
 
-    Of each level of nesting, values, lengths and the places of nulls go into hashes of their own. Two columns of one
-    type have the same digest exactly if they hold the same values in the same order; a float by its bits, so that -0.0
-    is not 0.0.
+    Two columns of one type have the same digest if and only if they hold the same values in the same order. Floats go
+    by their bits: -0.0 is not 0.0. Each level of nesting has three hashes: of ``[[1, 2], null, [3]]`` one takes the
+    index of the null, 1; one the lengths, 2 and 1; and one the values 1, 2, 3.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ColumnDigest:
 
     def update(self, values: pa.Array) -> None:
         """Take in the next part of the column."""
-        self._take("", values)
+        self._update("", values)
 
     def hexdigest(self) -> str:
         whole = xxhash.xxh3_128(repr(sorted(self._counts.items())).encode())
@@ -45,36 +45,36 @@ class ColumnDigest:
     def _level(self, path: str) -> _Hash:
         return self._levels.setdefault(path, xxhash.xxh3_128())
 
-    def _take(self, path: str, values: pa.Array) -> None:
+    def _update(self, path: str, values: pa.Array) -> None:
         kind = values.type
         if isinstance(values, pa.ExtensionArray):
-            self._take(path, values.storage)
+            self._update(path, values.storage)
             return
         if pa.types.is_dictionary(kind):
-            self._take(path, values.dictionary_decode())
+            self._update(path, values.dictionary_decode())
             return
         before = self._counts[path]
         self._counts[path] += len(values)
         if values.null_count:
             nulls = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
             self._level(f"{path}?").update((nulls + before).astype("<i8"))
-            values = values.drop_null()  # what lies under a null is nobody's value
+            values = values.drop_null()  # under a null there may be any value
         if pa.types.is_null(kind):
             return
         if pa.types.is_struct(kind):
             for number, field in enumerate(values.flatten()):
-                self._take(f"{path}.{number}", field)
+                self._update(f"{path}.{number}", field)
         elif pa.types.is_map(kind):
             self._lengths(
                 path, pc.list_value_length(values.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))))
             )
-            self._take(f"{path}.key", pa.concat_arrays([values]).keys)
-            self._take(f"{path}.item", pa.concat_arrays([values]).items)
+            self._update(f"{path}.key", pa.concat_arrays([values]).keys)
+            self._update(f"{path}.item", pa.concat_arrays([values]).items)
         elif pa.types.is_fixed_size_list(kind):
-            self._take(f"{path}[]", values.flatten())
+            self._update(f"{path}[]", values.flatten())
         elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
             self._lengths(path, pc.list_value_length(values))
-            self._take(f"{path}[]", values.flatten())
+            self._update(f"{path}[]", values.flatten())
         elif pa.types.is_boolean(kind):
             self._level(path).update(values.to_numpy(zero_copy_only=False).view(np.uint8))
         elif _is_text_or_bytes(kind):
@@ -89,13 +89,13 @@ class ColumnDigest:
 
 def digests_of(table: pa.Table) -> dict[str, str]:
     """The digest of each column of a table, by the column's name."""
-    found = {}
+    digests = {}
     for name in table.column_names:
         digest = ColumnDigest()
         for part in table.column(name).chunks:
             digest.update(part)
-        found[name] = digest.hexdigest()
-    return found
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def _is_text_or_bytes(kind: pa.DataType) -> bool:

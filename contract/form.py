@@ -16,7 +16,7 @@ Dtype = Literal["float32", "float16", "int8", "binary"]
 
 Vectors = npt.NDArray[np.floating]
 
-Stored = npt.NDArray[Any]
+Quantized = npt.NDArray[Any]
 """Vectors as a shard holds them: float32, float16 or int8."""
 
 
@@ -47,7 +47,7 @@ class VectorForm(BaseModel):
 
     @property
     def element(self) -> pa.DataType:
-        """The type of a stored element."""
+        """The Arrow type of an element in a shard."""
         return {"float32": pa.float32(), "float16": pa.float16()}.get(self.dtype, pa.int8())
 
     def elements(self, hidden: int) -> int:
@@ -58,7 +58,7 @@ class VectorForm(BaseModel):
         """How many values a shard has for a vector of so many elements."""
         return -(-elements // 8) if self.dtype == "binary" else elements
 
-    def shaped(self, vectors: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
+    def truncated(self, vectors: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
         """The first ``dimensions`` elements, ``[n, dimensions]`` float32.
 
         Args:
@@ -72,74 +72,78 @@ class VectorForm(BaseModel):
             left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), np.float32(1e-12))
         return np.ascontiguousarray(left)
 
-    def stored(self, shaped: npt.NDArray[np.float32]) -> Stored:
+    def quantized(self, vectors: npt.NDArray[np.float32]) -> Quantized:
         """Quantize ``[n, elements]`` float32. A value too large for float16 becomes an infinity."""
         if self.dtype == "binary":
-            return (np.packbits(shaped > 0, axis=-1) - 128).astype(np.int8)
+            return (np.packbits(vectors > 0, axis=-1) - 128).astype(np.int8)
         if self.dtype == "int8":
             low, step = self._steps()
-            return (np.clip(np.floor((shaped - low) / step), 0, 255) - 128).astype(np.int8)
+            return (np.clip(np.floor((vectors - low) / step), 0, 255) - 128).astype(np.int8)
         with np.errstate(over="ignore"):
-            return shaped.astype(self.dtype)
+            return vectors.astype(self.dtype)
 
-    def restored(self, stored: Stored, elements: int) -> npt.NDArray[np.float32]:
+    def dequantized(self, quantized: Quantized, elements: int) -> npt.NDArray[np.float32]:
         """Vectors to compute with, ``[n, elements]`` float32: of int8 the middle of each step, of binary 1 and -1.
 
         Args:
-            stored: ``[n, width(elements)]``.
+            quantized: ``[n, width(elements)]``.
             elements: of a vector.
         """
         if self.dtype == "binary":
-            return self._bits(stored, elements).astype(np.float32) * 2 - 1
+            return self._bits(quantized, elements).astype(np.float32) * 2 - 1
         if self.dtype == "int8":
             low, step = self._steps()
-            return (low + (stored.astype(np.float32) + np.float32(128.5)) * step).astype(np.float32)
-        return stored.astype(np.float32)
+            return (low + (quantized.astype(np.float32) + np.float32(128.5)) * step).astype(np.float32)
+        return quantized.astype(np.float32)
 
-    def nearest(self, stored: Stored, reference: npt.NDArray[np.float32]) -> Vectors:
-        """Of all vectors that are stored like this, the one nearest to a reference.
+    def nearest(self, quantized: Quantized, reference: npt.NDArray[np.float32]) -> Vectors:
+        """The vectors nearest to a reference among all that quantize to these values, ``[n, elements]``.
 
-        So a quantized vector can be held to the tolerance of one that is not: it is as wrong as the least change of
-        the reference that would have it stored like this.
+        They are what the verifier compares, so that one tolerance serves every dtype. Say an int8 step covers 0.10 to
+        0.12, and the reference's element is 0.1101: if the shard holds this step, the nearest vector has 0.1101 too,
+        and the error is 0. If the shard holds the step above, 0.12 to 0.14, it has 0.12, and the error is 0.0099.
+        float32 and float16 values are compared as they are.
 
         Args:
-            stored: ``[n, width(elements)]``.
-            reference: ``[n, elements]``, shaped.
+            quantized: ``[n, width(elements)]``.
+            reference: ``[n, elements]``, truncated and not quantized.
         """
         if self.dtype == "binary":
-            bits = self._bits(stored, reference.shape[1])
+            bits = self._bits(quantized, reference.shape[1])
             return np.where(bits == (reference > 0), reference, 0)
         if self.dtype == "int8":
-            return np.clip(reference, *self._intervals(stored))
-        return stored.astype(np.float32)
+            return np.clip(reference, *self._intervals(quantized))
+        return quantized.astype(np.float32)
 
-    def norm_range(self, stored: Stored, elements: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Between which Euclidean norms the vectors are that are stored like these.
+    def norm_range(
+        self, quantized: Quantized, elements: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The lowest and the highest Euclidean norm of a vector that quantizes to these values, ``[n]`` float64 each.
 
-        ``[n]`` float64 both. Of float32 both are the norm itself, give or take its rounding; of binary the norm is not
-        known at all: 0 and infinity.
+        An int8 vector of one element whose step covers 0.10 to 0.12 has the norms 0.10 and 0.12. Of float32 and
+        float16 the two are the norm itself less and plus its rounding; of binary they are 0 and infinity.
 
         Args:
-            stored: ``[n, width(elements)]``, every value finite.
+            quantized: ``[n, width(elements)]``, every value finite.
             elements: of a vector.
         """
         if self.dtype == "binary":
-            return np.zeros(len(stored)), np.full(len(stored), np.inf)
+            return np.zeros(len(quantized)), np.full(len(quantized), np.inf)
         if self.dtype == "int8":
-            least, most = self._intervals(stored)
+            least, most = self._intervals(quantized)
             nearest = np.where((least <= 0) & (most >= 0), 0, np.minimum(np.abs(least), np.abs(most)))
             farthest = np.maximum(np.abs(least), np.abs(most))
             return np.linalg.norm(nearest, axis=1), np.linalg.norm(farthest, axis=1)
-        exact = np.linalg.norm(stored.astype(np.float64), axis=1)
+        exact = np.linalg.norm(quantized.astype(np.float64), axis=1)
         # Half a unit in the last place of each element, and of elements too small for that half the smallest step.
-        precision = np.finfo(stored.dtype)
+        precision = np.finfo(quantized.dtype)
         rounding = exact * float(precision.eps) / 2 + float(precision.smallest_subnormal) / 2 * elements**0.5
         return exact - rounding, exact + rounding
 
-    def _intervals(self, stored: Stored) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _intervals(self, quantized: Quantized) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The lowest and the highest value that each int8 element stands for, ``[n, elements]`` float64."""
         low, step = self._steps()
-        code = stored.astype(np.float64) + 128
+        code = quantized.astype(np.float64) + 128
         # What was outside the ranges is in the outermost steps.
         return np.where(code == 0, -np.inf, low + code * step), np.where(code == 255, np.inf, low + (code + 1) * step)
 
@@ -148,6 +152,6 @@ class VectorForm(BaseModel):
         step = (high - low) / 255
         return low, np.where(step == 0, np.float32(1), step)
 
-    def _bits(self, stored: Stored, elements: int) -> npt.NDArray[np.uint8]:
-        packed = (stored.astype(np.int16) + 128).astype(np.uint8)
+    def _bits(self, quantized: Quantized, elements: int) -> npt.NDArray[np.uint8]:
+        packed = (quantized.astype(np.int16) + 128).astype(np.uint8)
         return np.unpackbits(packed, axis=-1, count=elements)

@@ -28,7 +28,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.digest import digests_of
-from contract.form import Stored
+from contract.form import Quantized
 from contract.store import Location
 
 COLUMNS = ("row_id", "embedding", "n_tokens", "truncated", "error")
@@ -97,7 +97,7 @@ def is_per_token(embedding: pa.DataType) -> bool:
 
 def table_of(
     batch: Batch,
-    vectors: Stored,
+    vectors: Quantized,
     info: ShardInfo,
     *,
     per_token: bool,
@@ -136,7 +136,7 @@ def table_of(
     return table.replace_schema_metadata(metadata)
 
 
-def _embedding(batch: Batch, vectors: Stored, without: npt.NDArray[np.bool_], *, per_token: bool) -> pa.Array:
+def _embedding(batch: Batch, vectors: Quantized, without: npt.NDArray[np.bool_], *, per_token: bool) -> pa.Array:
     width = vectors.shape[1]
     kind = embedding_type(pa.from_numpy_dtype(vectors.dtype), width, per_token=per_token)
     if pa.types.is_fixed_size_list(kind):

@@ -98,7 +98,7 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
     texts = dataset_of(job)
     vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
-    cosines, rows = nearest(shards, job.form.shaped(vectors, normalize=spec.normalize), count, job.form)
+    cosines, rows = nearest(shards, job.form.truncated(vectors, normalize=spec.normalize), count, job.form)
     return [
         [
             Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
@@ -149,7 +149,7 @@ def nearest(
         if not table.num_rows:
             continue
         stored = table["embedding"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-        vectors = form.restored(stored, queries.shape[1])
+        vectors = form.dequantized(stored, queries.shape[1])
         cosines = np.hstack([cosines, queries @ _unit(vectors).T])
         rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (len(queries), table.num_rows))])
         best = np.lexsort((rows, -cosines))[:, :count]

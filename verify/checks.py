@@ -1,32 +1,21 @@
 """The checks that must all pass."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from contract.compare import TOLERANCES
+from contract.findings import Findings
 from contract.job import Job
+from contract.verdict import Check, RowAccounting
 from contract.words import count
-from verify.accounting import Accounting
-from verify.compared import Compared, total
-from verify.findings import Findings
-from verify.sample import Sample, Vectors
+from verify.comparison import ComparedRow, total
+from verify.stats import ShardStats, VectorRules
 
 if TYPE_CHECKING:
     from verify.readings import Readings
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question about a job and its answer."""
-
-    name: str
-    passed: bool
-    detail: str
-    """The figures behind the answer; where it failed, the rows or files."""
-
-
-def accounting_checks(accounting: Accounting, unreadable: Findings) -> list[Check]:
+def accounting_checks(accounting: RowAccounting, unreadable: Findings) -> list[Check]:
     """Is every shard there, and every row in it once?
 
     Args:
@@ -36,7 +25,7 @@ def accounting_checks(accounting: Accounting, unreadable: Findings) -> list[Chec
     shards = {
         "missing": accounting.missing_shards,
         "unreadable": accounting.unreadable + unreadable,
-        "made for something else": accounting.strangers,
+        "made for something else": accounting.foreign_shards,
         "unexpected files in data/": accounting.unexpected_files,
     }
     rows = {
@@ -52,27 +41,28 @@ def accounting_checks(accounting: Accounting, unreadable: Findings) -> list[Chec
     ]
 
 
-def whole_checks(sample: Sample, expected: Vectors, unexpected_texts: Findings) -> list[Check]:
+def whole_checks(stats: ShardStats, rules: VectorRules, unexpected_texts: Findings) -> list[Check]:
     """Are the columns of all rows consistent, and what the workers wrote?
 
     Args:
-        sample: the sample, which has seen every row.
-        expected: what the vectors must be.
+        stats: of all rows.
+        rules: what the vectors must be.
         unexpected_texts: rows without a text in the shards that have one in the dataset, and not a blank one.
     """
-    seen = sample.seen
-    nulls = {"embedding null, or not, against n_tokens": seen.wrong_nulls, "the dataset has a text": unexpected_texts}
-    sums = {"truncated against n_tokens, rows": seen.wrong_flags, "footer against rows": seen.wrong_sums}
-    norms = {"zero vectors in rows": seen.zero, "another norm than 1 in rows": seen.wrong_norms}
-    with_vector = count(seen.rows - seen.without_text - seen.failed.count, "row")
-    errors = f"{count(seen.failed.count, 'row')} with one instead of a vector"
+    nulls = {"embedding null, or not, against n_tokens": stats.wrong_nulls, "the dataset has a text": unexpected_texts}
+    sums = {"truncated against n_tokens, rows": stats.wrong_flags, "footer against rows": stats.wrong_sums}
+    norms = {"zero vectors in rows": stats.zero, "another norm than 1 in rows": stats.wrong_norms}
+    with_vector = count(stats.rows - stats.without_text - stats.failed.count, "row")
+    errors = f"{count(stats.failed.count, 'row')} with one instead of a vector"
     return [
-        _check("errors", f"{errors}: {seen.failed}" if seen.failed else errors, {}),
-        _check("without a text", f"{count(seen.without_text, 'row')}, embedding null", nulls),
-        _check("finite", f"every value of the vectors of {with_vector}", {"NaN or infinity in rows": seen.non_finite}),
-        _check("norms", "1 each" if expected.unit_norm else "none is 0", norms),
-        _check("sums", f"{seen.truncated:,} of {count(seen.rows, 'row')} truncated, as the shards' footers say", sums),
-        _check("digests", "every column is as its worker wrote it", {"other contents in": seen.changed}),
+        _check("errors", f"{errors}: {stats.failed}" if stats.failed.count else errors, {}),
+        _check("without a text", f"{count(stats.without_text, 'row')}, embedding null", nulls),
+        _check("finite", f"every value of the vectors of {with_vector}", {"NaN or infinity in rows": stats.non_finite}),
+        _check("norms", "1 each" if rules.unit_norm else "none is 0", norms),
+        _check(
+            "sums", f"{stats.truncated:,} of {count(stats.rows, 'row')} truncated, as the shards' footers say", sums
+        ),
+        _check("digests", "every column is as its worker wrote it", {"other contents in": stats.changed}),
     ]
 
 
@@ -85,30 +75,37 @@ def source_check(readings: "Readings", job: Job) -> Check:
     return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
-def sample_checks(compared: Sequence[Compared], job: Job) -> list[Check]:
+def sample_checks(compared: Sequence[ComparedRow], job: Job) -> list[Check]:
     """Are the sampled rows what PyTorch gives? Vectors by precision, since tolerances are."""
     if not compared:
         return []
-    lengths = Findings.of([row.row.row_id for row in compared if row.length_problem])
+    lengths = _rows_with({row.row.row_id: row.length_problem for row in compared})
     checks = [_check("lengths", f"n_tokens and truncated of {count(len(compared), 'row')}", {"wrong in rows": lengths})]
     if job.columns:
-        kept = Findings.of([row.row.row_id for row in compared if row.kept_problem])
+        kept = _rows_with({row.row.row_id: row.kept_problem for row in compared})
         checks.append(_check("columns", f"{', '.join(job.columns)}, as in the dataset", {"other values in rows": kept}))
-    for precision, tolerance in TOLERANCES.items():
-        group = [row for row in compared if row.precision == precision]
-        if not group:
-            continue
-        whole, broken = total(group), Findings.of([row.row.row_id for row in group if row.vector_problem])
-        figures = (
-            f"lowest cosine {whole.min_cosine:.7f} (at least {tolerance.min_cosine}), "
-            f"relative MSE {whole.relative_mse:.1e} (at most {tolerance.max_relative_mse:.0e}){_form(job)}"
-        )
-        checks.append(_check(f"{precision} vectors", figures, {"rows": broken}, passed=whole.within(tolerance)))
+    for precision in TOLERANCES:
+        if group := [row for row in compared if row.precision == precision]:
+            checks.append(_vector_check(precision, group, job))
     return checks
 
 
+def _vector_check(precision: str, rows: Sequence[ComparedRow], job: Job) -> Check:
+    tolerance, together = TOLERANCES[precision], total(rows)
+    broken = _rows_with({row.row.row_id: row.vector_problem for row in rows})
+    figures = (
+        f"lowest cosine {together.min_cosine:.7f} (at least {tolerance.min_cosine}), "
+        f"relative MSE {together.relative_mse:.1e} (at most {tolerance.max_relative_mse:.0e}){_form(job)}"
+    )
+    return _check(f"{precision} vectors", figures, {"rows": broken}, passed=together.within(tolerance))
+
+
+def _rows_with(problems: Mapping[int, str]) -> Findings:
+    return Findings.of([row for row, problem in problems.items() if problem])
+
+
 def _form(job: Job) -> str:
-    """What else there is to know of the vectors."""
+    """The options of the job that change its vectors, for the check's figures."""
     quantized = f", {job.form.dtype}: of each vector's step the point nearest to PyTorch's"
     return "".join(
         [
@@ -120,5 +117,5 @@ def _form(job: Job) -> str:
 
 
 def _check(name: str, figures: str, wrong: dict[str, Findings], *, passed: bool = True) -> Check:
-    faults = [f"{what}: {findings}" for what, findings in wrong.items() if findings]
-    return Check(name, passed and not faults, "; ".join([figures, *faults]))
+    faults = [f"{what}: {findings}" for what, findings in wrong.items() if findings.count]
+    return Check(name=name, passed=passed and not faults, detail="; ".join([figures, *faults]))

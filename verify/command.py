@@ -1,33 +1,33 @@
 """``python -m verify``: the command."""
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from contract.engine import EngineSpec
 from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job
 from contract.jobs import engine_of, find_job
+from contract.store import Location
+from contract.verdict import FILE, Verdict
 from verify.accounting import Accounting, account
-from verify.checks import Check, accounting_checks, sample_checks, source_check, whole_checks
-from verify.compared import Compared, compare_row, read_found
-from verify.findings import NONE, Findings
-from verify.report import Report, as_json, show, write
-from verify.sample import Row, Vectors, draw
+from verify.comparison import compare_sample
+from verify.sample import draw
+from verify.stats import VectorRules
+from verify.terminal import show
+from verify.verdict import Evidence, Request, judge, judge_without_sample
 
 if TYPE_CHECKING:
     from producer.texts import TextDataset
-    from verify.readings import Readings
     from verify.reference import Reference
 
-_AT_ONCE = 4096
-"""Sampled rows whose vectors are in memory at the same time."""
+_ALL = sys.maxsize
 
 _EPILOG = """\b
 Examples:
@@ -49,7 +49,7 @@ class SampleSize(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "all":
-            return sys.maxsize
+            return _ALL
         if not str(value).isdecimal() or int(str(value)) < 1:
             self.fail(f"{value!r}: expected a number of rows from 1 up, or all", param, ctx)
         return int(str(value))
@@ -71,6 +71,7 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     with what the shards hold.
     """
     job, console = find_job(job_folder), Console(stderr=True, markup=False)
+    request = Request(job, job.rows if sample == _ALL else sample, seed)
     with console.status("counting rows …"):
         accounting = account(job)
     # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
@@ -82,39 +83,27 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
         spec, texts = engine_of(job), dataset_of(job)
         with console.status("opening the model …"):
             reference = open_model(job, spec)
-        report = verify(job, spec, texts, accounting, reference, rows=sample, seed=seed, console=console)
+        verdict, evidence = verify(request, accounting, texts, reference, console)
     except UserError as refusal:
         # Without a reference there is no verdict, unless the accounting alone gives one.
-        if not accounting:
-            checks = [*accounting_checks(accounting, NONE), Check("reference", False, refusal.message)]
-            _publish(Report(job, sample, seed, checks, accounting, None, (), _files(job, accounting.at_fault), None))
+        if not accounting.passed:
+            _publish(job, judge_without_sample(request, accounting, refusal.message), None)
         raise
-    _publish(report)
-    if not report:
+    _publish(job, verdict, evidence)
+    if not verdict.passed:
         sys.exit(1)
 
 
 def verify(
-    job: Job,
-    spec: EngineSpec,
-    texts: "TextDataset",
-    accounting: Accounting,
-    reference: "Reference",
-    *,
-    rows: int,
-    seed: int,
-    console: Console,
-) -> Report:
+    request: Request, accounting: Accounting, texts: "TextDataset", reference: "Reference", console: Console
+) -> tuple[Verdict, Evidence]:
     """Draw a sample, compute it again and judge.
 
     Args:
-        job: the job.
-        spec: its engine.
+        request: the job, and the sample's size and seed.
+        accounting: the job's row accounting.
         texts: its dataset, as the producer reads it.
-        accounting: its row accounting.
         reference: its model.
-        rows: how many rows to sample.
-        seed: of the sample.
         console: takes the progress bar, if it is a terminal.
 
     Raises:
@@ -122,66 +111,39 @@ def verify(
     """
     from verify.readings import read_twice
 
-    expected = Vectors(job.form.dimensions or spec.hidden, spec.max_length, spec.unit_norm)
+    job, spec = request.job, reference.spec
+    rules = VectorRules.of(job, spec)
     with console.status("reading every vector …"):
-        sample = draw(job, accounting.readable, expected, rows=rows, seed=seed)
+        sample = draw(job, accounting.readable, rules, rows=request.rows, seed=request.seed)
     with console.status("reading the dataset a second time …"):
         readings = read_twice(job, texts, [row.row_id for row in (*sample.rows, *sample.without_text)])
-    unreadable: dict[int, str] = {}
-    steps = _compare(job, spec, reference, sample.rows, readings, unreadable)
-    compared = sorted(_progress(steps, len(sample.rows), console), key=lambda one: one.row.row_id)
-    damaged = Findings.of([f"{job.shard(batch).name}: {why}" for batch, why in unreadable.items()])
-    with_text = [row for row in sample.without_text if readings.texts.get(row.row_id) is not None]
-    checks = [
-        *accounting_checks(accounting, sample.seen.unreadable + damaged),
-        source_check(readings, job),
-        *whole_checks(sample, expected, Findings.of([row.row_id for row in with_text])),
-        *sample_checks(compared, job),
-    ]
-    wrong = {row.batch for row in with_text} | {one.row.batch for one in compared if one.problem}
-    at_fault = {*accounting.at_fault, *sample.at_fault, *unreadable, *wrong}
-    files = sorted({*accounting.strays, *_files(job, at_fault)})
-    return Report(
-        job, len(sample.rows) if rows == sys.maxsize else rows, seed, checks, accounting, sample, compared, files, spec
-    )
+    with _progress(len(sample.rows), console) as step:
+        compared = compare_sample(sample.rows, readings, reference, rules, step)
+    verdict = judge(request, accounting, rules, sample, readings, compared)
+    max_length = None if rules.windowed else rules.max_length
+    return verdict, Evidence(spec, sample, compared.rows, max_length)
 
 
-def _compare(
-    job: Job,
-    spec: EngineSpec,
-    reference: "Reference",
-    rows: Sequence[Row],
-    readings: "Readings",
-    unreadable: dict[int, str],
-) -> Iterator[Compared]:
-    """Compare rows, a few thousand at a time: no more of their vectors are in memory.
-
-    Args:
-        unreadable: takes the batches whose shards could not be read, with the reason.
-    """
-    in_order = sorted((row for row in rows if row.row_id in readings.texts), key=lambda row: (row.batch, row.place))
-    for start in range(0, len(in_order), _AT_ONCE):
-        found, damaged = read_found(job, in_order[start : start + _AT_ONCE])
-        unreadable |= damaged
-        for one in reference.recompute(found, readings.texts):
-            complete = replace(one, kept=readings.kept[one.row.row_id])
-            yield compare_row(found[one.row], complete, spec.max_length, job.form, windowed=job.overlap is not None)
-
-
-def _files(job: Job, batches: Iterable[int]) -> list[str]:
-    return sorted(job.shard(batch).name for batch in batches)
-
-
-def _progress(steps: Iterable[Compared], total: int, console: Console) -> Iterator[Compared]:
+@contextmanager
+def _progress(total: int, console: Console) -> Iterator[Callable[[], None]]:
+    """A progress bar, and a function that moves it on by one row."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield from bar.track(steps, total=total, description="encode() in FP32")
+        yield functools.partial(bar.advance, bar.add_task("encode() in FP32", total=total))
 
 
-def _publish(report: Report) -> None:
+def _publish(job: Job, verdict: Verdict, evidence: Evidence | None) -> None:
     from verify.page import page  # here, because matplotlib takes a second to import
 
-    show(report, Console(markup=False))
-    write(report.job.folder / "verify.json", as_json(report))
-    write(report.job.folder / "report.html", page(report))
-    Console().print(f"Report: {report.job.folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+    report = job.folder / "report.html"
+    show(verdict, job.folder, Console(markup=False))
+    _write(job.folder / FILE, verdict.to_json())
+    _write(report, page(verdict, job, evidence))
+    Console().print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _write(file: Location, text: str) -> None:
+    try:
+        file.put(text.encode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror})", mend="make the job's folder writable") from None

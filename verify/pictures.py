@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from contract.compare import TOLERANCES
-from contract.shard import ShardInfo
-from verify.compared import Compared, row_limit
-from verify.throughput import rows_per_second
+from verify.comparison import ComparedRow, row_limit
+from verify.throughput import Throughput
 
-# On its first run it says on stderr that it makes a list of the fonts, which is no concern of the user's.
+# On its first run it logs that it makes a list of the fonts, which users need not know.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 _INK, _GRID, _GOOD, _BAD = "#000001", "#000002", "#000003", "#000004"
@@ -48,7 +47,7 @@ _FLOOR = 1e-18
 """Where vectors that agree to the last bit are drawn: a logarithmic scale has no zero."""
 
 
-def error_histogram(compared: Sequence[Compared]) -> str:
+def error_histogram(compared: Sequence[ComparedRow]) -> str:
     """How many sampled rows have which relative MSE; empty if none has one."""
     good, bad = _errors(compared, wrong=False)[1], _errors(compared, wrong=True)[1]
     both = np.concatenate([good, bad])
@@ -71,7 +70,7 @@ def error_histogram(compared: Sequence[Compared]) -> str:
     return _svg("errors", draw)
 
 
-def error_by_length(compared: Sequence[Compared]) -> str:
+def error_by_length(compared: Sequence[ComparedRow]) -> str:
     """Each sampled row's relative MSE against its length; empty if none has one."""
     parts = [(*_errors(compared, wrong=wrong), wrong) for wrong in (False, True)]
     if not any(len(lengths) for lengths, _, _ in parts):
@@ -80,11 +79,9 @@ def error_by_length(compared: Sequence[Compared]) -> str:
 
     def draw(axes: Axes) -> None:
         for lengths, errors, wrong in parts:
-            look = ("x", _BAD, 5) if wrong else ("o", _GOOD, 3)
-            axes.plot(
-                *(lengths, errors, look[0]),
-                color=look[1], markersize=look[2], alpha=1 if wrong else 0.6, rasterized=len(lengths) > _POINTS,
-            )  # fmt: skip
+            marker, colour, size = ("x", _BAD, 5) if wrong else ("o", _GOOD, 3)
+            points = axes.plot(lengths, errors, marker, color=colour, markersize=size, alpha=1 if wrong else 0.6)
+            points[0].set_rasterized(len(lengths) > _POINTS)
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
         for limit in limits:
@@ -124,28 +121,29 @@ def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
     return _svg("lengths", draw)
 
 
-def throughput(shards: Sequence[ShardInfo]) -> str:
+def throughput(found: Throughput | None) -> str:
     """Rows per second over the time that the job took, pauses left out; empty if no shard took any."""
-    seconds, rates, pauses = rows_per_second(shards)
-    if not len(rates):
+    if found is None:
         return ""
-    name, unit = next((name, unit) for name, unit, most in _UNITS if seconds[-1] <= most * unit)
+    seconds = found.edges[-1]
+    name, unit = next((name, unit) for name, unit, most in _UNITS if seconds <= most * unit)
 
     def draw(axes: Axes) -> None:
-        axes.stairs(rates, seconds / unit, fill=True, color=_GOOD, alpha=0.35)
-        axes.stairs(rates, seconds / unit, color=_GOOD, linewidth=1.5, baseline=None)
-        for pause in pauses:
+        axes.stairs(found.rates, found.edges / unit, fill=True, color=_GOOD, alpha=0.35)
+        axes.stairs(found.rates, found.edges / unit, color=_GOOD, linewidth=1.5, baseline=None)
+        for pause in found.pauses:
             axes.axvline(pause / unit, color=_INK, linewidth=1, linestyle=":")
-        axes.set(xlabel=name, ylabel="rows/s", xlim=(0, seconds[-1] / unit), ylim=(0, None))
+        axes.set(xlabel=name, ylabel="rows/s", xlim=(0, seconds / unit), ylim=(0, None))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
     return _svg("throughput", draw)
 
 
 _UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days", 86400, np.inf))
+"""Of the time axis: name, seconds, and up to how many it is used."""
 
 
-def _errors(compared: Sequence[Compared], *, wrong: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _errors(compared: Sequence[ComparedRow], *, wrong: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Lengths and relative MSEs of the rows whose vectors break their tolerance, or of those whose vectors do not."""
     found = [
         (row.row.n_tokens, max(row.comparison.relative_mse, _FLOOR))
@@ -156,8 +154,8 @@ def _errors(compared: Sequence[Compared], *, wrong: bool) -> tuple[npt.NDArray[n
     return lengths, errors
 
 
-def _scale(errors: npt.NDArray[np.float64], compared: Sequence[Compared]) -> tuple[float, float, list[float]]:
-    """Whole powers of ten below and above all errors, and the rows' limits that are to be seen between them.
+def _scale(errors: npt.NDArray[np.float64], compared: Sequence[ComparedRow]) -> tuple[float, float, list[float]]:
+    """Whole powers of ten below and above all errors, and the rows' limits that are drawn between them.
 
     A limit that is far above all rows is left out: it would squeeze them together.
     """
@@ -177,7 +175,7 @@ def _token_axis(axes: Axes) -> None:
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
-    """A picture for a page, its ids told from those of the page's other pictures by ``name``."""
+    """A picture for a page, its ids prefixed with ``name``, so that they differ from those of the other pictures."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 3.1), layout="constrained")
         draw(figure.add_subplot())

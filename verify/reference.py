@@ -1,7 +1,7 @@
 """The reference: texts tokenized and computed by sentence-transformers in FP32.
 
-Nothing of what travelled over Redis is used, nor the engine's files, nor the code that made them: only the model that
-the engine was made from.
+It uses the model that the engine was made from, and nothing else: no data that passed through Redis, none of the
+engine's files, and none of the code that made them.
 """
 
 import logging
@@ -20,11 +20,24 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from contract.weights import model_sha256
-from verify.compared import Recomputed
-from verify.sample import Row
+from verify.sample import SampledRow
 
 _MOST_ROWS, _MOST_TOKENS = 32, 4096
-"""A micro-batch's limits. Lengths come from the shards, whose word is not relied on, hence two."""
+"""A micro-batch's limits. Lengths come from the shards, where they may be wrong, so the rows have a limit of their own.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedRow:
+    """What a row should be, by the reference."""
+
+    row: SampledRow
+    text: str | None
+    """With its prefix; None where the dataset has none, or a blank one."""
+    n_tokens: int
+    """Before truncation, special tokens counted; 0 without a text."""
+    vectors: npt.NDArray[np.float32]
+    """``[1, elements]``; at token level ``[min(n_tokens, max_length), elements]``; ``[0, elements]`` without a text."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Reference:
     model: Any
     """A ``SentenceTransformer``."""
 
-    def recompute(self, rows: Iterable[Row], texts: Mapping[int, str | None]) -> Iterator[Recomputed]:
+    def recompute(self, rows: Iterable[SampledRow], texts: Mapping[int, str | None]) -> Iterator[ExpectedRow]:
         """Compute rows, in small batches of rows of about one length.
 
         Args:
@@ -46,7 +59,7 @@ class Reference:
         Yields:
             One result a row, shortest rows first.
         """
-        batch: list[Row] = []
+        batch: list[SampledRow] = []
         for row in sorted(rows, key=lambda row: (row.n_tokens, row.row_id)):
             length = row.n_tokens if self.job.windowed else min(row.n_tokens, self.spec.max_length)
             if batch and (len(batch) == _MOST_ROWS or (len(batch) + 1) * length > _MOST_TOKENS):
@@ -56,24 +69,24 @@ class Reference:
         if batch:
             yield from self._recompute(batch, texts)
 
-    def _recompute(self, rows: Sequence[Row], texts: Mapping[int, str | None]) -> Iterator[Recomputed]:
-        there: list[tuple[Row, str]] = []
+    def _recompute(self, rows: Sequence[SampledRow], texts: Mapping[int, str | None]) -> Iterator[ExpectedRow]:
+        with_text: list[tuple[SampledRow, str]] = []
         nothing = np.empty((0, self.job.form.dimensions or self.spec.hidden), np.float32)
         for row in rows:
             text = texts[row.row_id]
             if text is None:
-                yield Recomputed(row, None, 0, nothing)
+                yield ExpectedRow(row, None, 0, nothing)
             else:
                 # Half of a surrogate pair, which UTF-8 cannot hold, becomes a question mark.
-                there.append((row, text.encode("utf-8", "replace").decode("utf-8")))
-        if not there:
+                with_text.append((row, text.encode("utf-8", "replace").decode("utf-8")))
+        if not with_text:
             return
-        plain = [text for _, text in there]
+        plain = [text for _, text in with_text]
         whole = [self.job.prefix + text for text in plain]
         n_tokens = [len(ids) for ids in self.model.tokenizer(whole, verbose=False)["input_ids"]]
         vectors = self._windows(whole) if self.job.windowed else self._encoded(plain)
-        for (row, _), text, count, found in zip(there, whole, n_tokens, vectors, strict=True):
-            yield Recomputed(row, text, count, found)
+        for (row, _), text, tokens, one in zip(with_text, whole, n_tokens, vectors, strict=True):
+            yield ExpectedRow(row, text, tokens, one)
 
     def _encoded(self, texts: list[str]) -> list[npt.NDArray[np.float32]]:
         """Each text's vectors, ``[1, elements]``, or ``[tokens, elements]`` at token level: the text truncated."""
@@ -87,7 +100,7 @@ class Reference:
                 batch_size=len(texts),
             )
             vectors = [one.float().cpu().numpy() for one in found]
-            return [job.form.shaped(one, normalize=spec.normalize) for one in vectors]
+            return [job.form.truncated(one, normalize=spec.normalize) for one in vectors]
         found = self.model.encode(
             texts,
             prompt=job.prefix,  # an empty one overrules the model's default
@@ -128,7 +141,7 @@ class Reference:
             mean = np.average(windows.cpu().numpy(), axis=0, weights=tokens["attention_mask"].sum(dim=1).numpy())
             if spec.unit_norm:
                 mean /= np.linalg.norm(mean)
-            found.append(self.job.form.shaped(mean[None].astype(np.float32), normalize=spec.normalize))
+            found.append(self.job.form.truncated(mean[None].astype(np.float32), normalize=spec.normalize))
         return found
 
 
@@ -142,7 +155,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
     Raises:
         UserError: the model is gone or was changed.
     """
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # what it warns of was weighed at the build
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)  # the build has judged its warnings
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # 10 bits, which is no FP32
@@ -155,25 +168,25 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
             model_kwargs={"dtype": torch.float32},
         ).eval()
     except Exception as error:  # each library has exceptions of its own
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"the model {spec.model} cannot be opened ({why})",
+            f"the model {spec.model} cannot be opened ({message})",
             f"engine {spec.name} was made from it",
-            _mend(spec),
+            _repair(spec),
         ) from None
     weights = _sha256(model)
     if weights != spec.weights_sha256:
         raise UserError(
             f"the model {spec.model} was changed (its weights hash to {weights[:16]})",
             f"engine {spec.name} was made from {spec.weights_sha256[:16]}",
-            _mend(spec),
+            _repair(spec),
         )
     model = _as_chosen(model, spec)
     model.max_seq_length = spec.max_length
     return Reference(spec, job, model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _mend(spec: EngineSpec) -> str:
+def _repair(spec: EngineSpec) -> str:
     return f"bring that model back, or build a new engine: python -m engine_build --model {spec.model} --name NAME"
 
 

@@ -1,7 +1,7 @@
-"""A seeded sample of a job's rows, stratified by length, drawn from a few shards at a time.
+"""A seeded sample of a job's rows, stratified by length, drawn while every row is read.
 
-Every row gets a random key that only the seed, its batch and its place in the shard decide; a stratum's sample is
-its rows with the lowest keys. So the sample does not depend on the order in which shards are read.
+Every row gets a random key that only the seed, its batch and its index in the shard decide; a stratum's sample is its
+rows with the lowest keys. So the sample does not depend on the order in which shards are read.
 """
 
 import functools
@@ -12,83 +12,53 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from contract.findings import Findings
 from contract.job import Job
 from contract.shard import ShardInfo
-from verify.findings import NONE, Findings, Tally
-from verify.shards import BadShard, ShardRows, open_shard, read_rows, side_by_side
+from verify.shard_rows import ShardRows, read_rows
+from verify.shards import BadShard, open_shard, read_concurrently
+from verify.stats import ShardStats, VectorRules, stats_of
 
 _SHORTEST = 32
 """Upper edge of the first stratum, in tokens; each further one is twice as long."""
 
 _ROW = np.dtype(
     [("key", "f8")]
-    + [(name, "i8") for name in ("row_id", "batch", "place", "n_tokens")]
+    + [(name, "i8") for name in ("row_id", "batch", "index", "n_tokens")]
     + [(name, "?") for name in ("truncated", "null", "failed")]
 )
 
 
 @dataclass(frozen=True)
-class Row:
-    """A sampled row, as its shard describes it."""
+class SampledRow:
+    """A row to be compared, as its shard describes it."""
 
     row_id: int
     batch: int
-    place: int
-    """Its position in the shard."""
+    index: int
+    """In the shard."""
     n_tokens: int
     truncated: bool
     stratum: str
 
 
 @dataclass(frozen=True)
-class Seen(Tally):
-    """What was seen of every row of the shards on the way, sampled or not."""
-
-    rows: int = 0
-    truncated: int = 0
-    without_text: int = 0
-    failed: Findings = NONE
-    """Rows that say why they have no vector. No fault: they are accounted for."""
-    wrong_nulls: Findings = NONE
-    """Rows that have tokens, no error and a null embedding, or else a vector where there must be none."""
-    non_finite: Findings = NONE
-    """Rows with a value that is not finite in a vector."""
-    zero: Findings = NONE
-    """Rows with a vector of zeros."""
-    wrong_norms: Findings = NONE
-    """Rows with a vector that cannot have norm 1, though the engine normalizes."""
-    wrong_flags: Findings = NONE
-    """Rows whose ``truncated`` is not ``n_tokens > max_length``."""
-    wrong_sums: Findings = NONE
-    """Shards whose footer gives other sums, or another ``max_length``, than their rows."""
-    changed: Findings = NONE
-    """Shards with a column that has another digest than the worker took of it, and which columns."""
-    unreadable: Findings = NONE
-    """Shards that have their row ids and cannot be read any further."""
-
-    @property
-    def at_fault(self) -> bool:
-        """Whether anything is wrong. A row that says why it has no vector is not."""
-        return any(found for name, found in self.findings.items() if name != "failed")
-
-
-@dataclass(frozen=True)
 class Sample:
-    """The rows to compute again."""
+    """The rows to compute again, and what was seen of all rows on the way."""
 
     strata: tuple[str, ...]
     """Every stratum's name, shortest rows first."""
-    rows: tuple[Row, ...]
+    rows: tuple[SampledRow, ...]
     """To be compared: each has a text and a vector."""
-    without_text: tuple[Row, ...]
+    without_text: tuple[SampledRow, ...]
     """As many again, at most, of those that have no text: the dataset must agree."""
-    seen: Seen
+    stats: ShardStats
     lengths: Mapping[int, int]
     """``n_tokens`` → how many rows of all shards have it."""
     shards: tuple[ShardInfo, ...]
-    """What the footers of the shards that could be read say."""
+    """The footers of the shards that could be read, by batch."""
     at_fault: tuple[int, ...]
-    """The batches whose shards have a fault that was seen on the way."""
+    """The batches whose shards have a fault."""
 
 
 def edges(max_length: int) -> list[int]:
@@ -96,10 +66,10 @@ def edges(max_length: int) -> list[int]:
 
     512 gives 32, 64, 128, 256, 512; 100 gives 32, 64, 100; 16 gives 16.
     """
-    found = [_SHORTEST]
-    while found[-1] < max_length:
-        found.append(found[-1] * 2)
-    return [*found[:-1], max_length]
+    uppers = [_SHORTEST]
+    while uppers[-1] < max_length:
+        uppers.append(uppers[-1] * 2)
+    return [*uppers[:-1], max_length]
 
 
 def quotas(available: Sequence[int], wanted: int) -> list[int]:
@@ -109,134 +79,110 @@ def quotas(available: Sequence[int], wanted: int) -> list[int]:
     """
     given = [0] * len(available)
     while (left := wanted - sum(given)) > 0:
-        open_ones = [place for place, count in enumerate(available) if given[place] < count]
-        if not open_ones:
+        unused = [stratum for stratum, rows in enumerate(available) if given[stratum] < rows]
+        if not unused:
             break
-        share, rest = divmod(left, len(open_ones))
-        for rank, place in enumerate(open_ones):
-            given[place] += min(share + (rank < rest), available[place] - given[place])
+        share, rest = divmod(left, len(unused))
+        for rank, stratum in enumerate(unused):
+            given[stratum] += min(share + (rank < rest), available[stratum] - given[stratum])
     return given
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """What a job's vectors must be."""
+class _Strata:
+    """The rows with the lowest keys of each stratum: one for each upper edge, one of truncated rows, and last the rows
+    without a text."""
 
-    elements: int
-    """Of a vector, before it is quantized."""
-    max_length: int
-    """The engine's, in tokens."""
-    unit_norm: bool
-    """Whether each has Euclidean norm 1."""
+    def __init__(self, max_length: int, most: int) -> None:
+        self._upper, self._most = edges(max_length), most
+        lower = [0, *self._upper[:-1]]
+        self.names = [f"{low + 1}-{high}" for low, high in zip(lower, self._upper, strict=True)]
+        self.names.append(f"over {max_length}")
+        self._rows = [np.empty(0, _ROW) for _ in range(len(self.names) + 1)]
+
+    def add(self, rows: npt.NDArray[np.void]) -> None:
+        stratum = np.where(rows["n_tokens"] == 0, len(self.names), np.searchsorted(self._upper, rows["n_tokens"]))
+        for number in np.unique(stratum).tolist():
+            both = np.concatenate([self._rows[number], rows[stratum == number]])
+            self._rows[number] = np.sort(both, order=["key", "row_id"])[: self._most]
+
+    def with_text(self) -> Iterator[SampledRow]:
+        *strata, _ = self._rows
+        shares = quotas([len(stratum) for stratum in strata], self._most)
+        for name, stratum, share in zip(self.names, strata, shares, strict=True):
+            yield from _sampled(stratum[:share], name)
+
+    def without_text(self) -> Iterator[SampledRow]:
+        return _sampled(self._rows[-1], "without a text")
 
 
-def _read(job: Job, elements: int, batch: int) -> tuple[ShardRows, ShardInfo] | BadShard:
-    """A shard's rows, every value read, and what its footer says; or what is wrong with it."""
-    try:
-        with open_shard(job, batch) as (file, info):
-            return read_rows(file, job.form, elements), info
-    except BadShard as error:
-        return error
-
-
-def draw(job: Job, batches: Iterable[int], expected: Vectors, *, rows: int, seed: int) -> Sample:
-    """Draw the sample, and on the way read every row.
+def draw(job: Job, batches: Iterable[int], rules: VectorRules, *, rows: int, seed: int) -> Sample:
+    """Draw the sample, and on the way read and check every row.
 
     Args:
         job: the job.
         batches: those whose shards can be read, in any order.
-        expected: what the vectors must be.
+        rules: what the vectors must be.
         rows: how many to draw; all are taken if there are fewer.
         seed: 0 or more; the same seed draws the same rows.
     """
-    upper, seen = edges(expected.max_length), Seen()
+    strata, stats = _Strata(rules.max_length, rows), ShardStats()
     lengths: Counter[int] = Counter()
     infos: list[ShardInfo] = []
     at_fault: list[int] = []
-    # One stratum for each upper edge, one for truncated rows, and last the rows without a text.
-    strata = [np.empty(0, _ROW) for _ in range(len(upper) + 2)]
-    for batch, read in side_by_side(functools.partial(_read, job, expected.elements), batches):
+    for batch, read in read_concurrently(functools.partial(_read, job, rules), batches):
+        name = job.shard(batch).name
         if isinstance(read, BadShard):
-            seen += Seen(unreadable=Findings.of([f"{job.shard(batch).name}: {read}"]))
-            at_fault.append(batch)
-            continue
-        found, info = read
-        one = _seen(found, info, expected, job, batch)
-        seen += one
-        if one.at_fault:
-            at_fault.append(batch)
-        tokens, counts = np.unique(found.n_tokens, return_counts=True)
-        lengths.update(dict(zip(tokens.tolist(), counts.tolist(), strict=True)))
-        infos.append(info)
-        shard = np.empty(len(found.row_id), _ROW)
-        for column in ("row_id", "n_tokens", "truncated", "null", "failed"):
-            shard[column] = getattr(found, column)
-        shard["batch"], shard["place"] = batch, np.arange(len(shard))
-        shard["key"] = np.random.default_rng([seed, batch]).random(len(shard))
-        # A row of another shard's slice, or with a vector too many or too few, is reported but cannot be compared.
-        wanted, texts = job.row_range(batch), (shard["n_tokens"] != 0) & ~shard["failed"]
-        fit = shard[(shard["row_id"] >= wanted.start) & (shard["row_id"] < wanted.stop) & (shard["null"] != texts)]
-        fit = fit[~fit["failed"]]
-        place = np.where(fit["n_tokens"] == 0, len(strata) - 1, np.searchsorted(upper, fit["n_tokens"]))
-        for number in np.unique(place).tolist():
-            both = np.concatenate([strata[number], fit[place == number]])
-            strata[number] = np.sort(both, order=["key", "row_id"])[:rows]
-    names = [f"{low + 1}-{high}" for low, high in zip([0, *upper], upper, strict=False)]
-    names.append(f"over {expected.max_length}")
-    taken = quotas([len(stratum) for stratum in strata[:-1]], rows)
+            of_shard = ShardStats(unreadable=Findings.of([f"{name}: {read}"]))
+        else:
+            shard, info = read
+            of_shard = stats_of(shard, info, rules, name)
+            tokens, counts = np.unique(shard.n_tokens, return_counts=True)
+            lengths.update(dict(zip(tokens.tolist(), counts.tolist(), strict=True)))
+            infos.append(info)
+            strata.add(_candidates(shard, job.row_range(batch), batch, seed))
+        stats += of_shard
+        at_fault += [batch] if of_shard.has_faults else []
     return Sample(
-        strata=tuple(names),
-        rows=tuple(
-            row
-            for name, stratum, count in zip(names, strata[:-1], taken, strict=True)
-            for row in _rows(stratum[:count], name)
-        ),
-        without_text=tuple(_rows(strata[-1], "without a text")),
-        seen=seen,
+        strata=tuple(strata.names),
+        rows=tuple(strata.with_text()),
+        without_text=tuple(strata.without_text()),
+        stats=stats,
         lengths=lengths,
         shards=tuple(sorted(infos, key=lambda info: info.batch)),
         at_fault=tuple(sorted(at_fault)),
     )
 
 
-_UNIT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
-"""By how much a norm may differ from 1 where the engine computed it; that of a stored form comes on top."""
+def _read(job: Job, rules: VectorRules, batch: int) -> tuple[ShardRows, ShardInfo] | BadShard:
+    """A shard's rows, every value read, and its footer; or what is wrong with it."""
+    try:
+        with open_shard(job, batch) as (file, info):
+            return read_rows(file, rules.form, rules.elements), info
+    except BadShard as error:
+        return error
 
 
-def _seen(shard: ShardRows, info: ShardInfo, expected: Vectors, job: Job, batch: int) -> Seen:
-    # Windows leave nothing out.
-    longest = expected.max_length if job.overlap is None else np.iinfo(np.int32).max
-    without_text, truncated = shard.n_tokens == 0, shard.n_tokens > longest
-    rows, failed, ids = len(shard.row_id), shard.failed, shard.row_id
-    tokens = int(np.minimum(shard.n_tokens, longest)[~failed].sum())
-    sums = (expected.max_length, rows, tokens, int(truncated.sum()), int(without_text.sum()), int(failed.sum()))
-    recorded = (info.max_length, info.rows, info.tokens, info.truncated, info.without_text, info.failed)
-    slack = _UNIT_TOLERANCE[info.precision]
-    off = (shard.low > 1 + slack) | (shard.high < 1 - slack) if expected.unit_norm else np.zeros(rows, bool)
-    name = job.shard(batch).name
-    changed = [column for column, digest in shard.digests.items() if info.digests.get(column) != digest]
-    changed += info.digests.keys() - shard.digests.keys()
-    return Seen(
-        rows=rows,
-        truncated=int(truncated.sum()),
-        without_text=int(without_text.sum()),
-        failed=Findings.of(ids[failed].tolist()),
-        wrong_nulls=Findings.of(ids[shard.null != (without_text | failed)].tolist()),
-        non_finite=Findings.of(ids[shard.non_finite].tolist()),
-        zero=Findings.of(ids[shard.zero].tolist()),
-        wrong_norms=Findings.of(ids[off & ~shard.zero].tolist()),
-        wrong_flags=Findings.of(ids[shard.truncated != truncated].tolist()),
-        wrong_sums=Findings.of([name] if sums != recorded else []),
-        changed=Findings.of([f"{name}: {', '.join(changed)}"] if changed else []),
-    )
+def _candidates(shard: ShardRows, wanted: range, batch: int, seed: int) -> npt.NDArray[np.void]:
+    """The shard's rows that can be compared, with their keys.
+
+    Rows of another batch, with an error, or with a vector too many or too few are counted elsewhere, and left out.
+    """
+    rows = np.empty(len(shard.row_id), _ROW)
+    for column in ("row_id", "n_tokens", "truncated", "null", "failed"):
+        rows[column] = getattr(shard, column)
+    rows["batch"], rows["index"] = batch, np.arange(len(rows))
+    rows["key"] = np.random.default_rng([seed, batch]).random(len(rows))
+    has_text = rows["n_tokens"] != 0
+    in_batch = (rows["row_id"] >= wanted.start) & (rows["row_id"] < wanted.stop)
+    return rows[in_batch & ~rows["failed"] & (rows["null"] != has_text)]
 
 
-def _rows(stratum: npt.NDArray[np.void], name: str) -> Iterator[Row]:
+def _sampled(stratum: npt.NDArray[np.void], name: str) -> Iterator[SampledRow]:
     for row in stratum:
-        yield Row(
+        yield SampledRow(
             row_id=int(row["row_id"]),
             batch=int(row["batch"]),
-            place=int(row["place"]),
+            index=int(row["index"]),
             n_tokens=int(row["n_tokens"]),
             truncated=bool(row["truncated"]),
             stratum=name,

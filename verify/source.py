@@ -1,10 +1,8 @@
-"""A job's dataset, read by the second readers: how many rows there are, and what the wanted ones hold."""
+"""A job's dataset, read by the second readers: the number of its rows, and the texts and values of some."""
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
-from datetime import datetime
-from decimal import Decimal
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +14,13 @@ from contract.errors import UserError, reason
 from contract.job import CsvDialect, Job
 from producer.files import files_of, kind_of
 from producer.remote import SCHEMES, downloaded
-from verify.records import Record, Taken, from_arrow, from_csv, from_json, from_parquet, from_text
-from verify.shards import plain
+from verify.readers import FileRows, Record, from_arrow, from_csv, from_json, from_parquet, from_text
+from verify.templates import parts_of, text_of
+from verify.values import value_at
 
 
 class SourceRow(NamedTuple):
-    """What the dataset has of a row."""
+    """One row of the dataset."""
 
     text: str | None
     """Without the prefix; None where the row has none."""
@@ -30,23 +29,23 @@ class SourceRow(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What the second reader found."""
+    """A dataset as the second reader reads it."""
 
     rows: int
     """Of the whole split, whatever the job's limit is."""
-    taken: dict[int, SourceRow]
-    """The wanted rows, by row id."""
+    wanted: dict[int, SourceRow]
+    """By row id."""
     reader: str
     """For people, such as ``Python's csv``."""
 
 
-_READERS: dict[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str]], Taken]] = {
+_READERS: dict[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str]], FileRows]] = {
     "json": from_json,
     "text": from_text,
     "parquet": from_parquet,
     "arrow": from_arrow,
 }
-"""Of each kind but csv, which has a dialect as well."""
+"""Of each kind but csv, whose reader needs a dialect too."""
 
 
 def read_source(job: Job, wanted: Collection[int]) -> Source:
@@ -66,11 +65,11 @@ def read_source(job: Job, wanted: Collection[int]) -> Source:
     else:
         kind, files = _files(job)
         rows, records, reader = _read(job, kind, files, wanted, columns)
-    taken = {
-        row: SourceRow(_text(template, record), [record.get(name) for name in job.columns])
+    found = {
+        row: SourceRow(text_of(template, record), [record.get(name) for name in job.columns])
         for row, record in records.items()
     }
-    return Source(rows, taken, reader)
+    return Source(rows, found, reader)
 
 
 def _read(
@@ -82,7 +81,7 @@ def _read(
     for file in files:
         inside = [row - start for row in left[bisect_left(left, start) :]]
         try:
-            taken = read(file, inside, roots, job.columns) if read else from_csv(file, inside, _dialect(job.csv, file))
+            rows = read(file, inside, roots, job.columns) if read else from_csv(file, inside, _dialect(job.csv, file))
         except UserError:
             raise
         except Exception as error:  # each library has exceptions of its own
@@ -90,19 +89,19 @@ def _read(
                 f"{file} cannot be read by the verifier's reader ({reason(error)})",
                 "expected what the producer read",
             ) from None
-        records |= {start + number: record for number, record in taken.records.items()}
-        readers[taken.by] = None
-        start += taken.rows
+        records |= {start + number: record for number, record in rows.records.items()}
+        readers[rows.reader] = None
+        start += rows.rows
     return start, records, " and ".join(readers)
 
 
 def _dialect(dialect: CsvDialect | None, file: Path) -> CsvDialect:
-    """The job's; of a Hub dataset, which ``datasets`` reads, what that library takes for granted."""
+    """The job's dialect; for a Hub dataset, which ``datasets`` reads, that library's defaults."""
     return dialect or CsvDialect(separator="\t" if ".tsv" in file.suffixes else ",", header=True)
 
 
 def _roots(columns: Sequence[str]) -> list[str]:
-    """The columns, and for dotted paths also what they begin with: which of them a file has, its reader knows."""
+    """The columns a file may have for these names: ``doc.text`` may be a column, or a path into the column ``doc``."""
     return list(dict.fromkeys(root for name in columns for root in (name, name.split(".")[0])))
 
 
@@ -153,7 +152,7 @@ def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
 
 
 def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tuple[int, dict[int, Record], str]:
-    """The wanted rows' groups alone are fetched, by pyarrow, which the producer uses as well: by other code of it."""
+    """Fetches only the row groups of the wanted rows, by pyarrow: the producer uses other functions of it."""
     hub, start, left = HfFileSystem(), 0, sorted(wanted)
     records: dict[int, Record] = {}
     for address in _hub_files(job):
@@ -161,87 +160,11 @@ def _streamed(job: Job, wanted: Collection[int], columns: Sequence[str]) -> tupl
             inside = [name for name in _roots(columns) if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
-                if places := [row - start for row in left[bisect_left(left, start) : bisect_left(left, start + count)]]:
+                if indices := [
+                    row - start for row in left[bisect_left(left, start) : bisect_left(left, start + count)]
+                ]:
                     table = file.read_row_group(group, columns=inside).combine_chunks()
                     values = {name: table.column(name).combine_chunks() for name in table.column_names}
-                    records |= {start + at: {name: plain(one, at) for name, one in values.items()} for at in places}
+                    records |= {start + at: {name: value_at(one, at) for name, one in values.items()} for at in indices}
                 start += count
     return start, records, "pyarrow, row group by row group"
-
-
-def parts_of(template: str) -> list[tuple[str, str | None]]:
-    r"""A job's ``text`` cut into pairs: a literal, and the column that follows it; None after the last literal.
-
-    ``"{a}: {b.c}\n"`` gives ``("", "a"), (": ", "b.c"), ("\n", None)``. The spelling is that of ``contract.template``.
-    """
-    found: list[tuple[str, str | None]] = []
-    literal, letters = "", iter(template)
-    for letter in letters:
-        if letter == "\\":
-            literal += {"n": "\n", "t": "\t"}.get(following := next(letters), following)
-        elif letter == "}":
-            literal += next(letters)
-        elif letter == "{":
-            name = _name(letters)
-            if name is None:
-                literal += "{"
-            else:
-                found.append((literal, name))
-                literal = ""
-        else:
-            literal += letter
-    return [*found, (literal, None)]
-
-
-def _name(letters: Iterator[str]) -> str | None:
-    """The column's name up to its closing brace; None where the brace is doubled and so means itself."""
-    name = ""
-    for letter in letters:
-        if letter == "{" and not name:
-            return None
-        if letter == "}":
-            return name
-        name += next(letters) if letter == "\\" else letter
-    raise ValueError("a brace is not closed")
-
-
-def _text(template: Sequence[tuple[str, str | None]], record: Record) -> str | None:
-    values = [None if column is None else _value(record, column) for _, column in template]
-    if all(value is None for value in values):
-        return None
-    return "".join(
-        literal + ("" if value is None else value) for (literal, _), value in zip(template, values, strict=True)
-    )
-
-
-def _value(record: Record, column: str) -> Any:
-    """A column's value, or that of a dotted path into it; None where anything on the way is null or not there."""
-    if column in record:
-        return record[column]
-    found: Any = record
-    for part in column.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
-
-
-def same(first: Any, second: Any) -> bool:
-    """Whether two Python values are one value: NaN is itself, and a pair of lists, maps or numbers goes by its content.
-
-    A boolean is no number, a text no bytes. Times with a zone go by the instant.
-    """
-    if isinstance(first, float) and isinstance(second, float):
-        return first == second or (first != first and second != second)
-    if isinstance(first, bool) or isinstance(second, bool):
-        return first is second
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, dict) or isinstance(second, dict):  # a map, which one of two readers gives as pairs
-        pairs = [list(value.items()) if isinstance(value, dict) else value for value in (first, second)]
-        return all(isinstance(value, list) for value in pairs) and same(*pairs)
-    if isinstance(first, int | float | Decimal) and isinstance(second, int | float | Decimal):
-        return first == second
-    if isinstance(first, datetime) and isinstance(second, datetime):
-        return (first.tzinfo is None) == (second.tzinfo is None) and first == second
-    return type(first) is type(second) and bool(first == second)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.form import Stored, VectorForm
+from contract.form import Quantized, VectorForm
 from contract.words import count
 
 
@@ -16,7 +16,7 @@ from contract.words import count
 class EmbeddedBatch:
     """A batch's vectors, and which of its rows have none."""
 
-    vectors: Stored
+    vectors: Quantized
     """Of the rows that have a text and no error, in row order; see ``contract.shard.table_of``."""
     errors: Mapping[int, str]
     """Index of a row in the batch → why it has no vector."""
@@ -25,7 +25,7 @@ class EmbeddedBatch:
     computed_tokens: int
 
 
-def unfit(vectors: Stored, owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def unfit(vectors: Quantized, owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """The rows that have a vector that is not finite or whose norm is zero.
 
     Args:
@@ -77,11 +77,11 @@ def into_form(batch: Batch, found: EmbeddedBatch, form: VectorForm, spec: Engine
     lengths = batch.lengths
     rows = np.array([row for row in np.flatnonzero(lengths) if row not in found.errors], np.intp)
     owners = np.repeat(rows, lengths[rows] if spec.per_token else 1)
-    shaped = form.shaped(found.vectors, normalize=spec.normalize)
-    stored = form.stored(shaped)
-    bad = unfit(stored if form.dtype == "float16" else shaped, owners)
+    truncated = form.truncated(found.vectors, normalize=spec.normalize)
+    quantized = form.quantized(truncated)
+    bad = unfit(quantized if form.dtype == "float16" else truncated, owners)
     if not len(bad):
-        return EmbeddedBatch(stored, found.errors, found.recomputed, found.computed_tokens)
+        return EmbeddedBatch(quantized, found.errors, found.recomputed, found.computed_tokens)
     what = f"{count(form.elements(spec.hidden), 'dimension')} as {form.dtype}"
     errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in bad}}
-    return EmbeddedBatch(stored[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)
+    return EmbeddedBatch(quantized[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)

@@ -14,6 +14,7 @@ from contract.redis.producing import ProducerLedger
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import Location, location
+from contract.verdict import Check, Figures, RowAccounting, Verdict
 
 FINGERPRINT = "fedcba9876543210"
 
@@ -132,3 +133,49 @@ def commit_by_hand(job: Job, batch: Batch) -> bool:
     vectors = np.stack([with_text, np.ones_like(with_text)], axis=1)
     table = table_of(batch, vectors, info_for(batch), per_token=False)
     return commit(table, job.shard(batch.number), job.staging)
+
+
+def figures(**changes: object) -> Figures:
+    fields: dict[str, object] = {
+        "rows": 2,
+        "vectors": 2,
+        "mse": 1e-15,
+        "relative_mse": 1e-12,
+        "min_cosine": 1.0,
+        "max_difference": None,
+        "non_finite": 0,
+    }
+    return Figures.model_validate(fields | changes)
+
+
+def a_verdict(job: Job, **changes: object) -> Verdict:
+    """What the verifier finds of a job that is as it should be, after a sample of two rows."""
+    fields: dict[str, object] = {
+        "job": job.id,
+        "engine": job.engine,
+        "fingerprint": job.fingerprint,
+        "dtype": job.form.dtype,
+        "dimensions": job.form.dimensions,
+        "columns": job.columns,
+        "overlap": job.overlap,
+        "dataset": job.dataset,
+        "revision": job.revision,
+        "rows": job.rows,
+        "when": "2026-11-23T10:00:00+00:00",
+        "sample": 256,
+        "seed": 0,
+        "compared": 2,
+        "checks": (Check(name="rows", passed=True, detail="10 in, 10 out"),),
+        "at_fault": (),
+        "accounting": RowAccounting(job.batches, job.batches, job.rows, job.rows),
+        "tokens": 9,
+        "truncated": 1,
+        "without_text": 0,
+        "failed": 0,
+        "strata": (figures(tokens="1-32"),),
+        "total": figures(),
+        "tolerance": {},
+        "worst_rows": (),
+        "failing_rows": (),
+    }
+    return Verdict.model_validate(fields | changes)

@@ -18,7 +18,7 @@ def int8(ranges: np.ndarray = RANGES) -> VectorForm:
 
 def test_int8_is_sentence_transformers() -> None:
     theirs = quantize_embeddings(VECTORS, "int8", calibration_embeddings=CALIBRATION)
-    ours = int8().stored(VECTORS)
+    ours = int8().quantized(VECTORS)
     assert ours.dtype == theirs.dtype
     assert np.array_equal(ours, theirs)
     assert {-128, 127} <= set(ours.ravel().tolist())  # what lies outside the calibration's ranges is there too
@@ -27,7 +27,7 @@ def test_int8_is_sentence_transformers() -> None:
 def test_an_element_of_one_value_only_is_sentence_transformers_too() -> None:
     still = RANGES.copy()
     still[1, 3] = still[0, 3]
-    assert np.array_equal(int8(still).stored(VECTORS), quantize_embeddings(VECTORS, "int8", ranges=still))
+    assert np.array_equal(int8(still).quantized(VECTORS), quantize_embeddings(VECTORS, "int8", ranges=still))
 
 
 @pytest.mark.parametrize("elements", [36, 32, 7])
@@ -35,7 +35,7 @@ def test_binary_is_sentence_transformers(elements: int) -> None:
     vectors = VECTORS[:, :elements].copy()
     vectors[0, 0] = 0
     theirs = quantize_embeddings(vectors, "binary")
-    ours = VectorForm(dtype="binary").stored(vectors)
+    ours = VectorForm(dtype="binary").quantized(vectors)
     assert ours.dtype == theirs.dtype
     assert np.array_equal(ours, theirs)
     assert ours.shape[1] == VectorForm(dtype="binary").width(elements)
@@ -44,35 +44,35 @@ def test_binary_is_sentence_transformers(elements: int) -> None:
 @pytest.mark.parametrize("dimensions", [1, 8, 36])
 def test_fewer_dimensions_are_sentence_transformers(dimensions: int) -> None:
     form = VectorForm(dimensions=dimensions)
-    assert np.array_equal(form.shaped(VECTORS, normalize=False), truncate_embeddings(VECTORS, dimensions))
-    again = form.shaped(VECTORS, normalize=True)
+    assert np.array_equal(form.truncated(VECTORS, normalize=False), truncate_embeddings(VECTORS, dimensions))
+    again = form.truncated(VECTORS, normalize=True)
     np.testing.assert_allclose(np.linalg.norm(again, axis=1), 1, rtol=1e-6)
     assert (again * truncate_embeddings(VECTORS, dimensions) >= 0).all()
 
 
 def test_float16_is_the_nearest_one_and_may_be_too_small_for_a_value() -> None:
-    stored = VectorForm(dtype="float16").stored(np.array([[0.1, 70_000, -1e-9]], np.float32))
-    assert stored.dtype.name == "float16"
-    assert stored.tolist() == [[np.float16(0.1), np.inf, 0]]
+    quantized = VectorForm(dtype="float16").quantized(np.array([[0.1, 70_000, -1e-9]], np.float32))
+    assert quantized.dtype.name == "float16"
+    assert quantized.tolist() == [[np.float16(0.1), np.inf, 0]]
 
 
 @pytest.mark.parametrize("form", [int8(), VectorForm(dtype="binary"), VectorForm(dtype="float16"), VectorForm()])
-def test_what_is_restored_is_stored_the_same_again(form: VectorForm) -> None:
-    stored = form.stored(VECTORS)
-    restored = form.restored(stored, VECTORS.shape[1])
-    assert (restored.dtype.name, restored.shape) == ("float32", VECTORS.shape)
-    assert np.array_equal(form.stored(restored), stored)
+def test_what_is_dequantized_is_quantized_the_same_again(form: VectorForm) -> None:
+    quantized = form.quantized(VECTORS)
+    dequantized = form.dequantized(quantized, VECTORS.shape[1])
+    assert (dequantized.dtype.name, dequantized.shape) == ("float32", VECTORS.shape)
+    assert np.array_equal(form.quantized(dequantized), quantized)
 
 
 @pytest.mark.parametrize("form", [int8(), VectorForm(dtype="binary")])
 def test_the_nearest_vector_to_a_reference_is_the_reference_where_it_is_stored_alike(form: VectorForm) -> None:
-    np.testing.assert_allclose(form.nearest(form.stored(VECTORS), VECTORS), VECTORS, atol=1e-6)
+    np.testing.assert_allclose(form.nearest(form.quantized(VECTORS), VECTORS), VECTORS, atol=1e-6)
 
 
 def test_the_nearest_vector_of_a_neighbouring_step_is_its_edge() -> None:
     form = VectorForm(dtype="int8", ranges=((0.0, 0.0, 0.0, 0.0), (255.0, 255.0, 255.0, 255.0)))
     reference = np.array([[10.25, 10.25, -40.0, 300.0]], np.float32)
-    assert form.stored(reference).tolist() == [[-118, -118, -128, 127]]
+    assert form.quantized(reference).tolist() == [[-118, -118, -128, 127]]
     other = np.array([[-117, -119, -127, 126]], np.int8)
     assert form.nearest(other, reference).tolist() == [[11, 10, 1, 255]]
 
@@ -80,7 +80,7 @@ def test_the_nearest_vector_of_a_neighbouring_step_is_its_edge() -> None:
 def test_the_nearest_vector_of_another_sign_is_zero_there() -> None:
     form = VectorForm(dtype="binary")
     reference = np.array([[0.5, -0.5, 0.25]], np.float32)
-    assert form.nearest(form.stored(-reference), reference).tolist() == [[0, 0, 0]]
+    assert form.nearest(form.quantized(-reference), reference).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize(

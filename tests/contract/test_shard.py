@@ -16,7 +16,7 @@ import pytest
 
 from contract.batch import Batch
 from contract.digest import digests_of
-from contract.form import Stored
+from contract.form import Quantized
 from contract.job import Job
 from contract.shard import commit, embedding_type, info_of, read_info, table_of
 from contract.store import location
@@ -277,7 +277,7 @@ def test_a_row_with_an_error_says_why_in_place_of_its_vector() -> None:
         assert found[1:] == [None, None]
 
 
-FORMS: dict[str, Stored] = {
+FORMS: dict[str, Quantized] = {
     "float32": np.array([[1.5, -2.0, 1e-30], [0.25, 3.0, -0.0]], np.float32),
     "float16": np.array([[1.5, -2.0, 6e-8], [0.25, 3.0, -0.0]], np.float16),
     "int8": np.array([[127, -128, 0], [1, -1, 5]], np.int8),
@@ -285,7 +285,7 @@ FORMS: dict[str, Stored] = {
 """Vectors of two rows as a shard stores them. Binary ones are int8, too."""
 
 
-def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) -> tuple[Job, list[Stored | None]]:
+def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) -> tuple[Job, list[Quantized | None]]:
     """A job of one shard with two rows with a vector, and maybe a null between them."""
     job = a_job(tmp_path / "output", rows=3 if null else 2)
     job.save()
@@ -293,11 +293,11 @@ def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) 
     ids = n_tokens[:, None]
     batch = Batch(job.id, 0, job.fingerprint, np.arange(len(ids)), ids, ids, ids * 0, n_tokens)
     commit(table_of(batch, FORMS[dtype], info_for(batch), per_token=per_token), job.shard(0), job.staging)
-    vectors: list[Stored | None] = [vector[None] if per_token else vector for vector in FORMS[dtype]]
+    vectors: list[Quantized | None] = [vector[None] if per_token else vector for vector in FORMS[dtype]]
     return job, [vectors[0], None, vectors[1]] if null else vectors
 
 
-def _assert_same(found: Iterable[object], expected: list[Stored | None], dtype: str | None = None) -> None:
+def _assert_same(found: Iterable[object], expected: list[Quantized | None], dtype: str | None = None) -> None:
     """Equal to the bit, and of the dtype where the reader gives arrays."""
     for one, due in zip(found, expected, strict=True):
         if due is None:

@@ -222,7 +222,7 @@ def second(opened: TextDataset, texts: list[str | None], folder: Path) -> str | 
     fields = ("dataset", "config", "split", "text", "revision", "columns", "csv", "rows")
     job = a_job(folder, **{name: getattr(opened, name) for name in fields})
     found = read_source(job, range(opened.rows))
-    theirs = [found.taken[row].text for row in range(found.rows) if row in found.taken]
+    theirs = [found.wanted[row].text for row in range(found.rows) if row in found.wanted]
     if (found.rows, theirs) != (len(texts), texts):
         return f"wrong: {found.reader} {theirs!r:.600}, the producer {texts!r:.600} ({opened.dataset})"
     return None

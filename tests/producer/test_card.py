@@ -7,10 +7,10 @@ from huggingface_hub import DatasetCard
 from contract.engine import EngineSpec
 from contract.form import VectorForm
 from contract.job import Job
-from contract.verdict import Check, Figures, Verdict
+from contract.verdict import Check, Verdict
 from producer.card import card_of, pushed_job
 from producer.progress import ShardTotals
-from tests.contract.samples import FINGERPRINT, a_job, engine_spec
+from tests.contract.samples import a_job, a_verdict, engine_spec, figures
 
 
 @pytest.fixture
@@ -34,36 +34,22 @@ def spec(**changes: object) -> EngineSpec:
     return engine_spec(**(fields | changes))
 
 
-def verdict(**changes: object) -> Verdict:
-    fields: dict[str, Any] = {
-        "fingerprint": FINGERPRINT,
-        "revision": "e6281661ce1c48d9",
-        "rows": 25_000,
-        "passed": True,
-        "when": "2026-11-23T10:00:00+00:00",
-        "compared": 256,
-        "at_fault": [],
-        "checks": [Check(name="rows", passed=True, detail="in | out")],
-        "strata": [
-            Figures(
-                tokens="1-32",
-                rows=43,
-                mse=1.6e-15,
-                relative_mse=6e-13,
-                min_cosine=1,
-                max_difference=None,
-                non_finite=0,
-            )
-        ],
-        "total": Figures(rows=256, mse=None, relative_mse=None, min_cosine=None, max_difference=None, non_finite=3),
-    }
-    return Verdict.model_validate(fields | changes)
+def verdict(job: Job) -> Verdict:
+    numbers = {"mse": 1.6e-15, "relative_mse": 6e-13, "min_cosine": 1}
+    nothing = dict.fromkeys(("mse", "relative_mse", "min_cosine"))
+    return a_verdict(
+        job,
+        compared=256,
+        checks=(Check(name="rows", passed=True, detail="in | out"),),
+        strata=(figures(tokens="1-32", rows=43, **numbers),),
+        total=figures(rows=256, non_finite=3, **nothing),
+    )
 
 
 def card(job: Job, engine: EngineSpec | None = None, **changes: Any) -> str:
     runtimes = frozenset({"b (fp16)", "a (fp32)"})
     totals = ShardTotals(rows=job.rows, truncated=1_234, without_text=5, failed=6, runtimes=runtimes)
-    options: dict[str, Any] = {"verdict": verdict(), "doubt": "", "repo": "user/vectors", "kept": {}} | changes
+    options: dict[str, Any] = {"verdict": verdict(job), "doubt": "", "repo": "user/vectors", "kept": {}} | changes
     return card_of(job, engine or spec(), totals, **options)
 
 

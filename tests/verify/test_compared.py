@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 
 from contract.compare import compare
-from verify.compared import Compared, Found, Recomputed, compare_row, total
-from verify.sample import Row
+from verify.comparison import ComparedRow, compare_row, excerpt, total
+from verify.reference import ExpectedRow
+from verify.sample import SampledRow
+from verify.shards import ShardRow
+from verify.stats import VectorRules
 
-ROW = Row(row_id=7, batch=0, place=7, n_tokens=5, truncated=False, stratum="1-32")
+ROW = SampledRow(row_id=7, batch=0, index=7, n_tokens=5, truncated=False, stratum="1-32")
 
 
-def judged(found: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> Compared:
-    expected = Recomputed(ROW, "some text", 5, reference.astype(np.float32))
-    return compare_row(Found(found.astype(np.float32), precision), expected, 512)
+def judged(found: np.ndarray, reference: np.ndarray, precision: str = "fp32") -> ComparedRow:
+    expected = ExpectedRow(ROW, "some text", 5, reference.astype(np.float32))
+    return compare_row(ShardRow(found.astype(np.float32), precision), expected, rules(expected))
+
+
+def rules(expected: ExpectedRow, max_length: int = 512) -> VectorRules:
+    return VectorRules(expected.vectors.shape[1], max_length, unit_norm=False)
 
 
 def unit(*elements: float) -> np.ndarray:
@@ -73,8 +80,8 @@ def test_a_reference_that_is_not_finite_lets_nothing_pass() -> None:
 
 def test_lengths_and_flags_must_agree() -> None:
     def lengths(n_tokens: int, max_length: int) -> str:
-        expected = Recomputed(ROW, "some text", n_tokens, unit(1, 0).astype(np.float32))
-        return compare_row(Found(unit(1, 0), "fp32"), expected, max_length).length_problem
+        expected = ExpectedRow(ROW, "some text", n_tokens, unit(1, 0).astype(np.float32))
+        return compare_row(ShardRow(unit(1, 0), "fp32"), expected, rules(expected, max_length)).length_problem
 
     assert lengths(5, 512) == ""
     assert lengths(6, 512) == "n_tokens 5, recomputed 6"
@@ -83,8 +90,12 @@ def test_lengths_and_flags_must_agree() -> None:
 
 def test_an_excerpt_is_one_short_printable_line() -> None:
     text = "\x1b[31mred\0\n[bold]and\ttoo " + "long " * 1000
-    expected = Recomputed(ROW, text, 5, unit(1, 0).astype(np.float32))
-    excerpt = compare_row(Found(unit(1, 0), "fp32"), expected, 512).excerpt
-    assert excerpt.isprintable()
-    assert excerpt.startswith("[31mred [bold]and too long")
-    assert len(excerpt) <= 62
+    expected = ExpectedRow(ROW, text, 5, unit(1, 0).astype(np.float32))
+    kept = compare_row(ShardRow(unit(1, 0), "fp32"), expected, rules(expected)).text
+    assert len(kept) <= 402
+    shown = excerpt(kept, 60)
+    for line in (kept, shown):
+        assert line.isprintable()
+        assert line.startswith("[31mred [bold]and too long")
+        assert line.endswith(" …")
+    assert len(shown) <= 62

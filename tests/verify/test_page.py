@@ -89,7 +89,7 @@ def test_a_job_whose_dataset_is_gone_has_a_page_if_its_shards_give_a_verdict(job
     assert f"no dataset {dataset}" in page
 
 
-def test_wild_lengths_and_footers_are_drawn_or_left_out(job: Job) -> None:
+def test_lengths_and_footers_out_of_range_are_drawn_or_left_out(job: Job) -> None:
     rewrite(job, 0, lambda table: with_column(table, "n_tokens", table["n_tokens"].combine_chunks().fill_null(-5)))
     rewrite(job, 1, lambda table: table, seconds=9e8, finished="9999-12-31T23:59:59Z")
     rewrite(job, 2, lambda table: table, seconds=0)
@@ -97,8 +97,8 @@ def test_wild_lengths_and_footers_are_drawn_or_left_out(job: Job) -> None:
 
 
 def test_a_checkout_that_is_not_installed_gives_a_page_too(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries = verify.page._LIBRARIES
-    monkeypatch.setattr(verify.page, "_LIBRARIES", ("embedmill-as-if-not-installed", *libraries[1:]))
+    libraries = verify.page.LIBRARIES
+    monkeypatch.setattr(verify.page, "LIBRARIES", ("embedmill-as-if-not-installed", *libraries[1:]))
     page = plain(report_of(job))
     assert "verified by torch" in page
     assert "embedmill-as-if" not in page

@@ -8,14 +8,15 @@ import pytest
 
 from contract.compare import Comparison
 from tests.verify.jobs import shard
-from verify.compared import Compared
+from verify.comparison import ComparedRow
 from verify.pictures import error_by_length, error_histogram, length_histogram, throughput
-from verify.sample import Row
+from verify.sample import SampledRow
+from verify.throughput import throughput_of
 
 
-def compared(error: float, *, n_tokens: int = 40, problem: str = "") -> Compared:
-    row = Row(row_id=1, batch=0, place=1, n_tokens=n_tokens, truncated=False, stratum="33-64")
-    return Compared(row, "fp32", Comparison(1, error, error, 1 - error / 2, error, 0), 1.0, "", problem, "some text")
+def compared(error: float, *, n_tokens: int = 40, problem: str = "") -> ComparedRow:
+    row = SampledRow(row_id=1, batch=0, index=1, n_tokens=n_tokens, truncated=False, stratum="33-64")
+    return ComparedRow(row, "fp32", Comparison(1, error, error, 1 - error / 2, error, 0), 1.0, "", problem, "some text")
 
 
 def shapes(svg: str, colour: str) -> int:
@@ -73,23 +74,26 @@ def test_without_a_length_there_is_no_picture() -> None:
 
 
 def test_a_shard_that_took_no_time_is_left_out() -> None:
-    assert throughput([shard(0, 0)]) == throughput([]) == ""
-    assert throughput([shard(0, 1), shard(0, 0)])
+    assert throughput(throughput_of([shard(0, 0)])) == throughput(throughput_of([])) == ""
+    assert throughput(throughput_of([shard(0, 1), shard(0, 0)]))
 
 
 def test_a_pause_is_a_line() -> None:
-    without, with_one = throughput([shard(0, 10), shard(10, 10)]), throughput([shard(0, 10), shard(90, 10)])
+    without, with_one = (
+        throughput(throughput_of([shard(0, 10), shard(10, 10)])),
+        throughput(throughput_of([shard(0, 10), shard(90, 10)])),
+    )
     assert "stroke-dasharray" not in without
     assert "stroke-dasharray" in with_one
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(10, "seconds"), (1000, "minutes"), (1e5, "hours"), (1e6, "days")])
 def test_the_time_has_a_unit_that_fits(seconds: float, unit: str) -> None:
-    assert f">{unit}</text>" in throughput([shard(0, seconds)])
+    assert f">{unit}</text>" in throughput(throughput_of([shard(0, seconds)]))
 
 
 def test_a_picture_brings_no_id_twice_and_no_style_of_its_own() -> None:
-    page = error_histogram([compared(1e-12)]) + length_histogram({5: 5}, 512) + throughput([shard(0, 1)])
+    page = error_histogram([compared(1e-12)]) + length_histogram({5: 5}, 512) + throughput(throughput_of([shard(0, 1)]))
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) <= {

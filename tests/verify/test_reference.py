@@ -16,20 +16,20 @@ from contract.settings import settings
 from producer.dataset import dataset_of
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
-from verify.compared import read_found
 from verify.reference import Reference, open_model
-from verify.sample import Row, Vectors, draw
+from verify.sample import SampledRow, draw
+from verify.shards import rows_at
+from verify.stats import VectorRules
 
 
 def opened(job: Job) -> Reference:
     return open_model(job, engine_of(job))
 
 
-def sampled(job: Job) -> list[Row]:
+def sampled(job: Job) -> list[SampledRow]:
     """Every row that has a text."""
-    spec = engine_of(job)
-    expected = Vectors(job.form.dimensions or spec.hidden, spec.max_length, spec.unit_norm)
-    return list(draw(job, range(job.batches), expected, rows=100, seed=0).rows)
+    rules = VectorRules.of(job, engine_of(job))
+    return list(draw(job, range(job.batches), rules, rows=100, seed=0).rows)
 
 
 def texts_of(job: Job) -> dict[int, str | None]:
@@ -39,12 +39,11 @@ def texts_of(job: Job) -> dict[int, str | None]:
 def assert_as_stored(job: Job) -> None:
     """The shards' vectors are the reference's: the engine and sentence-transformers agree."""
     rows = sampled(job)
-    found, _ = read_found(job, rows)
     recomputed = list(opened(job).recompute(rows, texts_of(job)))
     assert len(recomputed) == len(rows) > 10
     for one in recomputed:
         assert one.n_tokens == one.row.n_tokens
-        np.testing.assert_allclose(found[one.row].vectors, one.vectors, atol=2e-5)
+        np.testing.assert_allclose(rows_at(job, one.row.batch, [one.row.index])[0].vectors, one.vectors, atol=2e-5)
 
 
 def test_rows_computed_together_are_what_each_is_alone(job: Job, tiny_model: Path) -> None:

@@ -7,16 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract.engine import EngineSpec
+from contract.findings import Findings
 from contract.job import Job
 from contract.shard import COLUMNS
 from tests.verify.jobs import TEXTS, plant, rewrite, scaled, with_column, with_element, with_value
-from verify.compared import read_found
-from verify.findings import Findings
-from verify.sample import Sample, Vectors, draw, edges, quotas
+from verify.sample import Sample, draw, edges, quotas
+from verify.shards import rows_at
+from verify.stats import VectorRules
 
 
 def drawn(job: Job, rows: int, seed: int = 0, batches: tuple[int, ...] = (0, 1, 2)) -> Sample:
-    return draw(job, batches, Vectors(32, 512, unit_norm=False), rows=rows, seed=seed)
+    return draw(job, batches, VectorRules(32, 512, unit_norm=False), rows=rows, seed=seed)
 
 
 def test_edges_end_at_the_longest_row_that_is_not_truncated() -> None:
@@ -90,7 +91,7 @@ def test_all_rows_are_taken_if_there_are_no_more(job: Job) -> None:
     sample = drawn(job, 1000)
     with_text = {row for row, text in enumerate(TEXTS) if text is not None}
     assert sorted(row.row_id for row in sample.rows) == sorted(with_text)
-    assert (sample.seen.rows, sample.seen.truncated, sample.seen.without_text) == (48, 2, 2)
+    assert (sample.stats.rows, sample.stats.truncated, sample.stats.without_text) == (48, 2, 2)
 
 
 def test_every_row_is_drawn_by_some_seed(job: Job) -> None:
@@ -101,25 +102,25 @@ def test_every_row_is_drawn_by_some_seed(job: Job) -> None:
 def test_rows_without_a_text_are_kept_apart(job: Job) -> None:
     sample = drawn(job, 1000)
     assert sorted(row.row_id for row in sample.without_text) == [40, 46]
-    assert not sample.seen.wrong_nulls
+    assert not sample.stats.wrong_nulls.count
 
 
 def test_a_row_without_a_text_that_has_a_vector(job: Job, tiny: EngineSpec) -> None:
     rewrite(job, 2, with_value("embedding", 8, [0.5] * tiny.hidden))
-    assert drawn(job, 1000).seen.wrong_nulls == Findings(1, (40,))
+    assert drawn(job, 1000).stats.wrong_nulls == Findings(1, (40,))
 
 
 def test_a_row_with_a_text_that_has_no_vector(job: Job) -> None:
     rewrite(job, 0, with_value("embedding", 3, None))
     sample = drawn(job, 1000)
-    assert sample.seen.wrong_nulls == Findings(1, (3,))
+    assert sample.stats.wrong_nulls == Findings(1, (3,))
     assert 3 not in {row.row_id for row in sample.rows}
 
 
 def test_a_value_that_is_not_finite_is_seen_without_sampling_the_row(job: Job) -> None:
     rewrite(job, 2, with_value("embedding", 9, [0.5] * 31 + [float("inf")]))
     sample = drawn(job, 1)
-    assert sample.seen.non_finite == Findings(1, (41,))
+    assert sample.stats.non_finite == Findings(1, (41,))
     assert sample.at_fault == (2,)
 
 
@@ -132,7 +133,7 @@ def test_vectors_that_cannot_be_read_are_seen_without_sampling_their_rows(job: J
     damaged[chunk.data_page_offset + chunk.total_compressed_size - 5] ^= 1
     job.shard(1).write_bytes(damaged)
     sample = drawn(job, 1, batches=(0, 1))
-    assert "CRC checksum verification failed" in str(sample.seen.unreadable)
+    assert "CRC checksum verification failed" in str(sample.stats.unreadable)
     assert sample.at_fault == (1,)
 
 
@@ -144,16 +145,16 @@ def test_vectors_of_another_width_are_seen_without_sampling_their_rows(job: Job,
         return table.set_column(1, "embedding", pa.array(vectors, half))
 
     rewrite(job, 1, halved)
-    assert "vectors of 16 elements, expected 32" in str(drawn(job, 1, batches=(0, 1)).seen.unreadable)
+    assert "vectors of 16 elements, expected 32" in str(drawn(job, 1, batches=(0, 1)).stats.unreadable)
 
 
 def test_a_wrong_flag_and_wrong_sums_are_seen_without_sampling_the_row(job: Job) -> None:
     rewrite(job, 0, with_value("truncated", 3, True))
     rewrite(job, 1, lambda table: table, tokens=1)
     sample = drawn(job, 1)
-    seen = sample.seen
-    assert seen.wrong_flags == Findings(1, (3,))
-    assert seen.wrong_sums == Findings(1, ("train-00001-of-00003.parquet",))
+    stats = sample.stats
+    assert stats.wrong_flags == Findings(1, (3,))
+    assert stats.wrong_sums == Findings(1, ("train-00001-of-00003.parquet",))
     assert sample.at_fault == (0, 1)
 
 
@@ -169,12 +170,12 @@ def test_a_change_of_any_column_is_seen_without_sampling_the_row(job: Job) -> No
         whole = job.shard(0).read_bytes()
         plant(job, 0, change)
         sample = drawn(job, 1)
-        assert sample.seen.changed == Findings(1, (f"train-00000-of-00003.parquet: {column}",))
+        assert sample.stats.changed == Findings(1, (f"train-00000-of-00003.parquet: {column}",))
         assert sample.at_fault == (0,)
         job.shard(0).write_bytes(whole)
     plant(job, 0, lambda table: table.append_column("more", table["row_id"]))
     plant(job, 1, lambda table: table, digests={})
-    assert drawn(job, 1).seen.changed == Findings(
+    assert drawn(job, 1).stats.changed == Findings(
         2, ("train-00000-of-00003.parquet: more", f"train-00001-of-00003.parquet: {', '.join(COLUMNS)}")
     )
 
@@ -187,24 +188,24 @@ def test_norms_are_looked_at_in_every_row(job: Job) -> None:
         return with_column(table, "embedding", pa.array(vectors, table.schema.field("embedding").type))
 
     def norms() -> Sample:
-        return draw(job, range(3), Vectors(32, 512, unit_norm=True), rows=1, seed=0)
+        return draw(job, range(3), VectorRules(32, 512, unit_norm=True), rows=1, seed=0)
 
     for batch in range(3):
         rewrite(job, batch, normalized)
-    assert not norms().seen.at_fault
+    assert not norms().stats.has_faults
     rewrite(job, 1, scaled(3, 1.001))
     rewrite(job, 2, scaled(3, 0.0))
-    seen = norms().seen
-    assert (seen.wrong_norms, seen.zero) == (Findings(1, (19,)), Findings(1, (35,)))
+    stats = norms().stats
+    assert (stats.wrong_norms, stats.zero) == (Findings(1, (19,)), Findings(1, (35,)))
     rewrite(job, 1, scaled(3, 1 / 1.001), precision="fp16")
-    assert not norms().seen.wrong_norms
-    assert drawn(job, 1).seen.zero == Findings(1, (35,))  # whether the engine normalizes or not
+    assert not norms().stats.wrong_norms.count
+    assert drawn(job, 1).stats.zero == Findings(1, (35,))  # whether the engine normalizes or not
 
 
 def test_a_shard_that_cannot_be_read_any_further_is_named(job: Job) -> None:
     rewrite(job, 0, with_value("n_tokens", 3, None))
     sample = drawn(job, 1000)
-    assert "15 values of n_tokens" in str(sample.seen.unreadable.first[0])
+    assert "15 values of n_tokens" in str(sample.stats.unreadable.first[0])
     assert {row.batch for row in sample.rows} == {1, 2}
 
 
@@ -214,7 +215,7 @@ def test_rows_of_other_slices_are_never_sampled(job: Job) -> None:
 
 
 def test_vectors_of_the_sample_do_not_keep_their_shards_in_memory(job: Job) -> None:
-    found, unreadable = read_found(job, drawn(job, 5).rows)
-    assert len(found) == 5
-    assert not unreadable
-    assert all(one.vectors.shape == (1, 32) and one.vectors.flags.owndata for one in found.values())
+    for row in drawn(job, 5).rows:
+        (found,) = rows_at(job, row.batch, [row.index])
+        assert found.vectors.shape == (1, 32)
+        assert found.vectors.flags.owndata

@@ -4,32 +4,26 @@ A reader goes through a file once, holds one record or one block of records at a
 rows that are wanted are made into Python values.
 """
 
-import bz2
-import codecs
 import csv
 import glob
-import gzip
-import io
 import json
-import lzma
 import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import duckdb
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from contract.errors import UserError
 from contract.job import CsvDialect
 from contract.words import count
-from verify.shards import plain
+from verify.opening import open_bytes, open_text
+from verify.values import value_at
 
 Record = Mapping[str, Any]
 """A row's values by column, as Python has them; of nested columns dicts and lists."""
@@ -39,31 +33,31 @@ _Raw = TypeVar("_Raw")
 _CSV = "Python's csv"
 
 
-class Taken(NamedTuple):
-    """What a reader found in a file."""
+class FileRows(NamedTuple):
+    """The rows of one file, as one reader reads them."""
 
     rows: int
-    """How many there are."""
+    """How many the file has."""
     records: dict[int, Record]
-    """Those that were wanted, by their number in the file."""
-    by: str
-    """What read it, for people, such as ``Python's csv``."""
+    """The wanted ones, by their index in the file."""
+    reader: str
+    """The library that read it, for people, such as ``Python's csv``."""
 
 
-def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
+def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> FileRows:
     """By Python's ``csv``. An empty cell is null. Where there is one column, an empty line is a row.
 
     Raises:
         UserError: the file is not UTF-8, or a row has more or fewer fields than the first.
     """
     csv.field_size_limit(sys.maxsize)
-    with _text(file) as opened:
+    with open_text(file) as opened:
         rows = csv.reader(opened, delimiter=dialect.separator, strict=True)
         blank, first = 0, next(rows, None)
         while first == []:
             blank, first = blank + 1, next(rows, None)
         if first is None:
-            return Taken(0, {}, _CSV)
+            return FileRows(0, {}, _CSV)
         width, header = len(first), dialect.header
         names = first if header else [f"column_{number}" for number in range(1, width + 1)]
 
@@ -84,7 +78,7 @@ def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> Taken:
         )
 
 
-def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> FileRows:
     """An object a line, or one array of objects, which is read whole into memory.
 
     By the library that the producer does not use for them: of arrays, and where columns are kept, that is orjson, else
@@ -94,15 +88,15 @@ def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
     Raises:
         UserError: the file is not UTF-8, or a row is no object.
     """
-    with _bytes(file) as opened:
+    with open_bytes(file) as opened:
         start = opened.read(1 << 16).lstrip()[:1]
-    with _bytes(file) as opened:
+    with open_bytes(file) as opened:
         if start == b"[":
             rows = _by_orjson(opened.read())
             return _take(rows, wanted, lambda value: _object(file, value), "orjson")
-        parse, by = (_by_orjson, "orjson") if kept else (json.loads, "Python's json")
+        parse, reader = (_by_orjson, "orjson") if kept else (json.loads, "Python's json")
         lines = (line for line in opened if line.strip())
-        return _take(lines, wanted, lambda line: _object(file, parse(line)), by)
+        return _take(lines, wanted, lambda line: _object(file, parse(line)), reader)
 
 
 def _by_orjson(raw: bytes) -> Any:
@@ -112,13 +106,13 @@ def _by_orjson(raw: bytes) -> Any:
         return json.loads(raw)
 
 
-def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> FileRows:
     """Bytes cut at LF, CR LF and CR, where the producer's reader is Python's text files. An empty line is a row too.
 
     Raises:
         UserError: the file is not UTF-8.
     """
-    with _bytes(file) as opened:
+    with open_bytes(file) as opened:
         lines = (part for line in opened for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
         return _take(
             lines,
@@ -128,16 +122,16 @@ def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
         )
 
 
-def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
-    """By DuckDB; by pyarrow columns of types that it has no like of, such as durations, and columns that it takes for
-    one because they differ in nothing but case.
+def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> FileRows:
+    """By DuckDB; by pyarrow where a column's type is one that DuckDB lacks, such as durations, and where two columns'
+    names differ in case only, which DuckDB does not tell apart.
 
     Raises:
         UserError: the file cannot be read.
     """
     schema = pq.read_schema(file)
     folded = Counter(name.lower() for name in schema.names)
-    theirs = [
+    by_duckdb = [
         name
         for name in columns
         if name in schema.names and folded[name.lower()] == 1 and _known(schema.field(name).type)
@@ -145,24 +139,24 @@ def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], ke
     pattern = glob.escape(str(file))
     with duckdb.connect() as connection:
         (rows,) = connection.execute("SELECT num_rows FROM parquet_file_metadata(?)", [pattern]).fetchall()[0]
-        names = ", ".join(['file_row_number AS "\ufdd0"', *('"' + name.replace('"', '""') + '"' for name in theirs)])
+        names = ", ".join(['file_row_number AS "\ufdd0"', *('"' + name.replace('"', '""') + '"' for name in by_duckdb)])
         query = f"SELECT {names} FROM read_parquet(?, file_row_number=true) WHERE file_row_number IN (SELECT unnest(?))"
         found = connection.sql(query, params=[pattern, sorted(wanted)]).to_arrow_table().combine_chunks()
     numbers = found.column(0).to_pylist()
-    columns_found = {name: column.combine_chunks() for name, column in zip(theirs, found.columns[1:], strict=True)}
+    columns_found = {name: column.combine_chunks() for name, column in zip(by_duckdb, found.columns[1:], strict=True)}
     records: dict[int, Record] = {
-        number: {name: plain(values, place) for name, values in columns_found.items()}
-        for place, number in enumerate(numbers)
+        number: {name: value_at(values, index) for name, values in columns_found.items()}
+        for index, number in enumerate(numbers)
     }
-    ours = [name for name in columns if name in schema.names and name not in theirs]
-    if ours:
-        batches = pq.ParquetFile(file).iter_batches(columns=ours)
+    by_pyarrow = [name for name in columns if name in schema.names and name not in by_duckdb]
+    if by_pyarrow:
+        batches = pq.ParquetFile(file).iter_batches(columns=by_pyarrow)
         for number, record in _from_batches(batches, wanted).records.items():
             records[number] = {**records[number], **record}
-    return Taken(int(rows), records, "DuckDB and pyarrow" if ours else "DuckDB")
+    return FileRows(int(rows), records, "DuckDB and pyarrow" if by_pyarrow else "DuckDB")
 
 
-def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> Taken:
+def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> FileRows:
     """By pyarrow, straight from the file, which is a stream as ``save_to_disk`` writes it, or an Arrow file."""
     with pa.memory_map(str(file)) as source:
         magic = source.read(6) == b"ARROW1"
@@ -177,23 +171,23 @@ def from_arrow(file: Path, wanted: Collection[int], columns: Sequence[str], kept
         )
 
 
-def _from_batches(batches: Iterable[pa.RecordBatch], wanted: Collection[int]) -> Taken:
+def _from_batches(batches: Iterable[pa.RecordBatch], wanted: Collection[int]) -> FileRows:
     start, in_order = 0, sorted(wanted)
     records: dict[int, Record] = {}
     for batch in batches:
         end = start + len(batch)
         for number in in_order[bisect_left(in_order, start) : bisect_left(in_order, end)]:
-            records[number] = {name: plain(batch.column(name), number - start) for name in batch.schema.names}
+            records[number] = {name: value_at(batch.column(name), number - start) for name in batch.schema.names}
         start = end
-    return Taken(start, records, "pyarrow")
+    return FileRows(start, records, "pyarrow")
 
 
-def _take(raw: Iterable[_Raw], wanted: Collection[int], record: Callable[[_Raw], Record], by: str) -> Taken:
+def _take(raw: Iterable[_Raw], wanted: Collection[int], record: Callable[[_Raw], Record], reader: str) -> FileRows:
     chosen, records, number = set(wanted), {}, -1
     for number, value in enumerate(raw):
         if number in chosen:
             records[number] = record(value)
-    return Taken(number + 1, records, by)
+    return FileRows(number + 1, records, reader)
 
 
 def _object(file: Path, value: Any) -> Record:
@@ -228,26 +222,3 @@ def _known(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return all(_known(field.type) for field in kind)
     return any(getattr(pa.types, test)(kind) for test in _DUCKDB)
-
-
-@contextmanager
-def _text(file: Path) -> Iterator[IO[str]]:
-    """A file's text, its line ends as they are."""
-    with _bytes(file) as opened, io.TextIOWrapper(opened, encoding="utf-8", newline="") as text:
-        yield text
-
-
-@contextmanager
-def _bytes(file: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed by its suffix, without a byte order mark at their start."""
-    with _OPEN.get(file.suffix.lower(), Path.open)(file, "rb") as opened:
-        if opened.peek(3).startswith(codecs.BOM_UTF8):
-            opened.read(len(codecs.BOM_UTF8))
-        yield cast(IO[bytes], opened)
-
-
-def _open_zstandard(file: Path, mode: str) -> IO[bytes]:
-    return io.BufferedReader(zstandard.open(file, mode))
-
-
-_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}

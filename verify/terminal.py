@@ -1,0 +1,71 @@
+"""The verdict in the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from contract.store import Location
+from contract.verdict import Figures, Verdict, repairs, summary
+from contract.words import count
+from verify.comparison import excerpt
+
+_NAMED = 20
+"""Failing rows that are listed."""
+_TEXT = 60
+"""Characters of a row's text that are shown."""
+
+
+def show(verdict: Verdict, folder: Location, console: Console) -> None:
+    """Print figures by length, checks, failing rows, the verdict in one line, and how to repair what is at fault."""
+    if verdict.compared:
+        console.print(_strata_table(verdict))
+    console.print(_check_table(verdict))
+    for row in verdict.failing_rows[:_NAMED]:
+        console.print(Text(f"row {row.row_id}: {row.problem}: {excerpt(row.text, _TEXT)}"), soft_wrap=True)
+    if (more := len(verdict.failing_rows) - _NAMED) > 0:
+        console.print(f"and {count(more, 'more row')}", highlight=False)
+    lines = [summary(verdict, folder), *repairs(verdict, folder)]
+    console.print(Text("\n".join(lines), style="green" if verdict.passed else "red"), soft_wrap=True)
+
+
+def _strata_table(verdict: Verdict) -> Table:
+    title = f"{count(verdict.compared, 'row')} of {verdict.job} against PyTorch FP32"
+    table = Table(title=title, title_justify="left")
+    # Broken by hand: rich breaks words in a terminal of 80 columns.
+    for name in ("tokens", "rows", "MSE", "relative\nMSE", "lowest\ncosine", "largest\ndifference", "non-\nfinite"):
+        table.add_column(name, justify="right")
+    for figures in verdict.strata:
+        table.add_row(*_cells(figures))
+    table.add_section()
+    table.add_row(*_cells(verdict.total))
+    return table
+
+
+def _cells(figures: Figures) -> list[str]:
+    return [
+        figures.tokens,
+        f"{figures.rows:,}",
+        small(figures.mse),
+        small(figures.relative_mse),
+        cosine(figures.min_cosine),
+        small(figures.max_difference),
+        f"{figures.non_finite:,}",
+    ]
+
+
+def small(number: float | None) -> str:
+    """Such as ``2.5e-13``; a dash for a figure that is no number."""
+    return "–" if number is None else f"{number:.1e}"
+
+
+def cosine(number: float | None) -> str:
+    """Such as ``0.9999998``; a dash for a figure that is no number."""
+    return "–" if number is None else f"{number:.7f}"
+
+
+def _check_table(verdict: Verdict) -> Table:
+    table = Table("check", "result", "", title="Checks", title_justify="left")
+    for check in verdict.checks:
+        result = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(check.name, result, Text(check.detail))
+    return table
