@@ -45,9 +45,7 @@ print(json.dumps([seconds, int(peak) / 1024]))
 )
 @click.option("--tree", type=click.Path(path_type=Path, exists=True), help="A checkout to measure instead of this one.")
 @click.option("--system", default="embedmill", show_default=True, help="The name in the records.")
-@click.option(
-    "--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to add the records to."
-)
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to add the records to.")
 def main(rows: int, kinds: str, repeat: int, tree: Path | None, system: str, target: Path | None) -> None:
     """Measure how long the producer takes to open a file that bench.texts makes, up to its first 1,024 texts."""
     records = json.loads(target.read_text(encoding="utf-8")) if target and target.exists() else []
