@@ -136,7 +136,7 @@ def _units(
             "or say what one does: --gpu-rows 6400",
         )
     if not of_kind:
-        raise UserError(f"docs/benchmarks/job.json has no job with {kind}", mend="measure: python -m bench.job --help")
+        raise UserError(f"docs/benchmarks/job.json has no job with {kind}", hint="measure: python -m bench.job --help")
     one = max(on_gpus or of_kind, key=lambda record: record.rows_per_s)  # whose rows and speed belong together
     cores = [record for record in tokenizing if record["dataset"] == kind]
     return Units(

@@ -272,5 +272,5 @@ def _read(folder: Path) -> EngineSpec:
         first = error.errors()[0]
         raise UserError(
             f"{file} is not an engine of this version ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
-            mend=f"build it again: rm -r {folder} && python -m engine_build --model MODEL --name {folder.name}",
+            hint=f"build it again: rm -r {folder} && python -m engine_build --model MODEL --name {folder.name}",
         ) from None

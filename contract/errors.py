@@ -6,17 +6,17 @@ from contract.entry import INTERRUPTED
 
 
 class UserError(click.ClickException):
-    """Something the user can mend. Click prints it as one line, ``Error: …``, and exits with status 1.
+    """Something the user can fix. Click prints it as one line, ``Error: …``, and exits with status 1.
 
     Args:
         found: what was found.
         expected: what was expected instead; empty where ``found`` says it all.
-        mend: what to do about it, most often a command.
+        hint: what to do about it, most often a command.
     """
 
-    def __init__(self, found: str, expected: str = "", mend: str = "") -> None:
-        self.found, self.expected, self.mend = found, expected, mend
-        super().__init__("; ".join(part for part in (found, expected, mend) if part))
+    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+        self.found, self.expected, self.hint = found, expected, hint
+        super().__init__("; ".join(part for part in (found, expected, hint) if part))
 
 
 class Interrupted(UserError):

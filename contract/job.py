@@ -206,7 +206,7 @@ class Job(BaseModel):
             (self.folder / "job.json").put(f"{self.model_dump_json(indent=2)}\n".encode())
         except OSError as error:
             raise UserError(
-                f"{self.folder} cannot be made ({error})", mend="choose another folder with --output"
+                f"{self.folder} cannot be made ({error})", hint="choose another folder with --output"
             ) from None
 
     def _check_folder(self) -> None:
@@ -226,7 +226,7 @@ class Job(BaseModel):
                 )
                 raise UserError(
                     f"{self.folder} belongs to another job ({differs})",
-                    mend="choose another folder with --output",
+                    hint="choose another folder with --output",
                 )
 
 

@@ -68,7 +68,7 @@ def _called(name: str) -> Job | None:
         if len(found) > 1:
             raise UserError(
                 f"{len(found)} jobs in {settings().output} have the name {name}",
-                mend=f"give an id: {', '.join(job.id for job in found)}",
+                hint=f"give an id: {', '.join(job.id for job in found)}",
             )
         return found[0] if found else None
     return None

@@ -213,7 +213,7 @@ def load_verdict(job: Job) -> Verdict | None:
         first = error.errors()[0]
         raise UserError(
             f"{file} is no verdict ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
-            mend=f"verify the job again: python -m verify {job.folder}",
+            hint=f"verify the job again: python -m verify {job.folder}",
         ) from None
 
 
@@ -227,7 +227,7 @@ def at_fault(job: Job) -> list[str]:
     if verdict is None or not verdict.at_fault:
         return []
     if not _is_of(verdict, job):
-        raise UserError(f"{job.folder / FILE} is another job's", mend=f"verify this one: python -m verify {job.folder}")
+        raise UserError(f"{job.folder / FILE} is another job's", hint=f"verify this one: python -m verify {job.folder}")
     verified, files = (job.folder / FILE).modified() or 0, job.data.entries()
     return [name for name in verdict.at_fault if name in files and files[name].modified <= verified]
 

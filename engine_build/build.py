@@ -48,7 +48,7 @@ def build(
     try:
         settings().engines.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"no folder for engines ({error})", mend="set EMBEDMILL_ENGINES to another") from None
+        raise UserError(f"no folder for engines ({error})", hint="set EMBEDMILL_ENGINES to another") from None
     with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=settings().engines) as scratch:
         staging = Path(scratch) / name
         _save_tokenizer(prepared.tokenizer, staging / "tokenizer")

@@ -55,7 +55,9 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
             )
             start = stream.peek(3)[:3]
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UserError(f"{path} is in UTF-16", "expected UTF-8", f"iconv -f UTF-16 -t UTF-8 {path} > mended")
+                raise UserError(
+                    f"{path} is in UTF-16", "expected UTF-8", f"iconv -f UTF-16 -t UTF-8 {path} > utf8-{path.name}"
+                )
             if start == _BOM:
                 stream.read(3)
             yield stream
@@ -107,5 +109,5 @@ def no_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
     return UserError(
         f"{path}, line {line}: {error.object[error.start : error.start + 4]!r} is no UTF-8",
         "expected UTF-8",
-        f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > mended-{path.name}",
+        f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}",
     )

@@ -167,7 +167,7 @@ def main(
         raise click.UsageError("Missing option '--dataset'.", context)
     get_ready()
     if ranges and dtype != "int8":
-        raise UserError("--ranges is for int8", mend="add --dtype int8")
+        raise UserError("--ranges is for int8", hint="add --dtype int8")
     request = JobRequest(
         source=DatasetSource(dataset, config=config, split=split, revision=revision, stream=stream),
         output=(output or settings().output).absolute(),

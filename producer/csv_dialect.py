@@ -55,7 +55,7 @@ def separator_of(text: str, whole: bool, name: str) -> str:
     fit = [each for each in several if len(set(counts[each])) == 1]
     if len(fit) > 1:
         raise UserError(
-            f"{name} can be read with the separators {' and '.join(map(repr, fit))}", mend="choose one with --separator"
+            f"{name} can be read with the separators {' and '.join(map(repr, fit))}", hint="choose one with --separator"
         )
     if fit or several:
         return fit[0] if fit else max(several, key=lambda each: counts[each][0])
@@ -65,7 +65,7 @@ def separator_of(text: str, whole: bool, name: str) -> str:
             raise UserError(
                 f"{name}: the header has one field, and the rows have {rest.pop()} with the separator {each!r}",
                 "expected as many in both",
-                "mend the header, or choose the separator with --separator",
+                "correct the header, or choose the separator with --separator",
             )
     return ","
 

@@ -115,14 +115,14 @@ class CsvReader(NamedTuple):
                 found = f"a quote is not closed, or followed by more than {separator!r} ({wrong})"
         if not found and isinstance(error, BrokenQuotes):
             return UserError(
-                f"{file}: {error}", "expected one kind of line ends; others only in quotes", "mend the file"
+                f"{file}: {error}", "expected one kind of line ends; others only in quotes", "correct the file"
             )
         if not found:
             return UserError(f"{file} cannot be read ({reason(error)})", f"expected {_fields(count)} a row")
         return UserError(
             f"{file}, line {line}: {found}",
             f"expected {_fields(count)}, as in the first row",
-            "mend the row: a text with separators, quotes or line ends stands in quotes, its quotes doubled; "
+            "correct the row: a text with separators, quotes or line ends stands in quotes, its quotes doubled; "
             "or see --separator",
         )
 

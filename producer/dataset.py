@@ -94,7 +94,7 @@ def dataset_of(job: Job) -> TextDataset:
 
 def _check_csv(source: DatasetSource, csv: CsvOptions, *, is_csv: bool) -> None:
     if not is_csv and csv != ANY_CSV:
-        raise UserError(f"{source.dataset} is no csv file", mend="leave out --separator and --no-header")
+        raise UserError(f"{source.dataset} is no csv file", hint="leave out --separator and --no-header")
 
 
 def _of_splits(

@@ -119,7 +119,7 @@ class Driver:
         if ledger.cancelled(job):
             raise UserError(
                 f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
-                mend="run the same command again: the job goes on where it was",
+                hint="run the same command again: the job goes on where it was",
             )
         first = self._before is None
         out, dead = ledger.outstanding(job), ledger.dead(job)

@@ -137,7 +137,7 @@ def _walk(folder: Path) -> list[Path]:
 def _splits(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """As ``datasets`` has it: by the configuration in README.md, or by the names of files and folders."""
     if glob.has_magic(str(folder)):
-        raise UserError(f"the name of {folder} reads as a pattern", mend="rename the folder")
+        raise UserError(f"the name of {folder} reads as a pattern", hint="rename the folder")
     try:
         chosen = _configuration(folder, config)
         base = str(folder / chosen.get("data_dir", ""))

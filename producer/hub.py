@@ -57,7 +57,7 @@ def open_hub(
         ) from None
     except Exception as error:  # an unknown config is a ValueError that lists the known ones
         raise UserError(
-            f"{dataset} cannot be read ({reason(error.__cause__ or error)})", mend="see --config and --split"
+            f"{dataset} cannot be read ({reason(error.__cause__ or error)})", hint="see --config and --split"
         ) from None
 
 

@@ -76,7 +76,7 @@ def find_to_cancel(name: str, ledger: ProducerLedger) -> Job:
     fitting = [job for job in on_redis if name in (job.id, job.name, job.key, str(job.folder))]
     if len(fitting) > 1:
         folders = ", ".join(str(job.folder) for job in fitting)
-        raise UserError(f"{len(fitting)} jobs on Redis are called {name}", mend=f"give one's folder: {folders}")
+        raise UserError(f"{len(fitting)} jobs on Redis are called {name}", hint=f"give one's folder: {folders}")
     return fitting[0] if fitting else find_job(name)
 
 

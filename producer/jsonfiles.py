@@ -89,7 +89,7 @@ class JsonReader:
                     f"{file}: row {index} has {_KINDS.get(type(value), 'a value')}, {json.dumps(value)[:60]}, "
                     f"in column {name}",
                     "expected a string or null",
-                    "mend the row, or choose another with --text-column",
+                    "correct the row, or choose another with --text-column",
                 )
 
     def _clean(self, value: Any) -> Any:

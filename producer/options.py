@@ -61,7 +61,7 @@ def columns_of(names: str | None) -> tuple[str, ...]:
     """
     columns = tuple(dict.fromkeys(name for part in (names or "").split(",") if (name := part.strip())))
     if taken := [name for name in columns if name in COLUMNS]:
-        raise UserError(f"a shard has a column {taken[0]} of its own", mend="leave it out of --keep-columns")
+        raise UserError(f"a shard has a column {taken[0]} of its own", hint="leave it out of --keep-columns")
     return columns
 
 
@@ -72,12 +72,12 @@ def template_of(column: str | None, text: str | None) -> str | None:
         UserError: both are given, or ``--text`` is no template.
     """
     if column is not None and text is not None:
-        raise UserError("--text and --text-column exclude each other", mend="leave one of them out")
+        raise UserError("--text and --text-column exclude each other", hint="leave one of them out")
     if column is not None:
         return of_column(column)
     try:
         if text is not None:
             parse(text)
     except ValueError as error:
-        raise UserError(f"--text {text!r} is no template: {error}", mend="--text '{title}\\n{body}'") from None
+        raise UserError(f"--text {text!r} is no template: {error}", hint="--text '{title}\\n{body}'") from None
     return text

@@ -137,5 +137,5 @@ def _explained(address: str) -> Iterator[None]:
     except Exception as error:  # of the network, of HTTP, of Parquet
         raise UserError(
             f"{address} cannot be read ({reason(error)})",
-            mend="run the same command again: a job goes on where it was",
+            hint="run the same command again: a job goes on where it was",
         ) from None

@@ -67,7 +67,7 @@ def ready(job: Job, *, unverified: bool) -> Ready:
     if why and not unverified:
         raise UserError(
             f"{job.id} is not pushed: {why}",
-            mend=f"run: python -m verify {job.folder}, or push it as it is with --unverified",
+            hint=f"run: python -m verify {job.folder}, or push it as it is with --unverified",
         )
     return Ready(job, totals, why)
 

@@ -127,7 +127,7 @@ def _check(file: Path, name: str, values: pa.Array, first: int) -> None:
                     f"{file}: row {first + index} has {value[wrong.start : wrong.start + 4]!r}, which is no UTF-8, "
                     f"in column {name}",
                     "expected UTF-8",
-                    "mend the row, or leave it out",
+                    "correct the row, or leave it out",
                 ) from None
         raise error
 

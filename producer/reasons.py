@@ -16,7 +16,7 @@ class Reason:
     kind: str
     """Stays the same while the same thing keeps it."""
     line: str
-    """One line, with what mends it where something does."""
+    """One line, with what to do about it where something does."""
 
 
 _LATE = 6.0

@@ -127,7 +127,7 @@ def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
     """``Job.overlap``: None where long texts are truncated."""
     if request.long_texts != "window":
         if request.overlap is not None:
-            raise UserError("--overlap is for windows", mend="add --long-texts window")
+            raise UserError("--overlap is for windows", hint="add --long-texts window")
         return None
     if spec.per_token:
         raise UserError(
@@ -138,6 +138,6 @@ def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
     overlap = OVERLAP if request.overlap is None else request.overlap
     if overlap >= (window := open_tokenizer(spec).window):
         raise UserError(
-            f"windows of {count(window, 'token')} cannot share {overlap}", mend="choose a smaller --overlap"
+            f"windows of {count(window, 'token')} cannot share {overlap}", hint="choose a smaller --overlap"
         )
     return overlap

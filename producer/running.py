@@ -126,7 +126,7 @@ def _given_up(progress: Progress) -> UserError:
     return UserError(
         f"{len(dead)} of {count(job.batches, 'batch', 'batches')} given up: {numbers}; "
         f"batch {min(dead)}: {dead[min(dead)].error}",
-        mend=f"mend the cause, then: python -m producer retry {job.folder}",
+        hint=f"fix the cause, then: python -m producer retry {job.folder}",
     )
 
 
@@ -134,5 +134,5 @@ def _interrupted(job: Job) -> Interrupted:
     return Interrupted(
         f"interrupted; {len(job.committed())} of {count(job.batches, 'shard')} there, and workers compute what is "
         "published",
-        mend=f"run the same command again to go on; python -m producer cancel {job.id} to stop the workers too",
+        hint=f"run the same command again to go on; python -m producer cancel {job.id} to stop the workers too",
     )

@@ -56,7 +56,7 @@ class Work(NamedTuple):
         except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
             raise UserError(
                 f"rows {rows.start} to {rows.stop - 1} of {self.job.dataset} cannot be tokenized ({error})",
-                mend="mend them, or leave them out with --limit",
+                hint="correct them, or leave them out with --limit",
             ) from None
 
 

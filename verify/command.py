@@ -146,4 +146,4 @@ def _write(file: Location, text: str) -> None:
     try:
         file.put(text.encode())
     except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror})", mend="make the job's folder writable") from None
+        raise UserError(f"{file} cannot be written ({error.strerror})", hint="make the job's folder writable") from None

@@ -141,7 +141,7 @@ def _downloaded_from_hub(job: Job) -> tuple[str, list[Path]]:
         files = [Path(hf_hub_download(job.dataset, path, repo_type="dataset", revision=job.revision)) for path in paths]
     except Exception as error:  # of the network, of HTTP
         raise UserError(
-            f"{job.dataset} cannot be fetched ({reason(error)})", mend="run the same command again"
+            f"{job.dataset} cannot be fetched ({reason(error)})", hint="run the same command again"
         ) from None
     kinds = {kind_of(file.name)[0] for file in files}
     if len(kinds) != 1 or None in kinds:

@@ -72,4 +72,4 @@ def wait_for_engine(heart: Heart) -> None:
             time.sleep(_LOOK_EVERY)
     # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
     if choose(spec).uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
-        raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", mend="see the line above")
+        raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")

@@ -157,7 +157,7 @@ class BucketPath:
         try:
             self._ask(lambda store, key: obstore.put(store, key, data, mode=mode, use_multipart=False))
         except FileNotFoundError:
-            raise StoreRefuses(f"there is no bucket for {self}", mend="make the bucket, or choose another") from None
+            raise StoreRefuses(f"there is no bucket for {self}", hint="make the bucket, or choose another") from None
 
     def _ask(self, question: Callable[[Any, str], _Result]) -> _Result:
         scheme, _, path = self.uri.partition("://")
@@ -172,13 +172,13 @@ class BucketPath:
     def _error(self, error: BaseError) -> StoreError:
         says = " ".join(str(error).partition("Debug source")[0].split())[:300]
         if "NoSuchBucket" in str(error):
-            return StoreRefuses(f"there is no bucket for {self} ({says})", mend="make the bucket, or choose another")
+            return StoreRefuses(f"there is no bucket for {self} ({says})", hint="make the bucket, or choose another")
         if _refuses(error):
             variables = "AWS_* variables" if self.uri.startswith("s3:") else "GOOGLE_APPLICATION_CREDENTIALS"
-            mend = f"set the {variables} to credentials that may list, read and write there"
-            return StoreRefuses(f"the object store refuses {self} ({says})", mend=mend)
-        mend = "see that it can be reached (AWS_ENDPOINT_URL), and run the same command again: nothing is lost"
-        return StoreError(f"the object store does not answer for {self} ({says})", mend=mend)
+            hint = f"set the {variables} to credentials that may list, read and write there"
+            return StoreRefuses(f"the object store refuses {self} ({says})", hint=hint)
+        hint = "see that it can be reached (AWS_ENDPOINT_URL), and run the same command again: nothing is lost"
+        return StoreError(f"the object store does not answer for {self} ({says})", hint=hint)
 
 
 class _Ranges(io.RawIOBase):
@@ -219,7 +219,7 @@ def _store(scheme: str, bucket: str) -> Any:
         except ImportError:
             raise StoreRefuses(
                 "the credentials in ~/.aws are read by boto3, which is not installed",
-                mend="pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                hint="pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             ) from None
         options["credential_provider"] = Boto3CredentialProvider()
     return obstore.store.from_url(f"{scheme}://{bucket}", **options)

@@ -15,4 +15,4 @@ def test_an_error_is_one_line_of_found_expected_and_mend() -> None:
 
 
 def test_what_an_error_leaves_out_leaves_no_gap() -> None:
-    assert UserError("found", mend="mend").format_message() == "found; mend"
+    assert UserError("found", hint="hint").format_message() == "found; hint"

@@ -1,4 +1,4 @@
-"""Local files that were once misread: each is read as it is, or refused with what mends it."""
+"""Local files that were once misread: each is read as it is, or refused with what to do about it."""
 
 import bz2
 import gzip

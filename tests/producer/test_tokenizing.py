@@ -57,7 +57,7 @@ def test_rows_that_cannot_be_read_are_named(processes: int, work: Work) -> None:
     with tokenizing(unreadable, processes) as source, pytest.raises(UserError) as raised:
         source.begin(11).result()
     assert raised.value.found.startswith("rows 44 to 47 of ")
-    assert "--limit" in raised.value.mend
+    assert "--limit" in raised.value.hint
 
 
 def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:

@@ -62,7 +62,7 @@ class Gpu(NamedTuple):
         return UserError(
             f"GPU {self.number} has too little free memory for engine {spec.name}: {free / 2**20:,.0f} of "
             f"{total / 2**20:,.0f} MiB ({reason})",
-            mend="end what else uses it (nvidia-smi), or start the worker with fewer children: -c 1",
+            hint="end what else uses it (nvidia-smi), or start the worker with fewer children: -c 1",
         )
 
 
@@ -129,10 +129,10 @@ class LoadedPlan:
             reason = LOG.last()
             if _is_out_of_memory(reason):
                 raise gpu.too_little_memory(spec, reason)
-            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({reason})", mend=spec.rebuild_plan)
+            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({reason})", hint=spec.rebuild_plan)
         names = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if names != {*self.layout.inputs, OUTPUT}:
-            raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", mend=spec.rebuild_plan)
+            raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", hint=spec.rebuild_plan)
         # One for each profile: a change of profile has the next run set up everything again.
         self._contexts = []
         stream = cuda.Stream()
