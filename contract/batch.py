@@ -57,7 +57,7 @@ class Batch:
     engine: str
     """Fingerprint of the engine that it was tokenized for."""
     row_id: npt.NDArray[np.int64]
-    """``[n]``, the row's place in the dataset; a text's windows have one and the same"""
+    """``[n]``, the row's index in the dataset; a text's windows share one"""
     input_ids: Int32
     """``[n, length]``"""
     attention_mask: Int32
@@ -75,12 +75,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.row_id)
 
-    def take(self, places: npt.NDArray[np.intp]) -> "Batch":
-        """The same batch with the rows at these places only, in this order."""
-        columns = {name: getattr(self, name)[places] for name in ("row_id", *_MATRICES, "n_tokens")}
-        return replace(
-            self, **columns, kept={name: values.take(pa.array(places)) for name, values in self.kept.items()}
-        )
+    def take(self, rows: npt.NDArray[np.intp]) -> "Batch":
+        """The same batch with only the rows of these indices, in this order."""
+        columns = {name: getattr(self, name)[rows] for name in ("row_id", *_MATRICES, "n_tokens")}
+        return replace(self, **columns, kept={name: values.take(pa.array(rows)) for name, values in self.kept.items()})
 
     @property
     def lengths(self) -> Int32:

@@ -198,7 +198,7 @@ class EngineSpec(BaseModel):
         return f"build it on this machine: python -m engine_build plan --engine {self.name}"
 
     def with_plan(self, plan: PlanSpec) -> "EngineSpec":
-        """Record a plan in ``engine.json``, in place of one for the same TensorRT and compute capability, which is
+        """Record a plan in ``engine.json``; it replaces one for the same TensorRT and compute capability, which is
         removed.
 
         Returns:

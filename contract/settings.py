@@ -1,4 +1,4 @@
-"""Settings: the only place that reads the environment. Each is ``EMBEDMILL_<NAME>``."""
+"""Settings: the only module that reads the environment. Each is ``EMBEDMILL_<NAME>``."""
 
 import functools
 import re

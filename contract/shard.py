@@ -112,7 +112,7 @@ def table_of(
             vector for each real token of each row after the other: ``[tokens, width]``.
         info: what made the vectors.
         per_token: whether a row has a vector for each of its tokens instead of one.
-        errors: place in the batch → why this row has no vector.
+        errors: index of the row in the batch → why it has no vector.
         windowed: whether a text longer than the engine takes was cut into windows and not truncated.
     """
     errors = errors or {}
@@ -124,7 +124,7 @@ def table_of(
             "embedding": _embedding(batch, vectors, without, per_token=per_token),
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
-            "error": pa.array([errors.get(place) for place in range(len(batch))], pa.string()),
+            "error": pa.array([errors.get(row) for row in range(len(batch))], pa.string()),
             **batch.kept,
         }
     )

@@ -57,11 +57,11 @@ def parse(text: str) -> Template:
     Raises:
         ValueError: it spells none.
     """
-    literals, columns, place = [""], [], 0
-    while place < len(text):
-        token = _TOKEN.match(text, place)
+    literals, columns, position = [""], [], 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
         if token is None:
-            raise ValueError(f"the brace or backslash at character {place + 1} has no counterpart; {{{{ is a brace")
+            raise ValueError(f"the brace or backslash at character {position + 1} has no counterpart; {{{{ is a brace")
         if (name := token["name"]) is not None:
             if not name:
                 raise ValueError("{} names no column")
@@ -73,7 +73,7 @@ def parse(text: str) -> Template:
             literals[-1] += _ESCAPES[escape]
         else:
             literals[-1] += token["brace"][0] if token["brace"] else token["plain"]
-        place = token.end()
+        position = token.end()
     if not columns:
         raise ValueError("it names no column, so every row would have the same text")
     return Template(tuple(literals), tuple(columns))

@@ -26,7 +26,7 @@ from contract.settings import settings
 from contract.words import count
 from worker import consuming, metrics, starting
 from worker.embed import Embedder
-from worker.heartbeat import Heart, command_id
+from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
 from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count, lacking
@@ -95,63 +95,63 @@ class BatchWorker(Worker):
 
     def install_platform_tweaks(self, worker: Worker) -> None:
         super().install_platform_tweaks(worker)
-        self._stop = Stop(self, lambda: _heart.close(children=True) if _heart else None)
+        self._stop = Stop(self, lambda: _heartbeat.close(children=True) if _heartbeat else None)
         self._stop.listen()
 
     def start(self) -> None:
         super().start()
-        if _heart:
-            _heart.close(children=True)
+        if _heartbeat:
+            _heartbeat.close(children=True)
         if self._stop and self._stop.exit_status is not None:
             self.exitcode = self._stop.exit_status
 
 
 app.Worker = BatchWorker
 
-_heart: Heart | None = None
+_heartbeat: HeartbeatSender | None = None
 """This process's: the parent's, and in a child the child's."""
 
 
 @celeryd_init.connect
 def _before_start(instance: Worker, options: dict[str, object], **_: object) -> None:
     """In the parent, before it starts anything."""
-    global _children, _heart
+    global _children, _heartbeat
     _children = int(str(options.get("concurrency") or app.conf.worker_concurrency))
     starting.set_up_log(instance, map(ignored, _ignored))
-    _heart = Heart(command_id(os.getpid()))
-    _heart.start()
+    _heartbeat = HeartbeatSender(command_id(os.getpid()))
+    _heartbeat.start()
     try:
         starting.refuse_pool(options.get("pool"))
         metrics.serve()
         Connection(patience=0).ping()  # Celery would try a refused password or certificate for ever
-        starting.wait_for_engine(_heart)
+        starting.wait_for_engine(_heartbeat)
     except UserError as error:
-        _heart.close()
+        _heartbeat.close()
         error.show()
         raise SystemExit(1) from None
-    consuming.jobs = Jobs(_heart)
+    consuming.jobs = Jobs(_heartbeat)
     consuming.jobs.start()
 
 
 @worker_process_init.connect
 def _open(**_: object) -> None:
     """In each child, also in one that replaces a killed one: load the default engine before the first batch comes."""
-    global _embedder, _heart
+    global _embedder, _heartbeat
     cores = len(os.sched_getaffinity(0))
     child = getattr(current_process(), "index", None)  # none in a solo pool; a killed child's goes to the next
     gpu = (child or 0) % max(1, gpu_count())
     parent = os.getpid() if child is None else os.getppid()
-    heart = Heart(f"{command_id(parent)}/{child or 0}", None if lacking() else gpu)
-    heart.start()
-    heart.says("starting", waits_for="its engine, which is being loaded")
-    _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=gpu, heart=heart)
+    heartbeat = HeartbeatSender(f"{command_id(parent)}/{child or 0}", None if lacking() else gpu)
+    heartbeat.start()
+    heartbeat.set_state("starting", waits_for="its engine, which is being loaded")
+    _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=gpu, heartbeat=heartbeat)
     try:
         _embedder.engine(None)
     except CannotServe as error:  # another job's engine may do
         log.error("the engine could not be loaded: %s", error)
-    heart.says("idle")
+    heartbeat.set_state("idle")
     if child is not None:
-        _heart = heart
+        _heartbeat = heartbeat
 
 
 @worker_process_shutdown.connect
@@ -170,7 +170,7 @@ def embed_batch(self: Task, key: JobKey, number: int) -> None:
         number: the batch's number.
     """
     try:
-        with _ready().at(key, number):
+        with _ready().working_on(key, number):
             _embed(self, key, number)
     except EngineDead as error:
         # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
@@ -187,47 +187,66 @@ def _embed(task: Task, key: JobKey, number: int) -> None:
     stages = embedder.stages = Stages()
     with stages.timed("fetch"):
         job = ledger.job(key)
-    sent_to = task.request.delivery_info.get("routing_key")
-    stranger = job is None or sent_to != queue_of(key)  # whose message may not come back into another job's queue
-    if job is None or stranger or type(number) is not int or number not in range(job.batches):
+    if job is None or not _is_announced(task, job, number):
         log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(key))
         return
     embedder.get_ready_for(job)
     if embedder.patiently(job.shard(number).exists):
         ledger.settle(key, number)
         return
+    with stages.timed("fetch"):
+        payload = _fetch(ledger, job, number)
+    if payload is not None:
+        _attempt(task, ledger, job, number, payload)
+
+
+def _is_announced(task: Task, job: Job, number: object) -> bool:
+    """Whether the message is for a batch of this job and came by the job's own queue. Another job's message may not
+    come back into this queue."""
+    return (
+        task.request.delivery_info.get("routing_key") == queue_of(job.key)
+        and type(number) is int
+        and number in range(job.batches)
+    )
+
+
+def _fetch(ledger: WorkerLedger, job: Job, number: int) -> bytes | None:
+    """The batch's bytes; None where there is nothing to compute and its producer will publish it again."""
     about = {"job": job.id, "batch": number}  # for a log in JSON
     try:
-        with stages.timed("fetch"):
-            payload = ledger.fetch(key, number)
+        payload = ledger.fetch(job.key, number)
     except AlteredBatch as error:
-        says = "batch %d of job %s is refused: %s; its producer will publish it again"
-        log.error(says, number, job.id, error, extra=about)
-        ledger.withdraw(key, number)
-        return
+        line = "batch %d of job %s is refused: %s; its producer will publish it again"
+        log.error(line, number, job.id, error, extra=about)
+        ledger.withdraw(job.key, number)
+        return None
     if payload is None:
-        says = "batch %d of job %s is not in Redis; its producer will publish it again"
-        log.warning(says, number, job.id, extra=about)
-        return
-    attempt = ledger.begin_attempt(key, number)
+        line = "batch %d of job %s is not in Redis; its producer will publish it again"
+        log.warning(line, number, job.id, extra=about)
+    return payload
+
+
+def _attempt(task: Task, ledger: WorkerLedger, job: Job, number: int, payload: bytes) -> None:
+    """Make the batch's shard, or have it tried again, or give it up."""
+    attempt, attempts = ledger.begin_attempt(job.key, number), settings().attempts
     metrics.ATTEMPTS.inc()
-    suspect = attempt > settings().attempts
-    if attempt > settings().attempts + _SEARCH_ATTEMPTS:
+    if attempt > attempts + _SEARCH_ATTEMPTS:
         _give_up(ledger, job, number, None)
         return
+    suspect = attempt > attempts
     try:
-        rows = embedder.embed(job, number, payload, ledger if suspect else None)
+        rows = _ready().embed(job, number, payload, ledger if suspect else None)
     except CannotServe:
-        ledger.end_attempt(key, number)
+        ledger.end_attempt(job.key, number)
         raise
     except Exception as error:
         if suspect:
             _give_up(ledger, job, number, error)
             return
-        says = "batch %d of job %s failed, attempt %d of %d"
-        log.exception(says, number, job.id, attempt, settings().attempts, extra=about)
-        raise task.retry(exc=error, countdown=attempt, queue=direct_queue(queue_of(key))) from None
-    ledger.settle(key, number, rows)
+        line, about = "batch %d of job %s failed, attempt %d of %d", {"job": job.id, "batch": number}
+        log.exception(line, number, job.id, attempt, attempts, extra=about)
+        raise task.retry(exc=error, countdown=attempt, queue=direct_queue(queue_of(job.key))) from None
+    ledger.settle(job.key, number, rows)
 
 
 def _shown(name: object) -> str:
@@ -243,12 +262,12 @@ def _ready() -> Embedder:
 
 def _give_up(ledger: WorkerLedger, job: Job, number: int, error: Exception | None) -> None:
     """Set a batch aside. ``error`` is None where it was the process that died."""
-    says = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
+    line = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
     frames = traceback.extract_tb(error.__traceback__) if error else []
     where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
     metrics.DEAD_BATCHES.inc()
     attempts = settings().attempts
     about = {"job": job.id, "batch": number, "where": where}
     tries = f"{count(attempts, 'attempt')} and a search for the rows that it fails on"
-    log.error("batch %d of job %s is given up after %s: %s", number, job.id, tries, says, extra=about)
-    ledger.bury(job.key, number, DeadBatch(error=says, where=where, attempts=attempts))
+    log.error("batch %d of job %s is given up after %s: %s", number, job.id, tries, line, extra=about)
+    ledger.bury(job.key, number, DeadBatch(error=line, where=where, attempts=attempts))

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses
 from contract.words import count
 from worker import metrics
-from worker.heartbeat import Heart
+from worker.heartbeat import HeartbeatSender, command_id
 from worker.isolate import failing_rows
 from worker.rows import EmbeddedBatch, into_form, pool_windows, unfit
 from worker.runtime.choose import open_engine, open_fp32_engine
@@ -36,7 +37,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _Result = TypeVar("_Result")
 
 _PATIENCE = 30.0
-"""Seconds that a batch waits for its shard's place before it goes back."""
+"""Seconds that a batch waits for its shard's folder before it goes back to the queue."""
 
 
 class Embedder:
@@ -45,38 +46,35 @@ class Embedder:
     Args:
         threads: cores to compute on, where an engine computes on a CPU.
         gpu: the GPU to compute on, where it does that.
-        heart: tells everybody what this process does; None for one that nobody asks about.
+        heartbeat: says what this process does; by default one that sends nothing.
     """
 
-    def __init__(self, threads: int, gpu: int = 0, heart: Heart | None = None) -> None:
+    def __init__(self, threads: int, gpu: int = 0, heartbeat: HeartbeatSender | None = None) -> None:
         self._threads = threads
         self._gpu = gpu
         self._engines: dict[str, Engine] = {}
         self._fp32: dict[str, Engine] = {}
         self._open = ExitStack()
-        self._heart = heart
-        self._waiting = _waiting(heart)
+        self._heartbeat = heartbeat or HeartbeatSender(command_id(os.getpid()))
+        self._retrying = _retrying(self._heartbeat)
         self.stages = Stages()
         """Of the batch that is being worked on, or was last."""
 
     def patiently(self, use: Callable[..., _Result], *arguments: object) -> _Result:
-        """Call what uses the shard's place, again and again for half a minute while that is full or does not answer."""
+        """Call what uses the job's folder, again and again for half a minute while that is full or does not answer."""
         try:
-            return self._waiting(use, *arguments)
+            return self._retrying(use, *arguments)
         finally:
-            if self._heart:
-                self._heart.waits("")
+            self._heartbeat.set_waiting("")
 
     @contextmanager
-    def at(self, key: JobKey, number: int) -> Iterator[None]:
-        """Tell everybody that the ``with`` block works on a batch."""
-        if self._heart:
-            self._heart.says("computing", job=key, batch=number)
+    def working_on(self, key: JobKey, number: int) -> Iterator[None]:
+        """In the ``with`` block the heartbeat says that this batch is being computed."""
+        self._heartbeat.set_state("computing", job=key, batch=number)
         try:
             yield
         finally:
-            if self._heart:
-                self._heart.says("idle")
+            self._heartbeat.set_state("idle")
 
     def get_ready_for(self, job: Job) -> None:
         """Load the job's engine, once it is known that this machine has all that the job needs.
@@ -108,8 +106,7 @@ class Embedder:
                 self._engines[spec.fingerprint] = engine
                 log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
         engine = self._engines[spec.fingerprint]
-        if self._heart:
-            self._heart.about(engine=spec.name, runtime=engine.runtime)
+        self._heartbeat.set_fields(engine=spec.name, runtime=engine.runtime)
         return engine
 
     def embed(self, job: Job, number: int, payload: bytes, ledger: WorkerLedger | None = None) -> int:
@@ -163,20 +160,20 @@ class Embedder:
 
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> EmbeddedBatch:
         """The batch's vectors, each finite and not zero; a row for which that cannot be had gets an error."""
-        places = np.array([place for place in np.flatnonzero(batch.lengths) if place not in errors], np.intp)
-        inference = engine.infer(batch.take(places))
+        rows = np.array([row for row in np.flatnonzero(batch.lengths) if row not in errors], np.intp)
+        inference = engine.infer(batch.take(rows))
         per_token = engine.spec.per_token
-        owners = np.repeat(np.arange(len(places)), batch.lengths[places] if per_token else 1)
+        owners = np.repeat(np.arange(len(rows)), batch.lengths[rows] if per_token else 1)
         vectors, bad = inference.vectors, unfit(inference.vectors, owners)
         if len(bad) and engine.precision != "fp32":
-            again = self._recompute(engine.spec, batch.take(places[bad]))
+            again = self._recompute(engine.spec, batch.take(rows[bad]))
             vectors[np.isin(owners, bad)] = again
             still = unfit(vectors, owners)
         else:
             still = bad
         if len(still):
             vectors = vectors[~np.isin(owners, still)]
-            errors = {**errors, **{int(places[row]): "its vector is not finite or zero, in FP32 too" for row in still}}
+            errors = {**errors, **{int(rows[row]): "its vector is not finite or zero, in FP32 too" for row in still}}
         recomputed = 0 if engine.precision == "fp32" else len(bad)
         return EmbeddedBatch(vectors, errors, recomputed, inference.computed_tokens)
 
@@ -213,12 +210,12 @@ def _decoded(job: Job, number: int, payload: bytes) -> Batch:
 def _search(engine: Engine, job: Job, batch: Batch, ledger: WorkerLedger) -> dict[int, str]:
     errors = failing_rows(
         len(batch),
-        lambda places: engine.infer(batch.take(np.array(places))),
+        lambda rows: engine.infer(batch.take(np.array(rows))),
         ledger.search(job.key, batch.number),
         lambda note: ledger.save_search(job.key, batch.number, note),
     )
-    for place, error in errors.items():
-        log.error("row %d of job %s has no vector: %s", batch.row_id[place], batch.job, error)
+    for row, error in errors.items():
+        log.error("row %d of job %s has no vector: %s", batch.row_id[row], batch.job, error)
     return errors
 
 
@@ -244,32 +241,33 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: EmbeddedBa
     )
 
 
-def _passes(error: BaseException) -> bool:
-    return (isinstance(error, StoreError) and not isinstance(error, StoreRefuses)) or (
-        isinstance(error, OSError) and error.errno in _FULL
-    )
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, StoreError):
+        return not isinstance(error, StoreRefuses)
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _waiting(heart: Heart | None) -> tenacity.Retrying:
+def _retrying(heartbeat: HeartbeatSender) -> tenacity.Retrying:
     """A full disk or an object store that does not answer is a pause, not a failure of the batch. One that lasts longer
-    is this worker's, which then leaves the job to others and is free for other jobs."""
+    is this worker's failure: it leaves the job to others and is free for other jobs."""
 
-    def say_waiting(state: tenacity.RetryCallState) -> None:
+    def log_waiting(state: tenacity.RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()
-        where = f": {state.args[1]}" if isinstance(error, OSError) and len(state.args) > 1 else ""
-        says = f"{(isinstance(error, OSError) and error.strerror) or (error and reason(error))}{where}"
+        if isinstance(error, OSError):  # a full disk; retried calls name what they write first
+            line = f"{error.strerror}: {state.args[1]}" if len(state.args) > 1 else f"{error.strerror}"
+        else:
+            line = reason(error) if error else ""
         if state.attempt_number == 1:
             at_store = isinstance(error, StoreError)
             log.warning(
-                f"waiting for the shard's place: {says}" if at_store else f"waiting for space for the shard: {says}"
+                f"waiting for the shard's folder: {line}" if at_store else f"waiting for space for the shard: {line}"
             )
-        if heart:
-            heart.waits(says)
+        heartbeat.set_waiting(line)
 
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passes),
+        retry=tenacity.retry_if_exception(_may_pass),
         wait=tenacity.wait_exponential(multiplier=0.5, max=5),
         stop=tenacity.stop_after_delay(_PATIENCE),
-        before_sleep=say_waiting,
+        before_sleep=log_waiting,
         reraise=True,
     )

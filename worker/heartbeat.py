@@ -1,4 +1,4 @@
-"""This process's signs of life: a thread that tells Redis every second or two what the process does."""
+"""This process's heartbeat: a thread that writes to Redis every two seconds what the process does."""
 
 import contextlib
 import os
@@ -27,8 +27,8 @@ def command_id(pid: int) -> str:
     return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:{pid}"
 
 
-class Heart:
-    """Beats from ``start`` to ``close``.
+class HeartbeatSender:
+    """Sends this process's heartbeat in a thread of its own, from ``start`` to ``close``; none before.
 
     Args:
         worker: the id.
@@ -36,10 +36,11 @@ class Heart:
     """
 
     def __init__(self, worker: str, gpu: int | None = None) -> None:
-        self._said = Heartbeat(worker=worker, state="starting", beat=0, since=0, gpu=gpu)
+        self._state = Heartbeat(worker=worker, state="starting", beat=0, since=0, gpu=gpu)
         self._since = time.monotonic()
+        self._lock = threading.Lock()
         self._changed, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._redis = client(_PATIENCE)
         self._clock: float | None = None
         """What Redis's clock is ahead of this process's monotonic one; None until it was asked."""
@@ -47,72 +48,73 @@ class Heart:
     def start(self) -> None:
         self._thread.start()
 
-    def says(
-        self, state: State, *, job: str | None = None, batch: int | None = None, waits_for: str = "", **about: object
-    ) -> None:
-        """Change the state.
+    def set_state(self, state: State, *, job: str | None = None, batch: int | None = None, waits_for: str = "") -> None:
+        """Change what the process does.
 
         Args:
             state: the state.
-            job: key of the job whose batch is in hand.
+            job: key of the job whose batch is being worked on.
             batch: the batch's number.
-            waits_for: what is waited for.
-            about: other fields of ``Heartbeat``, which stay until they are changed.
+            waits_for: what is waited for, such as ``No space left on device: /data/staging``.
         """
-        now = {"state": state, "job": job, "batch": batch, "waits_for": waits_for} | about
-        if now.items() <= self._said.__dict__.items():
-            return
-        if (state, job, batch) != (self._said.state, self._said.job, self._said.batch):
-            self._since = time.monotonic()
-        self._said = self._said.model_copy(update=now)
-        self._changed.set()
+        self._update({"state": state, "job": job, "batch": batch, "waits_for": waits_for})
 
-    def about(self, **fields: object) -> None:
-        """Change other fields of ``Heartbeat`` than the state's."""
-        said = self._said
-        self.says(said.state, job=said.job, batch=said.batch, waits_for=said.waits_for, **fields)
+    def set_waiting(self, waits_for: str) -> None:
+        """The batch waits for something, or not any more, where ``waits_for`` is empty."""
+        if waits_for or self._state.state == "waiting":
+            self._update({"state": "waiting" if waits_for else "computing", "waits_for": waits_for})
 
-    def waits(self, waits_for: str) -> None:
-        """Say that the batch in hand waits for something; empty: not any more."""
-        said = self._said
-        if waits_for or said.state == "waiting":
-            self.says("waiting" if waits_for else "computing", job=said.job, batch=said.batch, waits_for=waits_for)
-
-    def _beat(self) -> None:
-        while not self._closed.is_set():
-            self._changed.wait(_EVERY)
-            self._changed.clear()
-            with contextlib.suppress(redis.RedisError):  # whose absence the process itself notices
-                self._tell()
-            self._closed.wait(_LEAST)
-
-    def _tell(self) -> None:
-        if self._clock is None:
-            self._clock = _seconds(self._redis.time()) - time.monotonic()
-        said, now = self._said, self._clock + time.monotonic()
-        record = said.model_copy(update={"beat": now, "since": self._clock + self._since})
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(key_of(said.worker), record.model_dump_json(), ex=KEPT)
-            pipe.sadd(WORKERS, said.worker)
-            pipe.time()
-            *_, there = pipe.execute()
-        self._clock = _seconds(there) - time.monotonic()
+    def set_fields(self, **fields: object) -> None:
+        """Change other fields of ``Heartbeat``, which stay until they are changed."""
+        self._update(fields)
 
     def close(self, *, children: bool = False) -> None:
-        """Say goodbye: this worker is not missing, it has ended.
+        """Remove the heartbeat: this worker is not missing, it has ended.
 
         Args:
-            children: of the command's children too.
+            children: remove those of the command's children too.
         """
         self._closed.set()
         self._changed.set()
-        worker = self._said.worker
+        worker = self._state.worker
         with contextlib.suppress(redis.RedisError, RuntimeError):
             self._thread.join(_PATIENCE)
             known = list(map(os.fsdecode, self._redis.smembers(WORKERS))) if children else []
             gone = [worker, *(name for name in known if name.startswith(f"{worker}/"))]
             self._redis.delete(*map(key_of, gone))
             self._redis.srem(WORKERS, *gone)
+
+    def _update(self, fields: dict[str, object]) -> None:
+        with self._lock:  # the consumer's thread and the one that looks for jobs both come here
+            before = self._state
+            self._state = before.model_copy(update=fields)
+            if self._state == before:
+                return
+            if any(getattr(self._state, name) != getattr(before, name) for name in ("state", "job", "batch")):
+                self._since = time.monotonic()
+        self._changed.set()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            self._changed.wait(_EVERY)
+            self._changed.clear()
+            with contextlib.suppress(redis.RedisError):  # the process itself notices that Redis is gone
+                self._send()
+            self._closed.wait(_LEAST)
+
+    def _send(self) -> None:
+        if self._clock is None:
+            self._clock = _seconds(self._redis.time()) - time.monotonic()
+        with self._lock:
+            state, since = self._state, self._since
+        beat = self._clock + time.monotonic()
+        record = state.model_copy(update={"beat": beat, "since": self._clock + since})
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.set(key_of(state.worker), record.model_dump_json(), ex=KEPT)
+            pipeline.sadd(WORKERS, state.worker)
+            pipeline.time()
+            *_, answer = pipeline.execute()
+        self._clock = _seconds(answer) - time.monotonic()
 
 
 def _seconds(time: tuple[int, int]) -> float:

@@ -9,39 +9,39 @@ from typing import NamedTuple
 from contract.errors import UserError
 from contract.job import Job, JobKey
 from contract.redis.ledger import Ledger
-from worker.heartbeat import Heart
+from worker.heartbeat import HeartbeatSender
 from worker.serving import CannotServe, check
 
 log = logging.getLogger("embedmill.worker")
 
-_LOOK_EVERY = 0.25
-"""Seconds between two looks for jobs."""
+_REFRESH_EVERY = 0.25
+"""Seconds between two questions for jobs."""
 
 _TRY_EVERY = 2.0
-"""Seconds after which it is seen whether a job can be served by now."""
+"""Seconds after which a refused job is checked again."""
 
 _AGAIN_AFTER = 30.0
-"""Seconds after which a job is tried again that a batch was given back of, for a reason that cannot be looked at."""
+"""Seconds after which a job is tried again of which a batch was given back: that reason cannot be checked."""
 
 
 class Refusal(NamedTuple):
     """Why a job is not served."""
 
-    why: str
+    reason: str
     until: float
     """When to look again, by the monotonic clock."""
 
 
 class Jobs:
-    """Looks at Redis in a thread of its own, from ``start`` on.
+    """Asks Redis for them in a thread of its own, from ``start`` on.
 
     Args:
-        heart: tells everybody what is refused.
+        heartbeat: says which jobs are refused.
         check: raises ``CannotServe`` for a job that this machine cannot serve.
     """
 
-    def __init__(self, heart: Heart, check: Callable[[Job], None] = check) -> None:
-        self._heart, self._check = heart, check
+    def __init__(self, heartbeat: HeartbeatSender, check: Callable[[Job], None] = check) -> None:
+        self._heartbeat, self._check = heartbeat, check
         self._ledger = Ledger(patience=0)
         self._refused: dict[JobKey, Refusal] = {}
         self._lock = threading.Lock()
@@ -51,32 +51,32 @@ class Jobs:
     def start(self) -> None:
         threading.Thread(target=self._run, name="jobs", daemon=True).start()
 
-    def refuse(self, key: JobKey, why: str) -> None:
+    def refuse(self, key: JobKey, reason: str) -> None:
         """Take no more of a job's batches for a while: one was given back."""
         with self._lock:
-            self._note(key, Refusal(why, time.monotonic() + _AGAIN_AFTER))
+            self._note(key, Refusal(reason, time.monotonic() + _AGAIN_AFTER))
             self.served -= {key}
-        self._tell()
+        self._publish()
 
     def refuses(self, key: object) -> bool:
         """Whether no batch of this job is taken just now."""
         return isinstance(key, str) and key in self._refused
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Bring ``served`` up to date.
 
         Raises:
             UserError: Redis does not answer.
         """
-        there = self._ledger.jobs()
-        news = {key: self._refusal(key) for key in there if self._due(key)}
+        jobs = self._ledger.jobs()
+        checked = {key: self._refusal(key) for key in jobs if self._due(key)}
         with self._lock:
-            for key, refusal in news.items():
+            for key, refusal in checked.items():
                 self._note(key, refusal)
-            for key in self._refused.keys() - there:
+            for key in self._refused.keys() - jobs:
                 del self._refused[key]
-            self.served = frozenset(there - self._refused.keys())
-        self._tell()
+            self.served = frozenset(jobs - self._refused.keys())
+        self._publish()
 
     def _due(self, key: JobKey) -> bool:
         if key in self.served:
@@ -101,18 +101,19 @@ class Jobs:
                 log.info("takes job %s again", key)
             return
         self._refused[key] = refusal
-        if before is None or before.why != refusal.why:
-            log.warning("cannot serve job %s, and leaves it to others: %s", key, refusal.why, extra={"job": key})
+        if before is None or before.reason != refusal.reason:
+            log.warning("cannot serve job %s, and leaves it to others: %s", key, refusal.reason, extra={"job": key})
 
-    def _tell(self) -> None:
-        self._heart.says("idle", refuses={key: refusal.why for key, refusal in self._refused.items()})
+    def _publish(self) -> None:
+        self._heartbeat.set_state("idle")
+        self._heartbeat.set_fields(refuses={key: refusal.reason for key, refusal in self._refused.items()})
 
     def _run(self) -> None:
         while True:
             try:
-                self.look()
+                self.refresh()
             except UserError:
                 pass  # Redis: the worker's own connection waits for it and says so
             except Exception:
-                log.exception("the jobs could not be looked at")
-            time.sleep(_LOOK_EVERY)
+                log.exception("the jobs could not be read from Redis")
+            time.sleep(_REFRESH_EVERY)

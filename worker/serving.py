@@ -18,14 +18,12 @@ class CannotServe(Exception):
 
 
 @contextmanager
-def workers_fault(place: object = "") -> Iterator[None]:
-    """What is raised in the ``with`` block because of this machine becomes a ``CannotServe``.
+def workers_fault(path: object = "") -> Iterator[None]:
+    """In the ``with`` block, an error that is this machine's fault becomes a ``CannotServe``: no such engine or another
+    one, no module, no such folder, no right to it, no space, no credentials, too little memory.
 
     Args:
-        place: what is written, for errors that do not say it.
-
-    That is: no such engine or another one, no module, no such folder, no right to it, no space, no credentials, too
-    little memory.
+        path: what is being written, for errors that do not name it.
     """
     try:
         yield
@@ -34,7 +32,7 @@ def workers_fault(place: object = "") -> Iterator[None]:
     except ImportError as error:
         raise CannotServe(f"a Python package is missing ({reason(error)})") from None
     except OSError as error:
-        where = f": {error.filename or place}" if error.filename or place else ""
+        where = f": {error.filename or path}" if error.filename or path else ""
         raise CannotServe(f"{error.strerror or reason(error)}{where}") from None
     except MemoryError:
         raise CannotServe("out of memory") from None

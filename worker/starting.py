@@ -1,4 +1,4 @@
-"""What a ``celery worker`` sees to before it starts anything."""
+"""What a ``celery worker`` checks and waits for before it starts anything."""
 
 import logging
 import subprocess
@@ -12,23 +12,23 @@ from celery.concurrency import get_implementation
 from contract.engine import load_engine
 from contract.errors import UserError
 from worker import logs
-from worker.heartbeat import Heart
+from worker.heartbeat import HeartbeatSender
 from worker.runtime.choose import choose
 
 log = logging.getLogger("embedmill.worker")
 
 _POOLS = ("prefork", "solo")
 
-_LOOK_EVERY = 1.0
+_POLL_EVERY = 1.0
 """Seconds between two looks for an engine."""
 
 
 def set_up_log(worker: Worker, ignored: Iterable[str]) -> None:
-    """Have this process's lines seen.
+    """Show the log's lines.
 
     Args:
         worker: the worker.
-        ignored: what is to be said of variables.
+        ignored: a line for each variable that is ignored.
     """
     logs.begin(worker)
     logging.getLogger("embedmill").setLevel(logging.INFO)  # its lines are shown at Celery's own default level too
@@ -52,24 +52,24 @@ def refuse_pool(chosen: object) -> None:
         )
 
 
-def wait_for_engine(heart: Heart) -> None:
+def wait_for_engine(heartbeat: HeartbeatSender) -> None:
     """Wait until there is the default engine: what builds or copies it may still be at it.
 
     Raises:
         UserError: ``EMBEDMILL_RUNTIME`` asks for something that this machine has not.
         SystemExit: the engine's plan cannot be opened on this machine's GPU; its reason is printed.
     """
-    said = ""
+    logged = ""
     while True:
         try:
             spec = load_engine()
             break
         except UserError as error:
-            if said != error.message:
-                said = error.message
-                log.warning("waits for its engine: %s", said)
-                heart.says("starting", waits_for=f"its engine: {error.found}")
-            time.sleep(_LOOK_EVERY)
-    # This process may not touch CUDA, or its children could not. One that ends tries the plan in its place.
+            if logged != error.message:
+                logged = error.message
+                log.warning("waits for its engine: %s", logged)
+                heartbeat.set_state("starting", waits_for=f"its engine: {error.found}")
+            time.sleep(_POLL_EVERY)
+    # This process may not touch CUDA, or its children could not. Another one, which then ends, tries the plan.
     if choose(spec).uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
         raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")

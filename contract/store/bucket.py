@@ -47,7 +47,7 @@ _Result = TypeVar("_Result")
 
 
 class BucketPath:
-    """A place in an object store.
+    """An object, or a prefix of objects, in an object store.
 
     Args:
         uri: ``s3://bucket/prefix`` or ``gs://bucket/prefix``, with nothing after it.
@@ -170,15 +170,15 @@ class BucketPath:
             raise self._error(error) from None
 
     def _error(self, error: BaseError) -> StoreError:
-        says = " ".join(str(error).partition("Debug source")[0].split())[:300]
+        answer = " ".join(str(error).partition("Debug source")[0].split())[:300]
         if "NoSuchBucket" in str(error):
-            return StoreRefuses(f"there is no bucket for {self} ({says})", hint="make the bucket, or choose another")
+            return StoreRefuses(f"there is no bucket for {self} ({answer})", hint="make the bucket, or choose another")
         if _refuses(error):
             variables = "AWS_* variables" if self.uri.startswith("s3:") else "GOOGLE_APPLICATION_CREDENTIALS"
             hint = f"set the {variables} to credentials that may list, read and write there"
-            return StoreRefuses(f"the object store refuses {self} ({says})", hint=hint)
+            return StoreRefuses(f"the object store refuses {self} ({answer})", hint=hint)
         hint = "see that it can be reached (AWS_ENDPOINT_URL), and run the same command again: nothing is lost"
-        return StoreError(f"the object store does not answer for {self} ({says})", hint=hint)
+        return StoreError(f"the object store does not answer for {self} ({answer})", hint=hint)
 
 
 class _Ranges(io.RawIOBase):
