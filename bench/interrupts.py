@@ -4,7 +4,6 @@ Each run starts a command as a terminal does, in a process group of its own, sen
 and looks at what the command printed, how it ended, how long that took, and what it left behind: processes, files in
 the engines' folder, shards that are not whole."""
 
-import collections
 import contextlib
 import json
 import os
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from examples.local import celery_worker, redis_server
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("contract", "producer", "worker", "verify", "engine_build")
 _JARGON = _ROOT / "examples" / "jargon.jsonl"
+_PYTHON = [sys.executable, "-m"]
+_ROWS = ["--dataset", str(_JARGON), "--text-column", "text", "--batch-rows", "20"]
 _PATIENCE = 20.0
 """Seconds after which a command that was interrupted counts as hanging."""
 
@@ -110,6 +112,70 @@ def _session(pid: int) -> list[psutil.Process]:
     return found
 
 
+@dataclass(frozen=True)
+class Rig:
+    """A Redis, an engine and a finished job, on which commands are run."""
+
+    top: Path
+    env: dict[str, str]
+    model: Path
+    job: Path
+
+    def commands(self, folder: Path, number: int) -> dict[str, tuple[list[str], dict[str, str]]]:
+        """Each command with its environment; what it writes lies in ``folder``."""
+        own = self.env | {"EMBEDMILL_OUTPUT": str(folder / "output")}
+        name = f"{number}@%h"
+        return {
+            "producer": ([*_PYTHON, "producer", *_ROWS], own),
+            "worker": ([*_PYTHON, "worker", "-n", name], own),
+            "celery": ([*_PYTHON, "celery", "-A", "worker", "worker", "-n", name], own),
+            "verify": ([*_PYTHON, "verify", str(self.job), "--sample", "all"], self.env),
+            "engine_build": (
+                [*_PYTHON, "engine_build", "--model", str(self.model), "--name", "tiny"],
+                own | {"EMBEDMILL_ENGINES": str(folder / "engines")},
+            ),
+        }
+
+    def run(self, number: int, after: float) -> Run:
+        """Run one of the commands and interrupt it."""
+        folder = self.top / f"run-{number}"
+        folder.mkdir()
+        commands = self.commands(folder, number)
+        name = list(commands)[number % len(commands)]
+        command, env = commands[name]
+        return interrupted(name, command, env, folder, after)
+
+
+@contextlib.contextmanager
+def rig() -> Iterator[Rig]:
+    with tempfile.TemporaryDirectory() as place, redis_server() as url:
+        top = Path(place)
+        model, output = save_tiny_model(top / "tiny-bert"), top / "output"
+        env = {
+            "EMBEDMILL_REDIS_URL": url,
+            "EMBEDMILL_ENGINES": str(top / "engines"),
+            "EMBEDMILL_OUTPUT": str(output),
+            "EMBEDMILL_TOKENIZERS": "2",
+        }
+        build = [*_PYTHON, "engine_build", "--model", str(model), "--name", "tiny"]
+        subprocess.run(build, env=os.environ | env, check=True)
+        with celery_worker(top / "worker.log", env=env):
+            subprocess.run([*_PYTHON, "producer", *_ROWS, "--limit", "200"], env=os.environ | env, check=True)
+            yield Rig(top, env, model, next(output.iterdir()))
+
+
+def counts_of(runs: list[Run]) -> dict[str, int]:
+    """How many runs went wrong, and how."""
+    return {
+        "interrupted": sum(not run.finished for run in runs),
+        "tracebacks": sum(run.traceback for run in runs),
+        "tracebacks before embedmill's first line": sum(run.too_early for run in runs),
+        "hangs": sum(run.status is None for run in runs),
+        "left something": sum(bool(run.left) for run in runs),
+        "another status": sum(not (run.finished or run.too_early) and run.status not in (130, None) for run in runs),
+    }
+
+
 @click.command()
 @click.option("--runs", default=250, show_default=True, help="Ctrl-Cs in all.")
 @click.option("--at-once", default=1, show_default=True, help="Commands at the same time; more than cores load them.")
@@ -118,66 +184,14 @@ def _session(pid: int) -> list[psutil.Process]:
 @click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="File for the records.")
 def main(runs: int, at_once: int, seconds: float, seed: int, file: Path | None) -> None:
     """Interrupt the producer, a worker, verify and engine_build at random instants, and count what went wrong."""
-    dice, python = random.Random(seed), [sys.executable, "-m"]
-    with tempfile.TemporaryDirectory() as place, redis_server() as url:
-        top = Path(place)
-        model, engines, output = save_tiny_model(top / "tiny-bert"), top / "engines", top / "output"
-        env = {
-            "EMBEDMILL_REDIS_URL": url,
-            "EMBEDMILL_ENGINES": str(engines),
-            "EMBEDMILL_OUTPUT": str(output),
-            "EMBEDMILL_TOKENIZERS": "2",
-        }
-        rows = ["--dataset", str(_JARGON), "--text-column", "text", "--batch-rows", "20"]
-        subprocess.run(
-            [*python, "engine_build", "--model", str(model), "--name", "tiny"], env=os.environ | env, check=True
-        )
-        with celery_worker(top / "worker.log", env=env):
-            subprocess.run([*python, "producer", *rows, "--limit", "200"], env=os.environ | env, check=True)
-            done = next(output.iterdir())
-
-            def one(number: int) -> Run:
-                folder = top / f"run-{number}"
-                folder.mkdir()
-                own = env | {"EMBEDMILL_OUTPUT": str(folder / "output")}
-                name = ("producer", "worker", "verify", "engine_build", "celery")[number % 5]
-                command, chosen = {
-                    "producer": ([*python, "producer", *rows], own),
-                    "worker": ([*python, "worker", "-n", f"{number}@%h"], own),
-                    "celery": ([*python, "celery", "-A", "worker", "worker", "-n", f"{number}@%h"], own),
-                    "verify": ([*python, "verify", str(done), "--sample", "all"], env),
-                    "engine_build": (
-                        [*python, "engine_build", "--model", str(model), "--name", "tiny"],
-                        own | {"EMBEDMILL_ENGINES": str(folder / "engines")},
-                    ),
-                }[name]
-                return interrupted(name, command, chosen, folder, instants[number])
-
-            instants = [dice.uniform(0, seconds) for _ in range(runs)]
-            with ThreadPoolExecutor(at_once) as pool:
-                found = list(pool.map(one, range(runs)))
-    counts = collections.Counter[str]()
-    for run in found:
-        counts.update(
-            {
-                "interrupted": not run.finished,
-                "tracebacks": run.traceback,
-                "tracebacks before embedmill's first line": run.too_early,
-                "hangs": run.status is None,
-                "left something": bool(run.left),
-                "another status": not (run.finished or run.too_early) and run.status not in (130, None),
-            }
-        )
-    took = sorted(run.took for run in found if not run.finished)
+    dice = random.Random(seed)
+    instants = [dice.uniform(0, seconds) for _ in range(runs)]
+    with rig() as place, ThreadPoolExecutor(at_once) as pool:
+        found = list(pool.map(place.run, range(runs), instants))
+    counts, took = counts_of(found), sorted(run.took for run in found if not run.finished)
     print({**counts, "median seconds": took[len(took) // 2], "longest": took[-1], "load": os.getloadavg()[0]})
     if file:
-        record = {
-            "runs": runs,
-            "at_once": at_once,
-            "seed": seed,
-            "counts": dict(counts),
-            "each": list(map(asdict, found)),
-        }
+        record = {"runs": runs, "at_once": at_once, "seed": seed, "counts": counts, "each": list(map(asdict, found))}
         file.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(not all(run.good for run in found))
 

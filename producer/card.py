@@ -1,6 +1,7 @@
 """The card of a pushed job: a README.md for people, with a front matter that the Hub and ``datasets`` read."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,29 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 """Rows between which the Hub sorts datasets: a thousand, and ten times as many each."""
 
 
-def card_of(
-    job: Job,
-    spec: EngineSpec,
-    totals: ShardTotals,
-    verdict: Verdict | None,
-    doubt: str,
-    repo: str,
-    kept: Mapping[str, Any],
-) -> str:
+@dataclass(frozen=True)
+class Ready:
+    """A job that may be pushed."""
+
+    job: Job
+    totals: ShardTotals
+    """The sums over all shards."""
+    verdict: Verdict | None
+    """The verifier's, if it was asked."""
+    doubt: str
+    """Why the job cannot count as verified; empty if it can."""
+
+
+def card_of(ready: Ready, spec: EngineSpec, repo: str, kept: Mapping[str, Any]) -> str:
     """A card.
 
     Args:
-        job: the job.
+        ready: the job and what is known of it.
         spec: its engine.
-        totals: the sums over all its shards.
-        verdict: what the verifier found, if it was asked.
-        doubt: why the job cannot count as verified; empty if it can.
         repo: where it goes.
         kept: front matter that is there already, such as a licence.
     """
+    job, totals = ready.job, ready.totals
     source, model = _linked(job.dataset, "datasets/"), _linked(spec.model, "")
     config = f", configuration `{job.config}`" if job.config else ""
     at = f", revision `{job.revision[:12]}`"
@@ -60,7 +64,7 @@ def card_of(
         ),
         _table(("column", ""), _columns(job, spec)),
         "## Verification",
-        *_verification(verdict, doubt),
+        *_verification(ready.verdict, ready.doubt),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -3,7 +3,6 @@
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from contract.jobs import engine_of
 from contract.store import Location
 from contract.verdict import doubt, load_verdict
 from contract.words import count
-from producer.card import card_of, pushed_job
-from producer.progress import ShardTotals
+from producer.card import Ready, card_of, pushed_job
 from producer.shards import ShardWatch
 
 _MOST_SHARDS = 10_000
@@ -29,19 +27,8 @@ _AT_ONCE = 4
 """Shards of a bucket that are in memory at the same time."""
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A job that may be pushed."""
-
-    job: Job
-    totals: ShardTotals
-    """The sums over all shards."""
-    doubt: str
-    """Why it cannot count as verified; empty if it can."""
-
-
 def ready(job: Job, *, unverified: bool) -> Ready:
-    """Look whether a job is complete and verified; nothing leaves this machine yet.
+    """Check that a job is complete and verified; nothing leaves this machine yet.
 
     Args:
         job: the job.
@@ -63,13 +50,14 @@ def ready(job: Job, *, unverified: bool) -> Ready:
             f'datasets.load_dataset("{job.folder}").push_to_hub("user/name") makes fewer and larger ones',
         )
     totals = ShardWatch(job).refresh()
-    why = doubt(job, load_verdict(job))
+    verdict = load_verdict(job)
+    why = doubt(job, verdict)
     if why and not unverified:
         raise UserError(
             f"{job.id} is not pushed: {why}",
             hint=f"run: python -m verify {job.folder}, or push it as it is with --unverified",
         )
-    return Ready(job, totals, why)
+    return Ready(job, totals, verdict, why)
 
 
 def push(ready: Ready, to: str, *, private: bool, overwrite: bool) -> str:
@@ -108,7 +96,7 @@ def push(ready: Ready, to: str, *, private: bool, overwrite: bool) -> str:
                 "choose another name, or put this one in its place: --replace",
             )
         kept = {} if stale or other else front_matter
-        card = card_of(job, spec, ready.totals, load_verdict(job), ready.doubt, repo, kept)
+        card = card_of(ready, spec, repo, kept)
         api.create_commit(
             repo,
             [

@@ -27,12 +27,23 @@ START = "start one: celery -A worker worker"
 
 def reason(view: View) -> Reason:
     """Why no shard has come for a while. Every state has a reason, if only that a worker computes."""
-    if not view.out:
-        if view.making or view.unpublished:
-            return Reason("tokenizing", f"{count(view.making, 'batch', 'batches')} being tokenized")
-        return Reason("ending", "every batch has its shard")
-    alive = view.alive()
-    here = [one for one in alive if one.job == view.job]
+    for rule in (_nothing_out, _at_this_job, _lost_with_a_worker, _no_worker, _refused, _workers_start, _workers_busy):
+        if found := rule(view):
+            return found
+    return _about_to_be_taken(view)
+
+
+def _nothing_out(view: View) -> Reason | None:
+    if view.out:
+        return None
+    if view.making or view.unpublished:
+        return Reason("tokenizing", f"{count(view.making, 'batch', 'batches')} being tokenized")
+    return Reason("ending", "every batch has its shard")
+
+
+def _at_this_job(view: View) -> Reason | None:
+    """A worker has one of the job's batches: it waits, is late with its heartbeat, or computes."""
+    here = [one for one in view.alive() if one.job == view.job]
     if waiting := [one for one in here if one.state == "waiting"]:
         first = min(waiting, key=lambda one: one.since)
         who = count(len(waiting), "worker waits", "workers wait")
@@ -40,43 +51,77 @@ def reason(view: View) -> Reason:
     if here and all(one.silent(view.now) > _LATE for one in here):
         first = min(here, key=lambda one: one.beat)
         left = view.timeout - first.silent(view.now)
-        line = f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s"
-        return Reason(f"late {first.worker}", f"{line}: if it stays silent, it is published again in {left:.0f} s")
+        return Reason(
+            f"late {first.worker}",
+            f"{_batch_of(view, first)}: if it stays silent, it is published again in {left:.0f} s",
+        )
     if here:
         first = min(here, key=lambda one: one.since)
         who = count(len(here), "worker computes", "workers compute")
         return Reason("computing", f"{who}; the longest is at batch {first.batch}, since {_for(view, first.since)}")
-    if silent := [one for one in view.workers if one not in alive and one.job == view.job and one.batch in view.out]:
-        first = max(silent, key=lambda one: one.beat)
-        return Reason(
-            f"silent {first.worker}",
-            f"batch {first.batch} is in the hands of {first.worker}, silent for {first.silent(view.now):.0f} s: "
-            "it is published again" + ("" if alive else f". No worker is alive; {START}"),
-        )
-    dying = [one for one in alive if one.silent(view.now) > _LATE]
-    if alive and len(dying) == len(alive):
-        first = max(dying, key=lambda one: one.beat)
-        left = view.timeout - first.silent(view.now)
-        return Reason("dying", f"no worker has been heard of for {first.silent(view.now):.0f} s; dead in {left:.0f} s")
+    return None
+
+
+def _lost_with_a_worker(view: View) -> Reason | None:
+    alive = view.alive()
+    silent = [one for one in view.workers if one not in alive and one.job == view.job and one.batch in view.out]
+    if not silent:
+        return None
+    first = max(silent, key=lambda one: one.beat)
+    start = "" if alive else f". No worker is alive; {START}"
+    return Reason(f"silent {first.worker}", f"{_batch_of(view, first)}: it is published again{start}")
+
+
+def _no_worker(view: View) -> Reason | None:
+    alive = view.alive()
     if not alive:
         return Reason("no worker", f"no worker is alive; {START}")
-    refusals = view.refusals()
-    able = [one for one in alive if one.command not in refusals]
-    if not able:
-        why = "; ".join(sorted({refusals[one.command] for one in alive}))
-        who = "the only worker" if len(alive) == 1 else f"none of {count(len(alive), 'worker')}"
-        can = "cannot" if len(alive) == 1 else "can"
-        return Reason(f"refused {why}", f"{who} {can} serve this job: {why}")
-    if all(one.state == "starting" for one in able):
-        first = min(able, key=lambda one: one.since)
-        who = count(len(able), "worker waits", "workers wait")
-        what = first.waits_for or "its first child"
-        return Reason(f"starting {what}", f"{who} for {what} (since {_for(view, first.since)})")
-    if busy := [one for one in able if one.job]:
-        return Reason("busy", _busy(view, able, busy))
+    first = max(alive, key=lambda one: one.beat)
+    silent = first.silent(view.now)
+    if silent > _LATE:
+        left = view.timeout - silent
+        return Reason("dying", f"no worker has been heard of for {silent:.0f} s; dead in {left:.0f} s")
+    return None
+
+
+def _refused(view: View) -> Reason | None:
+    if _able(view):
+        return None
+    alive, refusals = view.alive(), view.refusals()
+    why = "; ".join(sorted({refusals[one.command] for one in alive}))
+    who = "the only worker cannot" if len(alive) == 1 else f"none of {count(len(alive), 'worker')} can"
+    return Reason(f"refused {why}", f"{who} serve this job: {why}")
+
+
+def _workers_start(view: View) -> Reason | None:
+    able = _able(view)
+    if not all(one.state == "starting" for one in able):
+        return None
+    first = min(able, key=lambda one: one.since)
+    who, what = count(len(able), "worker waits", "workers wait"), first.waits_for or "its first child"
+    return Reason(f"starting {what}", f"{who} for {what} (since {_for(view, first.since)})")
+
+
+def _workers_busy(view: View) -> Reason | None:
+    able = _able(view)
+    busy = [one for one in able if one.job]
+    return Reason("busy", _busy(view, able, busy)) if busy else None
+
+
+def _about_to_be_taken(view: View) -> Reason:
     if view.queued:
-        return Reason("idle", f"{count(len(able), 'worker')} idle, about to take the next batch")
+        return Reason("idle", f"{count(len(_able(view)), 'worker')} idle, about to take the next batch")
     return Reason("handed over", f"{count(len(view.out), 'batch', 'batches')} between Redis and a worker")
+
+
+def _able(view: View) -> list[Heartbeat]:
+    """Workers that are alive and can serve the job."""
+    refusals = view.refusals()
+    return [one for one in view.alive() if one.command not in refusals]
+
+
+def _batch_of(view: View, one: Heartbeat) -> str:
+    return f"batch {one.batch} is in the hands of {one.worker}, silent for {one.silent(view.now):.0f} s"
 
 
 def _busy(view: View, able: list[Heartbeat], busy: list[Heartbeat]) -> str:

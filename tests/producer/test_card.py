@@ -8,7 +8,7 @@ from contract.engine import EngineSpec
 from contract.form import VectorForm
 from contract.job import Job
 from contract.verdict import Check, Verdict
-from producer.card import card_of, pushed_job
+from producer.card import Ready, card_of, pushed_job
 from producer.progress import ShardTotals
 from tests.contract.samples import a_job, a_verdict, engine_spec, figures
 
@@ -50,7 +50,8 @@ def card(job: Job, engine: EngineSpec | None = None, **changes: Any) -> str:
     runtimes = frozenset({"b (fp16)", "a (fp32)"})
     totals = ShardTotals(rows=job.rows, truncated=1_234, without_text=5, failed=6, runtimes=runtimes)
     options: dict[str, Any] = {"verdict": verdict(job), "doubt": "", "repo": "user/vectors", "kept": {}} | changes
-    return card_of(job, engine or spec(), totals, **options)
+    ready = Ready(job, totals, options["verdict"], options["doubt"])
+    return card_of(ready, engine or spec(), options["repo"], options["kept"])
 
 
 def front_matter(text: str) -> dict[str, Any]:
