@@ -223,3 +223,9 @@ def test_the_readmes_faults_are_those_of_the_record() -> None:
     assert "0 rows lost, 0 twice, 0 different" in text
     assert not any(run["rows_lost"] or run["rows_twice"] or run["rows_different"] for run in runs)
     assert f"of {sum(len(run['rows_with_error']) for run in runs)} rows made to fail" in text
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", (ROOT / page).read_text(encoding="utf-8")):
+        assert (ROOT / path).exists() or path in ("output/", "engines/"), path
