@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,34 @@ def session_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def built_once(name: str, build: Callable[[], EngineSpec], engines: Path, shared: Path) -> EngineSpec:
+    """The engine of this name in the session's folder. Of pytest-xdist's processes the first one builds it, in
+    ``shared``; the others copy it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not (engines / name).exists():
+            from filelock import FileLock
+
+            with FileLock(shared / f"{name}.lock"):
+                if not (shared / name).exists():
+                    patch.setenv("EMBEDMILL_ENGINES", str(shared / "building"))
+                    settings.cache_clear()
+                    build()
+                    (shared / "building" / name).rename(shared / name)
+            shutil.copytree(shared / name, engines / name)
+        patch.setenv("EMBEDMILL_ENGINES", str(engines))
+        settings.cache_clear()
+        return load_engine(name)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that pytest-xdist's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-engines"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a seeded two-layer BERT, 32 wide, and a WordPiece tokenizer trained on the jargon file."""
@@ -74,21 +102,16 @@ def build_engine(model: Path, name: str, pooling: Pooling | None = None, **optio
 
 
 @pytest.fixture(scope="session")
-def _minilm_built(session_engines: Path) -> EngineSpec:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
-        settings.cache_clear()
-        return load_engine("minilm") if (session_engines / "minilm").exists() else build_engine(MINILM, "minilm")
+def _minilm_built(session_engines: Path, shared: Path) -> EngineSpec:
+    return built_once("minilm", lambda: build_engine(MINILM, "minilm"), session_engines, shared)
 
 
 @pytest.fixture(scope="session")
-def _tiny_built(request: pytest.FixtureRequest, session_engines: Path) -> EngineSpec:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
-        settings.cache_clear()
-        if (session_engines / "tiny").exists():
-            return load_engine("tiny")
+def _tiny_built(request: pytest.FixtureRequest, session_engines: Path, shared: Path) -> EngineSpec:
+    def build() -> EngineSpec:
         return build_engine(request.getfixturevalue("tiny_model"), "tiny")
+
+    return built_once("tiny", build, session_engines, shared)
 
 
 @pytest.fixture

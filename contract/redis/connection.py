@@ -26,6 +26,9 @@ WAITED_FOR = (*UNREACHABLE, OutOfMemoryError)
 SOCKET = {"socket_timeout": 30, "socket_connect_timeout": 5, "socket_keepalive": True}
 """redis-py's options, by seconds; Kombu's transport takes the same."""
 
+_PING_SECONDS = 5.0
+"""A server without TLS never answers a TLS client: it is told after this, not after the 30 s of ``SOCKET``."""
+
 _LOG_EVERY = 60.0
 """Seconds between two lines about a Redis that does not answer."""
 
@@ -124,7 +127,7 @@ class Connection:
             UserError: it refuses this user, it is a cluster, or it is not the one that its certificate should say.
         """
         try:
-            self._redis.exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
+            client(_PING_SECONDS).exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
             if told := refusal(error) or (without_tls() if isinstance(error, UNREACHABLE) else None):
                 raise told from None
