@@ -20,7 +20,8 @@ class TimeValue:
 
 
 def value_at(values: pa.Array | pa.ChunkedArray, index: int) -> Any:
-    """One value as Python has it: numbers, str, bytes, list, dict of a struct, list of pairs of a map, ``TimeValue``.
+    """One value as Python has it: numbers, str, bytes, list, dict of a struct (list of pairs where
+    two fields have one name), list of pairs of a map, ``TimeValue``.
 
     A string that is no UTF-8 is given as bytes.
     """
@@ -34,7 +35,9 @@ def _python(scalar: pa.Scalar) -> Any:
     if isinstance(scalar, pa.ExtensionScalar) or pa.types.is_dictionary(kind):
         return _python(scalar.value)
     if pa.types.is_struct(kind):
-        return {field.name: _python(scalar[number]) for number, field in enumerate(kind)}
+        pairs = [(field.name, _python(scalar[number])) for number, field in enumerate(kind)]
+        fields = dict(pairs)
+        return fields if len(fields) == len(pairs) else pairs  # Arrow lets two fields have one name
     if pa.types.is_map(kind):
         return [(_python(pair[0]), _python(pair[1])) for pair in scalar.values]
     if pa.types.is_nested(kind):

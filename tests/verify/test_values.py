@@ -166,3 +166,15 @@ def test_one_leaf_that_was_changed_is_seen(seed: int) -> None:
             assert not same(one(value, kind), one(other, kind)), (kind, value, other)
             seen += 1
     assert seen > 100
+
+
+def test_two_fields_of_one_name_are_both_compared() -> None:
+    kind = pa.struct([("a", pa.int64()), ("a", pa.int64())])
+
+    def twins(first: int, second: int) -> Any:
+        arrays = [pa.array([first]), pa.array([second])]
+        return value_at(pa.StructArray.from_arrays(arrays, fields=list(kind)), 0)
+
+    assert same(twins(1, 2), twins(1, 2))
+    assert not same(twins(1, 2), twins(9, 2))
+    assert not same(twins(1, 2), twins(1, 9))
