@@ -23,7 +23,7 @@ import datasets
 import numpy as np
 from rich.console import Console
 
-from bench.job_run import JobRun, run_job, sample_batches
+from bench.job_run import JobRun, RunOptions, run_job, sample_batches
 from bench.machine import gpus, machine
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
@@ -133,7 +133,8 @@ def main(
                 write(file, kind, count)
             base = functools.partial(Record, dataset=kind, machine=machine(), model=spec.name, hidden=spec.hidden)
             if compare and not null:
-                records += _peers(base, spec, kind, min(count, compare_rows or count), modes, batch_sizes, folder, told)
+                some = list(texts(kind, min(count, compare_rows or count)))
+                records += _peers(base, spec, some, folder / "rows.jsonl", (modes, batch_sizes), told)
             sample = sample_batches(file, folder / f"batches-{file.stem}", spec, batch_rows)
             alone: Record | None = None
             if not null:
@@ -143,7 +144,7 @@ def main(
             app = "bench.null_engine" if null else "worker"
             for number in workers:
                 told.print(f"{what}: the job, workers: {number} …")
-                run = run_job(folder, file, sample, spec, batch_rows, number, children, verify=verify, app=app)
+                run = run_job(folder, file, sample, spec, RunOptions(batch_rows, number, children, verify, app))
                 records.append(_of_job(base, run, alone, number, batch_rows))
             store(records, target)
             shutil.rmtree(sample.folder)
@@ -196,18 +197,11 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, workers: int, batch_r
 
 
 def _peers(
-    base: Base,
-    spec: EngineSpec,
-    kind: str,
-    rows: int,
-    modes: str | None,
-    batch_sizes: str,
-    folder: Path,
-    told: Console,
+    base: Base, spec: EngineSpec, some: list[str], file: Path, settings: tuple[str | None, str], told: Console
 ) -> Iterator[Record]:
-    """sentence-transformers on the dataset's first rows, each mode at its best batch size."""
-    file, tokenizer = folder / "rows.jsonl", open_tokenizer(spec)
-    some = list(texts(kind, rows))
+    """sentence-transformers on some texts, each mode at its best batch size; ``settings`` are modes and batch sizes."""
+    modes, batch_sizes = settings
+    tokenizer, rows = open_tokenizer(spec), len(some)
     file.write_text("".join(json.dumps(text) + "\n" for text in some), encoding="utf-8")
     tokens = sum(
         int(np.minimum(tokenize(some[i : i + 256], tokenizer)[2], spec.max_length).sum()) for i in range(0, rows, 256)
@@ -215,7 +209,7 @@ def _peers(
     python = os.environ.get("PYTHON_TORCH", sys.executable)
     command = [str(file), "--model", spec.model, "--max-length", str(spec.max_length), "--batch-sizes", batch_sizes]
     for mode in (modes or ("fp32,fp16,fp16-compiled" if gpus() else "fp32")).split(","):
-        told.print(f"{kind}, {rows:,} rows: sentence-transformers {mode} …")
+        told.print(f"{rows:,} rows: sentence-transformers {mode} …")
         found = _told(python, "-m", "bench.peer", *command, "--mode", mode)
         size, seconds = min(found.items(), key=lambda item: item[1])
         yield base(

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.watched import Watched
@@ -106,18 +106,22 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
     return Sample(folder, statistics.median(seconds), size / rows)
 
 
-def run_job(
-    folder: Path,
-    file: Path,
-    sample: Sample,
-    spec: EngineSpec,
-    batch_rows: int,
-    workers: int,
-    children: int | None,
-    *,
-    verify: bool,
-    app: str = "worker",
-) -> JobRun:
+@dataclass(frozen=True)
+class RunOptions:
+    """How a job is run."""
+
+    batch_rows: int
+    workers: int
+    """``celery worker`` processes."""
+    children: int | None
+    """Of each worker; None for the worker's own choice."""
+    verify: bool
+    """Run ``python -m verify`` on it."""
+    app: str = "worker"
+    """The module of the workers' Celery app."""
+
+
+def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options: RunOptions) -> JobRun:
     """Run a job with a Redis, workers and a producer of its own.
 
     Args:
@@ -125,24 +129,29 @@ def run_job(
         file: the dataset.
         sample: its first batches.
         spec: the engine.
-        batch_rows: rows of a batch.
-        workers: ``celery worker`` processes.
-        children: of each worker; None for the worker's own choice.
-        verify: run ``python -m verify`` on it.
-        app: the module of the workers' Celery app.
+        options: how it is run.
 
     Raises:
         UserError: the producer failed.
     """
-    folder = folder / f"{file.stem}-{workers}-{time.time_ns()}"
+    folder = folder / f"{file.stem}-{options.workers}-{time.time_ns()}"
     folder.mkdir()
     with redis_server(folder) as url, contextlib.ExitStack() as stack:
         os.environ["EMBEDMILL_REDIS_URL"] = url
         settings.cache_clear()
-        logs = [folder / f"worker-{number}.log" for number in range(workers)]
-        started = {f"worker {number}": _worker(stack, log, app, workers, children) for number, log in enumerate(logs)}
+        logs = [folder / f"worker-{number}.log" for number in range(options.workers)]
+        started = {f"worker {number}": _worker(stack, log, options) for number, log in enumerate(logs)}
         watched = stack.enter_context(Watched(started, url))
-        command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name, "--batch-rows", str(batch_rows)]
+        command = [
+            "-m",
+            "producer",
+            "--dataset",
+            str(file),
+            "--engine",
+            spec.name,
+            "--batch-rows",
+            str(options.batch_rows),
+        ]
         log = folder / "producer.log"
         began = time.time()
         new = {"HF_DATASETS_CACHE": str(folder / "cache")}
@@ -154,11 +163,19 @@ def run_job(
             raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(location(next((folder / "output").iterdir())))
         publish = _publishing(job, sample)
+    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
+    run = _summary(job, sample, watched, lines, (began, ended))
+    stages = {"tokenize": sample.tokenize, "publish": publish} | run.stages
+    return replace(run, stages=stages, verified=_verified(job) if options.verify else None)
+
+
+def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times: tuple[float, float]) -> JobRun:
+    """What the shards, the workers' logs and the machine say of a job that ran from ``times[0]`` to ``times[1]``."""
+    began, ended = times
     written = job.written()
     infos = [read_info(job.shard(batch)) for batch in sorted(written)]
     begin = min(info.finished.timestamp() - info.seconds for info in infos)
     end = max(written.values())
-    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
     return JobRun(
         seconds=ended - began,
         between=end - begin,
@@ -167,27 +184,27 @@ def run_job(
         rows=job.rows,
         tokens=sum(info.tokens for info in infos),
         gpu_busy=watched.gpu_busy(begin, end),
-        stages={"tokenize": sample.tokenize, "publish": publish} | _stages(lines),
+        stages=_stages(lines),
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
         shard_bytes=job.bytes() / job.rows,
         producer_cpu=watched.cpu["producer"],
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0].runtime,
-        verified=_verified(job) if verify else None,
+        verified=None,
     )
 
 
-def _worker(stack: contextlib.ExitStack, log: Path, app: str, workers: int, children: int | None) -> int:
+def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
     """Start a worker and wait until each of its children has its engine; returns its process id."""
-    cores = len(os.sched_getaffinity(0))
+    cores, workers, children = len(os.sched_getaffinity(0)), options.workers, options.children
     threads = os.environ.get("EMBEDMILL_THREADS") or str(max(1, cores // (workers * (children or 1))))
-    options = ["-n", f"{log.stem}@%h", *(["--concurrency", str(children)] if children else [])]
+    named = ["-n", f"{log.stem}@%h", *(["--concurrency", str(children)] if children else [])]
     worker = stack.enter_context(
         celery_worker(
             log,
-            *options,
-            app=app,
+            *named,
+            app=options.app,
             env={"EMBEDMILL_THREADS": threads} if workers > 1 or children else None,
             ready=600,
             python=os.environ.get("PYTHON_TENSORRT", sys.executable),
