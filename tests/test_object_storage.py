@@ -29,14 +29,20 @@ from tests.test_end_to_end import wait_until
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _no_client_of_another_test() -> Iterator[None]:
+    """A client keeps the server's address that the environment had when it was made."""
+    bucket_store._store.cache_clear()
+    yield
+    bucket_store._store.cache_clear()
+
+
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server(tmp_path) as url:
         for name, value in credentials(url).items():
             monkeypatch.setenv(name, value)
-        bucket_store._store.cache_clear()
         yield url
-    bucket_store._store.cache_clear()
 
 
 def command(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
@@ -144,7 +150,6 @@ def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
     settings.cache_clear()
-    bucket_store._store.cache_clear()
     produce = ("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--limit", 40, "--batch-rows", 20)
     log = tmp_path / "worker.log"
     with s3_server(tmp_path, port):
