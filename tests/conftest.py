@@ -84,11 +84,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a seeded two-layer BERT, 32 wide, and a WordPiece tokenizer trained on the jargon file."""
+def tiny_model(shared: Path) -> Path:
+    """A folder with a seeded two-layer BERT, 32 wide, and a WordPiece tokenizer trained on the jargon file. The engine
+    that pytest-xdist's processes share is made of it, so they share it too."""
+    from filelock import FileLock
+
     from bench.tiny_model import save_tiny_model
 
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-bert")
+    with FileLock(shared / "tiny-bert.lock"):
+        if not (shared / "tiny-bert").exists():
+            save_tiny_model(shared / "building-tiny" / "tiny-bert").rename(shared / "tiny-bert")
+    return shared / "tiny-bert"
 
 
 def build_engine(model: Path, name: str, pooling: Pooling | None = None, **options: Any) -> EngineSpec:
