@@ -129,7 +129,8 @@ class Driver:
             del out[batch]
         self._out = {batch: entry.size for batch, entry in out.items()}
         self._bytes_out = sum(self._out.values())
-        if first or not (self._todo or self._begun or self._out):  # nothing is under way: make what is missing
+        # Nothing is under way: make what is missing. That is also where a batch comes back that a worker withdrew.
+        if first or not (self._todo or self._begun or self._out):
             self._take_in_shards()
             self._todo = unpublished(job.batches, self._shards.batches, dead)[::-1]
         # Where one worker gave a batch up, another, slower one may have made it.

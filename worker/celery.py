@@ -46,7 +46,7 @@ app.conf.update(
     task_ignore_result=True,
     # A message goes only when its shard is there, also when the child or the worker dies. A dead child's message is
     # back in the queue at once; how often that may happen is counted in the ledger, which counts the deaths of whole
-    # workers too (task_retry_on_worker_lost does not, and waits three minutes).
+    # workers too (Celery's own task_retry_on_worker_lost does not, and waits three minutes).
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,

@@ -1,7 +1,7 @@
 """Which runtime computes an engine on this machine, and why.
 
 To add a runtime: write a module beside this one, whose context manager yields an ``interface.Engine``; give it a line
-in ``RUNTIMES``, before those that are slower; and add its name to ``contract.settings.Settings.runtime``.
+in ``RUNTIMES``, which is in order of preference; and add its name to ``contract.settings.Settings.runtime``.
 """
 
 import logging
@@ -58,11 +58,14 @@ def _open_onnx(spec: EngineSpec, threads: int, gpu: int) -> Opened:
     return onnx_engine(spec, threads)
 
 
+_ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, "onnxruntime", "cpu")
+"""Computes every engine on every machine, in FP32."""
+
 RUNTIMES = (
     Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, "an NVIDIA GPU, tensorrt and pycuda", "gpu"),
-    Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, "onnxruntime", "cpu"),
+    _ONNX,
 )
-"""The fastest first. The last runs on every machine, any engine, in FP32."""
+"""In order of preference."""
 
 
 def choose(spec: EngineSpec) -> Runtime:
@@ -82,7 +85,7 @@ def choose(spec: EngineSpec) -> Runtime:
             log.warning(reason)
             continue
         return runtime
-    return RUNTIMES[-1]
+    return _ONNX
 
 
 def _named(name: str) -> Runtime:
@@ -120,4 +123,4 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
 
 def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:
     """The engine in FP32, as every machine can load it. Arguments as ``open_engine``."""
-    return RUNTIMES[-1].open(spec, threads, 0)
+    return _ONNX.open(spec, threads, 0)
