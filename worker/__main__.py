@@ -5,10 +5,11 @@ import os
 import sys
 
 from contract.entry import end_at_once
-from worker.environment import STOP
 
 if __name__ == "__main__":
-    end_at_once()
+    end_at_once()  # before any import that takes time
+    from worker.environment import STOP
+
     os.environ |= STOP
     from celery.__main__ import main
 
