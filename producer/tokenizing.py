@@ -12,12 +12,13 @@ import os
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -30,6 +31,9 @@ from producer.texts import TextDataset
 
 _PAYS_FROM = 8
 """Batches for each process from which on it is worth its start and the words that it has to meet."""
+
+_SENT = 2
+"""Batches whose numbers a process has: the one that it makes, and the next."""
 
 _MANY = 1_000_000
 """Batches, while their number is not known."""
@@ -67,6 +71,13 @@ class BatchSource(NamedTuple):
     """Has a batch made. Its result is the batch's bytes, or a ``UserError``: a row is wrong, the process died."""
     ahead: int
     """Most batches that are being made, or made and not yet taken: what bounds the memory."""
+
+
+class _Task(NamedTuple):
+    """A batch to make."""
+
+    batch: int
+    made: "Future[bytes]"
 
 
 def processes_for(batches: int) -> int:
@@ -111,22 +122,32 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[BatchSource]:
     """
     context = _context()
     children: list[tuple[ForkServerProcess, Connection]] = []
-    threads = ThreadPoolExecutor(processes)
+    threads: list[threading.Thread] = []
+    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+
+    def begin(batch: int) -> "Future[bytes]":
+        made: Future[bytes] = Future()
+        tasks.put(_Task(batch, made))
+        return made
+
     try:
         while len(children) < processes:
             with without_interrupts():
                 children.append(_started(context, work))
-        idle: SimpleQueue[Connection] = SimpleQueue()
         for _, connection in children:
-            idle.put(connection)
+            threads.append(threading.Thread(target=_feed, args=(connection, tasks), daemon=True))
+            threads[-1].start()
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
-        yield BatchSource(lambda batch: threads.submit(_made_there, idle, batch), ahead=2 * processes)
+        yield BatchSource(begin, ahead=2 * processes)
     finally:
         for process, _ in children:
             process.terminate()  # a batch that nobody waits for any more would be finished first
         for process, _ in children:
             process.join()
-        threads.shutdown(cancel_futures=True)
+        for _ in threads:
+            tasks.put(None)
+        for thread in threads:
+            thread.join()
         for _, connection in children:
             connection.close()
 
@@ -140,23 +161,42 @@ def _started(context: ForkServerContext, work: Work) -> tuple[ForkServerProcess,
     return process, ours
 
 
-def _made_there(idle: "SimpleQueue[Connection]", batch: int) -> bytes:
-    """A batch's bytes by a process that has nothing else to do."""
-    connection = idle.get()
+def _feed(connection: Connection, tasks: "SimpleQueue[_Task | None]") -> None:
+    """Give a process the batches of ``tasks``, until there is None in it. It has the next number before it has answered
+    the last one, and so never waits for this thread."""
+    sent: deque[Future[bytes]] = deque()
+    while True:
+        while len(sent) < _SENT:
+            try:
+                task = tasks.get(block=not sent)
+            except Empty:
+                break
+            if task is None:
+                for made in sent:
+                    made.cancel()
+                return
+            sent.append(task.made)
+            with contextlib.suppress(OSError):  # the process is gone, and does not answer below
+                connection.send(task.batch)
+        _take_answer(connection, sent.popleft())
+
+
+def _take_answer(connection: Connection, made: "Future[bytes]") -> None:
     try:
-        connection.send(batch)
         if payload := connection.recv_bytes():
-            return payload
-        error = connection.recv()
+            made.set_result(payload)
+        else:
+            made.set_exception(connection.recv())
     except (EOFError, OSError):
-        raise UserError(
-            "a tokenizing process died",
-            "most often the machine is out of memory",
-            "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
-        ) from None
-    finally:
-        idle.put(connection)
-    raise error
+        made.set_exception(
+            UserError(
+                "a tokenizing process died",
+                "most often the machine is out of memory",
+                "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
+            )
+        )
+    except Exception as error:  # an exception that cannot be pickled: whoever waits must hear of it
+        made.set_exception(error)
 
 
 def _made_here(work: Work, batch: int) -> "Future[bytes]":
