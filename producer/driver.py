@@ -85,21 +85,24 @@ class Driver:
             UserError: Redis did not answer for longer than ``EMBEDMILL_REDIS_PATIENCE``, somebody cancelled the job, or
                 a batch cannot be made.
         """
-        while not self._ended():
+        while True:
             self._wait()
             if time.monotonic() >= self._next_look:
                 self._look()
                 self._recover_lost()
+                if self._ended():
+                    break
             self._prepare()
             self._publish()
             report(self._progress())
         self._clean_up()
-        return self._progress()
+        last = self._progress()
+        report(last)
+        return last
 
     def _ended(self) -> bool:
-        if self._before is None or self._todo or self._begun:
-            return False
-        return self._detach or not self._out
+        """Asked right after a look, which has just listed the shards if nothing is under way."""
+        return not (self._todo or self._begun) and (self._detach or not self._out)
 
     def _progress(self) -> Progress:
         before = self._before or ShardTotals()
@@ -132,7 +135,7 @@ class Driver:
         # Nothing is under way: make what is missing. That is also where a batch comes back that a worker withdrew.
         if first or not (self._todo or self._begun or self._out):
             self._take_in_shards()
-            self._todo = unpublished(job.batches, self._shards.batches, dead)[::-1]
+            self._todo = unpublished(job.batches, self._shards.batches, dead, self._out)[::-1]
         # Where one worker gave a batch up, another, slower one may have made it.
         self._dead = {batch: record for batch, record in dead.items() if batch not in self._shards.batches}
         self._next_look = time.monotonic() + self._times.look
@@ -185,7 +188,8 @@ class Driver:
         """Have as many batches made as may be."""
         while self._todo and len(self._begun) < self._source.ahead:
             batch = self._todo.pop()
-            if not (batch in self._out or batch in self._shards.batches or batch in self._dead):
+            known = (self._out, self._shards.batches, self._dead, self._begun.values())
+            if not any(batch in one for one in known):
                 self._begun[self._source.begin(batch)] = batch
 
     def _publish(self) -> None:
@@ -208,5 +212,5 @@ class Driver:
             return
         if len(self._shards.batches) == self._job.batches:
             for leftover in self._job.leftovers():
-                leftover.unlink(missing_ok=True)
+                leftover.unlink()
         self._ledger.forget(self._job, keep_dead=True)

@@ -93,7 +93,7 @@ def cleaned(ledger: ProducerLedger) -> list[Job]:
             continue
         leftovers = job.leftovers() if complete or job.key not in known else []
         for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
+            leftover.unlink()
         if job.key in known or leftovers:
             ledger.forget(job)
             found.append(job)

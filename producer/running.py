@@ -88,6 +88,8 @@ def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, 
         _print_detached(progress, ledger)
         return False
     STDOUT.print(summary(progress, spec, time.monotonic() - began))
+    if missing := job.batches - progress.totals.shards - len(progress.dead):
+        raise UserError(f"{count(missing, 'shard')} of {job.id} missing", hint="run the same command again")
     if progress.dead:
         raise _given_up(progress)
     return True

@@ -73,11 +73,50 @@ class BatchSource(NamedTuple):
     """Most batches that are being made, or made and not yet taken: what bounds the memory."""
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """A batch to make."""
 
     batch: int
     made: "Future[bytes]"
+
+
+class Tasks:
+    """The batches that no process has yet."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Task | None] = SimpleQueue()
+        self.idle = 0
+        """Threads whose process has nothing to do."""
+        self._lock = threading.Lock()
+
+    def add(self, batch: int) -> "Future[bytes]":
+        made: Future[bytes] = Future()
+        self._queue.put(Task(batch, made))
+        return made
+
+    def end(self, threads: int) -> None:
+        """Have this many threads end."""
+        for _ in range(threads):
+            self._queue.put(None)
+
+    def first(self) -> Task | None:
+        """A batch for a process that has none; waits for it. None: there are no more."""
+        with self._lock:
+            self.idle += 1
+        task = self._queue.get()
+        with self._lock:
+            self.idle -= 1
+        return task
+
+    def another(self) -> Task | None:
+        """A batch for a process that has one.
+
+        Raises:
+            Empty: there is none, or a process that has nothing to do waits for it.
+        """
+        if self.idle:
+            raise Empty
+        return self._queue.get_nowait()
 
 
 def processes_for(batches: int) -> int:
@@ -92,10 +131,15 @@ def get_ready() -> None:
     """Start the server that tokenizing processes are forked from, if there may be any: its imports take as long as
     opening a dataset, and go on beside it."""
     if processes_for(_MANY) > 1:
-        _context()
-        resource_tracker.ensure_running()  # by itself: on Python 3.11 its start unblocks the signal again
-        with without_interrupts():
-            forkserver.ensure_running()
+        _start_server()
+
+
+def _start_server() -> ForkServerContext:
+    context = _context()
+    resource_tracker.ensure_running()  # by itself: on Python 3.11 its start unblocks the signal again
+    with without_interrupts():
+        forkserver.ensure_running()
+    return context
 
 
 @contextlib.contextmanager
@@ -120,32 +164,27 @@ def tokenizing_apart(work: Work, processes: int) -> Iterator[BatchSource]:
     Each has a connection of its own, and a thread here that waits at it: when a process dies, even in the middle of a
     batch, its connection ends, and the batch's future raises a ``UserError``.
     """
-    context = _context()
+    context = _start_server()
     children: list[tuple[ForkServerProcess, Connection]] = []
     threads: list[threading.Thread] = []
-    tasks: SimpleQueue[_Task | None] = SimpleQueue()
-
-    def begin(batch: int) -> "Future[bytes]":
-        made: Future[bytes] = Future()
-        tasks.put(_Task(batch, made))
-        return made
+    tasks = Tasks()
 
     try:
         while len(children) < processes:
             with without_interrupts():
                 children.append(_started(context, work))
-        for _, connection in children:
-            threads.append(threading.Thread(target=_feed, args=(connection, tasks), daemon=True))
-            threads[-1].start()
+        for process, connection in children:
+            thread = threading.Thread(target=_feed, args=(process, connection, tasks), daemon=True)
+            thread.start()
+            threads.append(thread)
         # Twice as many as there are processes: while one batch waits to be published its process makes the next.
-        yield BatchSource(begin, ahead=2 * processes)
+        yield BatchSource(tasks.add, ahead=2 * processes)
     finally:
         for process, _ in children:
             process.terminate()  # a batch that nobody waits for any more would be finished first
         for process, _ in children:
             process.join()
-        for _ in threads:
-            tasks.put(None)
+        tasks.end(len(threads))
         for thread in threads:
             thread.join()
         for _, connection in children:
@@ -161,14 +200,14 @@ def _started(context: ForkServerContext, work: Work) -> tuple[ForkServerProcess,
     return process, ours
 
 
-def _feed(connection: Connection, tasks: "SimpleQueue[_Task | None]") -> None:
-    """Give a process the batches of ``tasks``, until there is None in it. It has the next number before it has answered
-    the last one, and so never waits for this thread."""
+def _feed(process: ForkServerProcess, connection: Connection, tasks: Tasks) -> None:
+    """Give a process batches to make, until there are no more. It has the next number before it has answered the last
+    one, and so never waits for this thread."""
     sent: deque[Future[bytes]] = deque()
     while True:
         while len(sent) < _SENT:
             try:
-                task = tasks.get(block=not sent)
+                task = tasks.another() if sent else tasks.first()
             except Empty:
                 break
             if task is None:
@@ -178,25 +217,28 @@ def _feed(connection: Connection, tasks: "SimpleQueue[_Task | None]") -> None:
             sent.append(task.made)
             with contextlib.suppress(OSError):  # the process is gone, and does not answer below
                 connection.send(task.batch)
-        _take_answer(connection, sent.popleft())
+        _take_answer(process, connection, sent.popleft())
 
 
-def _take_answer(connection: Connection, made: "Future[bytes]") -> None:
+def _take_answer(process: ForkServerProcess, connection: Connection, made: "Future[bytes]") -> None:
     try:
         if payload := connection.recv_bytes():
             made.set_result(payload)
         else:
             made.set_exception(connection.recv())
     except (EOFError, OSError):
-        made.set_exception(
-            UserError(
-                "a tokenizing process died",
-                "most often the machine is out of memory",
-                "run the same command again: the job goes on where it was; EMBEDMILL_TOKENIZERS=2 starts only two",
-            )
-        )
-    except Exception as error:  # an exception that cannot be pickled: whoever waits must hear of it
+        process.join(1)
+        made.set_exception(_died(process.exitcode))
+    except Exception as error:  # an answer that cannot be read: whoever waits must hear of it
         made.set_exception(error)
+
+
+def _died(status: int | None) -> UserError:
+    again = "run the same command again: the job goes on where it was"
+    if status == -signal.SIGKILL:
+        hint = f"{again}; EMBEDMILL_TOKENIZERS=2 starts only two"
+        return UserError("a tokenizing process was killed", "most often the machine is out of memory", hint)
+    return UserError(f"a tokenizing process died (exit status {status})", "its own lines say why", again)
 
 
 def _made_here(work: Work, batch: int) -> "Future[bytes]":
@@ -234,7 +276,7 @@ def without_interrupts() -> Iterator[None]:
 
 
 def _serve(connection: Connection, work: Work) -> None:
-    """Answer each batch's number with its bytes, or with no bytes and then the exception."""
+    """Answer each batch's number with its bytes, or with no bytes and then a ``UserError``."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core is what this process is for
     pa.set_cpu_count(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -243,13 +285,22 @@ def _serve(connection: Connection, work: Work) -> None:
             batch = connection.recv()
             try:
                 payload = work.payload(batch)
-            except Exception as error:
-                if not isinstance(error, UserError):
-                    error.add_note(traceback.format_exc())  # which does not travel otherwise
+            except BaseException as error:  # a panic of the Rust tokenizer is no Exception
                 connection.send_bytes(b"")
-                connection.send(error)
+                connection.send(_as_user_error(work, batch, error))
             else:
                 connection.send_bytes(payload)
+
+
+def _as_user_error(work: Work, batch: int, error: BaseException) -> UserError:
+    """What the producer shows: any other exception might not survive the way there."""
+    if isinstance(error, UserError):
+        return error
+    rows = work.job.row_range(batch)
+    found = f"rows {rows.start} to {rows.stop - 1} of {work.job.dataset} cannot be tokenized"
+    shown = UserError(f"{found} ({type(error).__name__}: {error})", hint="report this, with the lines above")
+    traceback.print_exc()
+    return shown
 
 
 def _end_with_parent() -> None:

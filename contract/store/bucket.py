@@ -4,15 +4,17 @@ Credentials, region and endpoint are the usual variables (``AWS_*``, ``AWS_ENDPO
 ``GOOGLE_APPLICATION_CREDENTIALS``); profiles in ``~/.aws`` are read by boto3, where that is installed.
 """
 
+import contextlib
 import functools
 import io
 import logging
+import math
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
 import obstore
@@ -23,16 +25,32 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 
 from contract.store.interface import Entry, StoreError, StoreRefuses
 
-_URI = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/[^/?#\0]+)*")
+_URI = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/(?!\.{1,2}(/|$))[^/?#\x00-\x1f]+)*")
 """No query: it could send the credentials to another endpoint, and a job's folder comes out of Redis."""
 
 _PATIENCE = 30.0
-"""Seconds for which a call tries again while an object store does not answer."""
+"""Seconds for which a call tries again, at least once, while an object store does not answer."""
 
-_REFUSED = re.compile(r"status code: 4(?!08|29)\d\d|169\.254\.169\.254|Missing \w+Key|credential", re.IGNORECASE)
-"""An HTTP status that stays however long one waits; or no credentials, for which the cloud's own machine was asked."""
+_REQUEST_SECONDS = 30.0
+"""Of one request that carries next to nothing."""
 
-_TIMES = {"timeout": "30s", "connect_timeout": "5s"}
+_SLOWEST = 250_000
+"""Bytes a second of the slowest connection on which a large object still arrives."""
+
+_SLICE = 8 * 2**20
+"""Most bytes that one request reads."""
+
+_CONFLICTS = 5
+"""How often a conditional write is tried again that collided with another one's."""
+
+_REFUSED = re.compile(r"status code: (3\d\d|501|4(?!08|29)\d\d)|Missing \w+|credential", re.IGNORECASE)
+"""An HTTP status that stays however long one waits, or no credentials; read in what ``_bare`` leaves of an error."""
+
+_REDIRECTED = re.compile(r"status code: 3\d\d|redirect", re.IGNORECASE)
+"""The bucket is in another region."""
+
+_METADATA_SERVER = re.compile(r"https?://(169\.254\.|metadata\.google\.internal|\[fd00:ec2::254\])")
+"""Asked for credentials where no variable has them: outside of a cloud it does not answer."""
 
 _GIVES_CREDENTIALS = {
     "AWS_ACCESS_KEY_ID",
@@ -40,6 +58,11 @@ _GIVES_CREDENTIALS = {
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 }
+
+_REGION = {"AWS_REGION", "AWS_DEFAULT_REGION"}
+
+_BUFFER = 64 * 1024
+"""Bytes that a small read fetches: a Parquet file's footer fits."""
 
 _log = logging.getLogger("embedmill.store")
 
@@ -121,26 +144,38 @@ class BucketPath:
         return folders | objects
 
     def read_bytes(self) -> bytes:
-        return self._ask(lambda store, key: obstore.get(store, key).bytes().to_bytes())
+        with self.reading() as file:
+            return file.read()
 
     def read_range(self, start: int, length: int) -> memoryview:
         """Part of the object: ``length`` bytes from ``start`` on, both in bytes."""
-        return memoryview(self._ask(lambda store, key: obstore.get_range(store, key, start=start, length=length)))
+        read = self._ask(lambda store, key: obstore.get_range(store, key, start=start, length=length), size=length)
+        return memoryview(read)
 
     def reading(self) -> AbstractContextManager[pa.NativeFile]:
-        return pa.PythonFile(_Ranges(self, self.size()), "r")
+        return pa.PythonFile(io.BufferedReader(_Ranges(self, self.size()), _BUFFER), "r")
 
     def put(self, data: bytes) -> None:
-        self._write(data, "overwrite")
+        try:
+            self._write(data, "overwrite")
+        except AlreadyExistsError as error:  # a conflict, which a store may answer at any time
+            raise self._error(error) from None
 
     def create(self, write: Callable[[IO[bytes]], None], staging: "BucketPath") -> bool:
         whole = io.BytesIO()
         write(whole)
-        try:
-            self._write(whole.getvalue(), "create")
-        except AlreadyExistsError:
-            return False
-        return True
+        data = whole.getvalue()
+        for attempt in range(_CONFLICTS):
+            try:
+                self._write(data, "create")
+                return True
+            except AlreadyExistsError as error:
+                conflict = error
+            with contextlib.suppress(FileNotFoundError):
+                # The same bytes are this call's own: the answer to an earlier request was lost.
+                return self.size() == len(data) and self.read_bytes() == data
+            time.sleep(0.1 * 2**attempt)  # another write was under way and did not come to its end
+        raise self._error(conflict)
 
     def make_folder(self) -> None:
         """Nothing to do: an object's prefix needs no making."""
@@ -149,32 +184,56 @@ class BucketPath:
         target.put(self.read_bytes())  # and not the store's own copy, which some refuse across keys' encryption
         self.unlink()
 
-    def unlink(self, missing_ok: bool = False) -> None:
-        self._ask(obstore.delete)
+    def unlink(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # also after a lost answer
+            self._ask(obstore.delete)
 
     def _write(self, data: bytes, mode: Any) -> None:
         """In one request, so that the object is there once it is complete."""
         try:
-            self._ask(lambda store, key: obstore.put(store, key, data, mode=mode, use_multipart=False))
+            self._ask(lambda store, key: obstore.put(store, key, data, mode=mode, use_multipart=False), size=len(data))
         except FileNotFoundError:
             raise StoreRefuses(f"there is no bucket for {self}", hint="make the bucket, or choose another") from None
 
-    def _ask(self, question: Callable[[Any, str], _Result]) -> _Result:
+    def _ask(self, question: Callable[[Any, str], _Result], size: int = 0) -> _Result:
+        """Ask the store.
+
+        Args:
+            question: takes obstore's store and the key.
+            size: bytes that the request carries.
+
+        Raises:
+            FileNotFoundError: there is no such object; of a write, no such bucket.
+            AlreadyExistsError: of a write: there is an object, or a conflict with another write.
+            StoreRefuses: waiting does not help.
+            StoreError: the store does not answer.
+        """
         scheme, _, path = self.uri.partition("://")
         bucket, _, key = path.partition("/")
         try:
-            return _patiently(lambda: question(_store(scheme, bucket), key))
+            store = _store(scheme, bucket, _timeout(size))
+        except BaseError as error:
+            raise self._error(error) from None
+        except Exception as error:  # boto3's errors, and whatever a wrong variable raises
+            hint = "correct what the variables and files for credentials say"
+            raise StoreRefuses(f"no client for {self} ({_bare(error)})", hint=hint) from None
+        try:
+            return _patiently(lambda: question(store, key))
         except BaseError as error:
             if isinstance(error, AlreadyExistsError):
                 raise
             raise self._error(error) from None
 
     def _error(self, error: BaseError) -> StoreError:
-        answer = " ".join(str(error).partition("Debug source")[0].split())[:300]
+        answer = _bare(error)
         if "NoSuchBucket" in str(error):
             return StoreRefuses(f"there is no bucket for {self} ({answer})", hint="make the bucket, or choose another")
+        if _REDIRECTED.search(answer):
+            hint = "set AWS_REGION to the bucket's region"
+            return StoreRefuses(f"{self} is in another region ({answer})", hint=hint)
         if _refuses(error):
-            variables = "AWS_* variables" if self.uri.startswith("s3:") else "GOOGLE_APPLICATION_CREDENTIALS"
+            s3 = "AWS_* variables, or install boto3 for profiles in ~/.aws,"
+            variables = s3 if self.uri.startswith("s3:") else "variable GOOGLE_APPLICATION_CREDENTIALS"
             hint = f"set the {variables} to credentials that may list, read and write there"
             return StoreRefuses(f"the object store refuses {self} ({answer})", hint=hint)
         hint = "see that it can be reached (AWS_ENDPOINT_URL), and run the same command again: nothing is lost"
@@ -201,7 +260,7 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
+        length = max(0, min(len(buffer), _SLICE, self._size - self._at))
         if length:
             buffer[:length] = self._path.read_range(self._at, length)
             self._at += length
@@ -209,45 +268,75 @@ class _Ranges(io.RawIOBase):
 
 
 @functools.cache
-def _store(scheme: str, bucket: str) -> Any:
-    """Made on first use, so never in a process that forks workers: the client's threads would be missing there."""
+def _store(scheme: str, bucket: str, timeout: float) -> Any:
+    """obstore's store. Made on first use, so never in a process that forks workers: its threads would be missing there.
+
+    Args:
+        scheme: ``s3`` or ``gs``.
+        bucket: the bucket's name.
+        timeout: seconds that one request may take in all.
+    """
     retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=_PATIENCE)}  # ours are told in the log
-    options: dict[str, Any] = {"client_options": {"allow_http": True, **_TIMES}, "retry_config": retries}
-    if scheme == "s3" and not os.environ.keys() & _GIVES_CREDENTIALS and _has_profiles():
-        try:
-            from obstore.auth.boto3 import Boto3CredentialProvider
-        except ImportError:
-            raise StoreRefuses(
-                "the credentials in ~/.aws are read by boto3, which is not installed",
-                hint="pip install boto3, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            ) from None
-        options["credential_provider"] = Boto3CredentialProvider()
+    client = {"allow_http": True, "timeout": timedelta(seconds=timeout), "connect_timeout": "5s"}
+    options: dict[str, Any] = {"client_options": client, "retry_config": retries}
+    if scheme == "s3":
+        options |= _of_profile()
     return obstore.store.from_url(f"{scheme}://{bucket}", **options)
 
 
-def _has_profiles() -> bool:
-    files = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
-    return any(Path(os.environ.get(name, default)).expanduser().is_file() for name, default in files)
+def _of_profile() -> dict[str, Any]:
+    """Credentials and region of the user's profile in ``~/.aws``, for what no variable says; empty without boto3, or
+    where it finds none."""
+    if "AWS_ACCESS_KEY_ID" in os.environ and os.environ.keys() & _REGION:
+        return {}
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        return {}
+    session, options = boto3.Session(), dict[str, Any]()
+    if not os.environ.keys() & _REGION and session.region_name:
+        options["region"] = session.region_name
+    if not os.environ.keys() & _GIVES_CREDENTIALS and session.get_credentials() is not None:
+        # Asked again well before temporary credentials expire; boto3 keeps them as long as they are good.
+        options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
+    return options
+
+
+def _timeout(size: int) -> float:
+    """Seconds for a request with this many bytes: 30, 60, 120, … so that few clients serve all sizes."""
+    needed = _REQUEST_SECONDS + size / _SLOWEST
+    return _REQUEST_SECONDS * 2 ** math.ceil(math.log2(needed / _REQUEST_SECONDS))
+
+
+def _bare(error: BaseException) -> str:
+    """What an error says in one line, without URLs, names of objects and Rust's own details."""
+    text = str(error).partition("Debug source")[0]
+    text = re.sub(r"https?://\S+|(?<=for path )\S+|(?<=at location )\S+", "…", text)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def _refuses(error: BaseException) -> bool:
-    return isinstance(error, PermissionDeniedError | UnauthenticatedError) or bool(_REFUSED.search(str(error)))
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return True
+    if "RequestTimeout" in str(error):  # status 400, of an upload that was too slow
+        return False
+    return bool(_REFUSED.search(_bare(error)) or _METADATA_SERVER.search(str(error)))
 
 
-def _passes(error: BaseException) -> bool:
+def _may_pass(error: BaseException) -> bool:
     return isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError) and not _refuses(error)
 
 
-def _say_waiting(state: tenacity.RetryCallState) -> None:
-    if state.attempt_number == 1:
-        error = state.outcome and state.outcome.exception()
-        _log.warning("the object store does not answer (%s); trying again", str(error).partition("\n")[0])
+def _log_waiting(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1 and state.outcome and (error := state.outcome.exception()):
+        _log.warning("the object store does not answer (%s); trying again", _bare(error))
 
 
 _patiently = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_passes),
+    retry=tenacity.retry_if_exception(_may_pass),
     wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-    stop=tenacity.stop_after_delay(_PATIENCE),
-    before_sleep=_say_waiting,
+    stop=tenacity.stop_after_delay(_PATIENCE) & tenacity.stop_after_attempt(2),
+    before_sleep=_log_waiting,
     reraise=True,
 )

@@ -68,3 +68,6 @@ class DiskPath(PosixPath):
     def move_to(self, target: "DiskPath") -> None:
         target.parent.make_folder()
         self.rename(target)
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        super().unlink(missing_ok=missing_ok)

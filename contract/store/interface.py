@@ -107,6 +107,6 @@ class Location(Protocol):
         """Move the file, in place of any other; the target's folder is made."""
         ...
 
-    def unlink(self, missing_ok: bool = False) -> None:
-        """Remove the file."""
+    def unlink(self) -> None:
+        """Remove the file, if it is there."""
         ...

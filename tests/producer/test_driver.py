@@ -496,3 +496,44 @@ def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: By
         UserError, match=r"00001-of-00005\.parquet is no shard.*python -m verify .*, then python -m producer retry "
     ):
         driver(job).run()
+
+
+def test_it_does_not_end_while_a_shard_is_missing_whatever_redis_lost(job: Job, worker: ByHand) -> None:
+    """Another producer has published batch 3. While this one makes batch 2, another makes shard 4, and Redis loses
+    everything: what is left to do is there by then, and batch 3 is in nobody's list."""
+    worker.ledger.publish(job, 3, batch(job, 3).to_bytes())
+    begun: list[int] = []
+
+    def begin(number: int) -> "Future[bytes]":
+        begun.append(number)
+        if begun == [0, 1, 2]:
+            commit_by_hand(job, batch(job, 4))
+            worker.redis.flushall()
+        future: Future[bytes] = Future()
+        future.set_result(batch(job, number).to_bytes())
+        return future
+
+    times = Times(look=0, inspect=1000)
+    progress = driver(job, BatchSource(begin, ahead=1), times=times).run(lambda progress: worker.embed())
+    assert job.committed() == set(range(5))
+    assert progress.totals.shards == 5
+    assert begun == [0, 1, 2, 3]
+
+
+def test_no_batch_is_made_twice_after_redis_lost_bytes_that_another_producer_published(
+    job: Job, worker: ByHand
+) -> None:
+    for number in range(5):
+        worker.ledger.publish(job, number, batch(job, number).to_bytes())
+        worker.redis.delete(f"embedmill:{job.key}:batch:{number}")
+    begun: list[int] = []
+
+    def begin(number: int) -> "Future[bytes]":
+        begun.append(number)
+        future: Future[bytes] = Future()
+        future.set_result(batch(job, number).to_bytes())
+        return future
+
+    driver(job, BatchSource(begin, ahead=8)).run(lambda progress: worker.embed())
+    assert sorted(begun) == [0, 1, 2, 3, 4]
+    assert job.committed() == set(range(5))

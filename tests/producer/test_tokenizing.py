@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty
 
 import psutil
 import pytest
@@ -20,12 +21,13 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import JobKey
+from contract.jobs import latest_job
 from contract.redis.keys import JOBS, queue_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
-from producer.tokenizing import Work, processes_for, tokenizing, tokenizing_apart, without_interrupts
+from producer.tokenizing import Task, Tasks, Work, processes_for, tokenizing, tokenizing_apart, without_interrupts
 from tests.contract.samples import a_job
 
 ROWS = 40
@@ -68,7 +70,7 @@ def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
             while True:
                 source.begin(1).result()
 
-    with pytest.raises(UserError, match="a tokenizing process died"):
+    with pytest.raises(UserError, match="a tokenizing process was killed; most often the machine is out of memory"):
         begin_until_it_raises()
     assert not multiprocessing.active_children()
 
@@ -101,9 +103,53 @@ def test_a_process_that_dies_in_the_middle_of_a_batch_ends_it_too(work: Work) ->
             assert len(multiprocessing.active_children()) == 2  # the other one lives on
             source.begin(4).result(timeout=30)
 
-    with pytest.raises(UserError, match="a tokenizing process died"):
+    with pytest.raises(UserError, match="a tokenizing process was killed; most often the machine is out of memory"):
         one_dies()
     assert not multiprocessing.active_children()
+
+
+class Panic(BaseException):
+    """As a panic of the Rust tokenizer is: no ``Exception``, and it cannot be pickled."""
+
+    def __init__(self, where: str, lock: object) -> None:
+        super().__init__(where)
+        self.lock = lock
+
+
+class Panics(Work):
+    def payload(self, batch: int) -> bytes:
+        if batch == 1:
+            raise Panic("at tokenizer.rs:7", threading.Lock())
+        return super().payload(batch)
+
+
+def test_what_is_no_exception_names_its_rows_and_the_process_goes_on(work: Work) -> None:
+    with tokenizing_apart(Panics(*work), 2) as source:
+        made = [source.begin(number) for number in range(6)]
+        with pytest.raises(UserError, match=r"rows 4 to 7 of .* cannot be tokenized \(Panic: at tokenizer\.rs:7"):
+            made[1].result(timeout=30)
+        assert [bool(one.result(timeout=30)) for one in (made[0], *made[2:])] == [True] * 5
+
+
+def test_a_process_gets_a_second_batch_only_when_every_process_has_one() -> None:
+    tasks = Tasks()
+    taken: list[Task | None] = []
+    idle = threading.Thread(target=lambda: taken.append(tasks.first()))
+    idle.start()
+    until = time.monotonic() + 30
+    while not tasks.idle:
+        assert time.monotonic() < until
+    with pytest.raises(Empty):
+        tasks.another()
+    first = tasks.add(7)
+    idle.join(30)
+    assert [task.batch for task in taken if task] == [7]
+    tasks.add(8)
+    second = tasks.another()
+    assert second
+    assert (second.batch, first.done()) == (8, False)
+    with pytest.raises(Empty):
+        tasks.another()
 
 
 def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
@@ -154,15 +200,24 @@ def published(client: redis.Redis) -> int:
     return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.smembers(JOBS)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("embed", signal.SIGKILL), ("embed", signal.SIGTERM), ("embed", signal.SIGINT), ("retry", signal.SIGINT)],
+)
 def test_no_process_outlives_a_producer(
-    number: int, redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, number: int, redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The producer has published everything and waits for a worker that never comes."""
     monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "2")
+    python = [sys.executable, "-m", "producer"]
+    options = ["--dataset", work.texts.dataset, "--batch-rows", "4"]
+    if command == "retry":
+        subprocess.run([*python, *options, "--detach"], check=True)
+        options = ["retry", latest_job().id]
+        subprocess.run([*python, "cancel", latest_job().id], check=True)
     with (tmp_path / "told").open("w+") as told:
         producer = subprocess.Popen(
-            [sys.executable, "-m", "producer", "--dataset", work.texts.dataset, "--batch-rows", "4"],
+            [*python, *options],
             stderr=told,
             start_new_session=True,
         )
