@@ -6,15 +6,18 @@ engines/<name>/
     model.onnx          FP32, for ONNX Runtime
     model.fp16.onnx     weights and activations in FP16, for TensorRT
     model.packed.onnx   likewise, for rows that lie end to end; not of every model
+    model.safetensors   weights in FP32 and configurations, for PyTorch: see worker.runtime.packed_model
     plans/              TensorRT plans, each for one TensorRT version and one kind of GPU, and their timing caches
+    compiled/           what PyTorch compiled, each for one version of it and one kind of GPU
 """
 
 import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +25,7 @@ from contract.errors import UserError
 from contract.files import sha256_of, write_atomically
 from contract.plan import PACKED_INPUTS, PlanSpec
 from contract.settings import settings
+from contract.tuned import CompiledSpec, Measurement
 from contract.words import count
 
 Pooling = Literal["mean", "cls", "tokens"]
@@ -78,6 +82,8 @@ class EngineSpec(BaseModel):
     """SHA-256 of ``model.fp16.onnx``."""
     onnx_packed_sha256: str | None
     """SHA-256 of ``model.packed.onnx``; None where there is none."""
+    torch_sha256: str
+    """SHA-256 of ``model.safetensors``."""
     pooling: Pooling
     normalize: bool
     """Whether vectors are scaled to Euclidean norm 1 where they are computed, and again where a job cuts them."""
@@ -101,6 +107,9 @@ class EngineSpec(BaseModel):
     ``max_length`` may differ."""
     pad_id: int
     """Token id that fills a row up to ``max_length``."""
+    position_pad_id: int | None
+    """None for a model whose positions are 0, 1, 2, … Otherwise, as in RoBERTa's family, tokens of this id have it for
+    their position, and the others count on from it: for 1, the ids 0 5 1 7 have the positions 2 3 1 4."""
     prefix: str
     """Text put before every row unless the producer is given another: the model's default prompt."""
     prompts: dict[str, str] = {}
@@ -109,8 +118,13 @@ class EngineSpec(BaseModel):
     """Whether a prompt's tokens are pooled with the text's. If not, rows cannot have a prefix."""
     created: str
     """UTC, ISO 8601."""
+    # What follows is added to later.
     plans: tuple[PlanSpec, ...] = ()
-    """The only part that is added to later, one plan for each TensorRT version and compute capability."""
+    """One for each TensorRT version and compute capability."""
+    compiled: tuple[CompiledSpec, ...] = ()
+    """One for each version of PyTorch and compute capability."""
+    measured: tuple[Measurement, ...] = ()
+    """One for each kind of GPU and runtime."""
 
     @property
     def fingerprint(self) -> str:
@@ -197,6 +211,19 @@ class EngineSpec(BaseModel):
         """The command that makes this machine's plan."""
         return f"build it on this machine: python -m engine_build plan --engine {self.name}"
 
+    def compiled_for(self, torch: str, sm: int) -> CompiledSpec | None:
+        """What this version of PyTorch compiled for this compute capability."""
+        return next((one for one in self.compiled if (one.torch, one.sm) == (torch, sm)), None)
+
+    def check_compiled(self, compiled: CompiledSpec) -> Path:
+        """The path of compiled graphs, once their hash has been compared with the recorded one.
+
+        Raises:
+            UserError: the file is missing or was changed.
+        """
+        hint = f"compile again on this machine: python -m engine_build compile --engine {self.name}"
+        return self._checked(compiled.file, compiled.sha256, hint)
+
     def with_plan(self, plan: PlanSpec) -> "EngineSpec":
         """Record a plan in ``engine.json``; it replaces one for the same TensorRT and compute capability, which is
         removed.
@@ -204,16 +231,32 @@ class EngineSpec(BaseModel):
         Returns:
             What ``engine.json`` says now.
         """
+        return self._with("plans", plan, lambda other: (other.tensorrt, other.sm) == (plan.tensorrt, plan.sm))
+
+    def with_compiled(self, compiled: CompiledSpec) -> "EngineSpec":
+        """Record compiled graphs, as ``with_plan``."""
+        return self._with("compiled", compiled, lambda other: (other.torch, other.sm) == (compiled.torch, compiled.sm))
+
+    def with_measurement(self, measured: Measurement) -> "EngineSpec":
+        """Record a measurement; it replaces one of the same GPU and runtime."""
+        return self._with(
+            "measured", measured, lambda other: (other.gpu, other.runtime) == (measured.gpu, measured.runtime)
+        )
+
+    def _with(self, field: str, record: BaseModel, replaces: Callable[[Any], bool]) -> "EngineSpec":
+        """Add a record to one of the last three fields, instead of those that it replaces, whose files are removed."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # two GPUs' builds may end at once
             now = _read(self.folder)
-            replaced = [other for other in now.plans if (other.tensorrt, other.sm) == (plan.tensorrt, plan.sm)]
-            others = [other for other in now.plans if other not in replaced]
-            now = now.model_copy(update={"plans": (*others, plan)})
+            others: tuple[BaseModel, ...] = getattr(now, field)
+            replaced = [other for other in others if replaces(other)]
+            kept = [other for other in others if other not in replaced]
+            now = now.model_copy(update={field: (*kept, record)})
             now.write()
-            for old in {other.file for other in replaced} - {plan.file}:
-                (self.folder / old).unlink(missing_ok=True)
+            old = {getattr(other, "file", None) for other in replaced} - {getattr(record, "file", None)}
+            for file in filter(None, old):
+                (self.folder / file).unlink(missing_ok=True)
         finally:
             os.close(folder)
         return now

@@ -35,9 +35,10 @@ class Settings(BaseSettings):
     engine: str | None = None
     """Name of the engine to use. Unset: the engine that was built last."""
 
-    runtime: Literal["auto", "tensorrt", "onnxruntime"] = "auto"
-    """What a worker computes with: ``tensorrt``, ``onnxruntime`` or ``auto``. ``auto`` means TensorRT if the engine has
-    a plan and the machine has a GPU, tensorrt and pycuda; otherwise it means ONNX Runtime on the CPU."""
+    runtime: Literal["auto", "tensorrt", "torch", "onnxruntime"] = "auto"
+    """What a worker computes with: ``tensorrt``, ``torch``, ``onnxruntime`` or ``auto``. On a machine with a GPU,
+    ``auto`` means the fastest that ``python -m engine_build tune`` measured; where nothing was measured, TensorRT if it
+    is installed and the engine has a plan, and else PyTorch. Without a GPU it means ONNX Runtime."""
 
     token_budget: int = Field(default=512, ge=1)
     """Most tokens of one micro-batch of ONNX Runtime, padding included; each core computes one micro-batch at a time. A

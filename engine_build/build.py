@@ -5,9 +5,12 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import DECISIVE, EngineSpec, engine_folder, load_engine
@@ -16,10 +19,13 @@ from contract.files import sha256_of
 from contract.settings import settings
 from engine_build.compare_export import check_export
 from engine_build.export import onnx_from_torch
-from engine_build.model import linear_weights
+from engine_build.model import linear_weights, position_pad_id
 from engine_build.packed import packable, packed_onnx_from_torch
 from engine_build.prepare import EngineOptions, Prepared, Say, prepare
 from producer.batches import RowTokenizer, tokenizer_from
+from worker.runtime.onnx import Fp16OnnxEngine, OnnxEngine, session_of
+from worker.runtime.packed_model import PackedModel, read_model, write_model
+from worker.runtime.torch_cpu import TorchCpuEngine
 
 
 def build(
@@ -56,9 +62,9 @@ def build(
         if final.exists():
             return _existing(name, described), {}
         hashes = _export(prepared, staging, step)
-        step("comparing ONNX Runtime with sentence-transformers")
-        comparisons = _compare(prepared, staging, say)
+        step("comparing the exports with sentence-transformers")
         spec = EngineSpec.model_validate(described | hashes)
+        comparisons = _compare(prepared, spec, staging, say)
         spec.write(staging)
         if final.exists():  # another process built it meanwhile
             return _existing(name, described), {}
@@ -95,6 +101,7 @@ def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, ob
         "max_length": model.max_length,
         "model_length": model.model_length,
         "pad_id": model.tokenizer.pad_token_id,
+        "position_pad_id": position_pad_id(parts.encoder),
         "prefix": model.prefix,
         "prompts": model.prompts,
         "include_prompt": parts.include_prompt,
@@ -114,6 +121,7 @@ def _export(model: Prepared, folder: Path, step: Callable[[str], None]) -> dict[
     step("exporting to ONNX in FP16")
     in_fp16 = copy.deepcopy(parts.encoder).half()
     onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.fp16.onnx")
+    write_model(parts.encoder, parts.head, folder / "model.safetensors")
     packed = packable(parts.encoder, model.max_length)
     if packed:
         packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.packed.onnx")
@@ -121,23 +129,30 @@ def _export(model: Prepared, folder: Path, step: Callable[[str], None]) -> dict[
         "onnx_sha256": sha256_of(folder / "model.onnx"),
         "onnx_fp16_sha256": sha256_of(folder / "model.fp16.onnx"),
         "onnx_packed_sha256": sha256_of(folder / "model.packed.onnx") if packed else None,
+        "torch_sha256": sha256_of(folder / "model.safetensors"),
     }
 
 
-def _compare(model: Prepared, folder: Path, say: Say) -> dict[str, Comparison]:
+def _compare(model: Prepared, spec: EngineSpec, folder: Path, say: Say) -> dict[str, Comparison]:
     """How far the exports are from ``encode()``.
 
     Raises:
-        UserError: that of FP32 is too far.
+        UserError: one in FP32 is too far.
     """
-    comparisons = check_export(
-        {"fp32": folder / "model.onnx", "fp16": folder / "model.fp16.onnx"},
-        model.parts,
-        _rows(folder / "tokenizer" / "tokenizer.json", model.max_length, model.tokenizer.pad_token_id),
-        list(model.prompts.values()) if model.parts.include_prompt else [],
-    )
-    if not comparisons["fp16"].within(TOLERANCES["fp16"]):
-        say(f"In FP16 this model is too far from encode(): {comparisons['fp16']}. Don't build a plan of it.")
+    with ThreadPoolExecutor(1) as pool:
+        encoder, head = read_model(folder / "model.safetensors", torch.float32)
+        comparisons = check_export(
+            {
+                "ONNX FP32": OnnxEngine(spec, session_of(folder / "model.onnx"), pool),
+                "PyTorch FP32": TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head, spec.max_length)),
+                "ONNX FP16": Fp16OnnxEngine(spec, session_of(folder / "model.fp16.onnx"), pool),
+            },
+            model.parts,
+            _rows(folder / "tokenizer" / "tokenizer.json", model.max_length, model.tokenizer.pad_token_id),
+            list(model.prompts.values()) if model.parts.include_prompt else [],
+        )
+    if not comparisons["ONNX FP16"].within(TOLERANCES["fp16"]):
+        say(f"In FP16 this model is too far from encode(): {comparisons['ONNX FP16']}. Don't build a plan of it.")
     return comparisons
 
 

@@ -106,8 +106,8 @@ def _table(spec: EngineSpec, comparisons: Mapping[str, Comparison], seconds: flo
     table.add_row("truncation", spec.truncation)
     table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
     table.add_row("fingerprint", spec.fingerprint)
-    for precision, comparison in comparisons.items():
-        table.add_row(f"ONNX {precision.upper()} vs encode()", str(comparison))
+    for name, comparison in comparisons.items():
+        table.add_row(f"{name} vs encode()", str(comparison))
     table.add_row("seconds", f"{seconds:.1f}")
     return table
 

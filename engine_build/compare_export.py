@@ -1,18 +1,17 @@
-"""The exported files against sentence-transformers' ``encode()``, on the way that rows really take."""
+"""The exported engine against sentence-transformers' ``encode()``, on the way that rows really take."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from contract.batch import Batch
 from contract.compare import TOLERANCES, Comparison, compare
-from contract.engine import INPUTS, OUTPUT
 from contract.errors import UserError
 from contract.words import count
 from engine_build.model import Parts
 from producer.batches import RowTokenizer, tokenize
+from worker.runtime.interface import Engine
 
 _BATCH = 8
 """Rows that are computed together."""
@@ -46,36 +45,35 @@ other texts may have no token of their own either, such as a zero-width space.""
 
 
 def check_export(
-    paths: Mapping[str, Path], parts: Parts, rows: RowTokenizer, prompts: Sequence[str]
+    engines: Mapping[str, Engine], parts: Parts, rows: RowTokenizer, prompts: Sequence[str]
 ) -> dict[str, Comparison]:
-    """Compare ONNX files in ONNX Runtime with ``encode()``. The rows are made by the producer's tokenizer.
+    """Compare engines with ``encode()``. The rows are made by the producer's tokenizer.
 
     Args:
-        paths: precision → file.
-        parts: what they were exported from.
+        engines: what each computes with, for people, such as ``ONNX FP32`` → the engine.
+        parts: what they were made from.
         rows: the engine's tokenizer, as the producer opens it.
-        prompts: those that rows may have, besides none. With them only FP32 is compared.
+        prompts: those that rows may have, besides none. With them only engines in FP32 are compared.
+
+    Returns:
+        How far each is from ``encode()`` without a prompt.
 
     Raises:
-        UserError: a row of the FP32 file differs by more than its tolerance.
+        UserError: a row of an engine in FP32 differs by more than its tolerance.
     """
     parts.reference.max_seq_length = rows.length
-    sessions = {
-        precision: onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for precision, path in paths.items()
-    }
     comparisons: dict[str, Comparison] = {}
     for prompt in dict.fromkeys(("", *prompts)):
         expected = _encoded(parts, prompt)
-        for precision, session in sessions.items():
-            if prompt and precision != "fp32":
+        for name, engine in engines.items():
+            if prompt and engine.precision != "fp32":
                 continue
-            found = list(_computed(session, rows, prompt, per_token=parts.per_token))
-            if precision == "fp32":
+            found = _computed(engine, rows, prompt)
+            if engine.precision == "fp32":
                 for text, ours, theirs in zip(TEXTS, found, expected, strict=True):
-                    _check_row(prompt + text, ours, theirs)
+                    _check_row(name, prompt + text, ours, theirs)
             if not prompt:
-                comparisons[precision] = compare(np.concatenate(found), np.concatenate(expected))
+                comparisons[name] = compare(np.concatenate(found), np.concatenate(expected))
     return comparisons
 
 
@@ -87,32 +85,26 @@ def _encoded(parts: Parts, prompt: str) -> list[npt.NDArray[np.float32]]:
     return [np.atleast_2d(np.asarray(vectors, np.float32)) for vectors in found]
 
 
-def _computed(
-    session: onnxruntime.InferenceSession, rows: RowTokenizer, prompt: str, *, per_token: bool
-) -> Iterator[npt.NDArray[np.float32]]:
-    ids, mask, _ = tokenize(TEXTS, rows, prompt)
-    for start in range(0, len(ids), _BATCH):
-        real = mask[start : start + _BATCH]
-        width = int(real.sum(axis=1).max())
-        real = real[:, :width]
-        some = ids[start : start + _BATCH, :width]
-        vectors = session.run([OUTPUT], dict(zip(INPUTS, (some, real, np.zeros_like(some)), strict=True)))[0]
-        for vector, one in zip(vectors, real, strict=True):
-            yield vector[one == 1] if per_token else vector[None]
+def _computed(engine: Engine, rows: RowTokenizer, prompt: str) -> list[npt.NDArray[np.float32]]:
+    """As ``_encoded``."""
+    ids, mask, n_tokens = tokenize(TEXTS, rows, prompt)
+    batch = Batch("check", 0, engine.spec.fingerprint, np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens)
+    counts = batch.lengths if engine.spec.per_token else np.ones(len(ids), np.int32)
+    return np.split(engine.infer(batch).vectors, np.cumsum(counts)[:-1])
 
 
-def _check_row(text: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    hint = f"the export is wrong for this model, for example for the text {text[:40]!r}"
+def _check_row(name: str, text: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
+    advice = f"the export is wrong for this model, for example for the text {text[:40]!r}"
     if found.shape != expected.shape:
         raise UserError(
-            f"ONNX Runtime gives {found.shape[0]} × {count(found.shape[1], 'element')}",
+            f"{name} gives {found.shape[0]} × {count(found.shape[1], 'element')}",
             f"encode() gives {expected.shape}",
-            hint,
+            advice,
         )
     comparison, tolerance = compare(found, expected), TOLERANCES["fp32"]
     if not comparison.within(tolerance):
         raise UserError(
-            f"ONNX Runtime differs from sentence-transformers' encode(): {comparison}",
+            f"{name} differs from sentence-transformers' encode(): {comparison}",
             f"expected at least {tolerance.min_cosine} and at most {tolerance.max_relative_mse}",
-            hint,
+            advice,
         )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from contract.engine import INPUTS, OUTPUT, Pooling
 from contract.errors import UserError
-from engine_build.model import Head, hidden_states, pooled
+from engine_build.model import hidden_states, pooled
+from worker.runtime.head import Head
 
 OPSET = 17
 """The newest opset that TensorRT 8.6 parses, and the first with LayerNormalization as one node."""

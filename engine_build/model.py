@@ -1,6 +1,5 @@
 """What of a model is exported: its encoder, one pooling, and what comes after that."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,35 +8,11 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dropout, Normalize, Pooling as PoolingModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from contract.engine import Choice, Pooling
 from contract.weights import model_sha256
-
-
-class Head(nn.Module):
-    """From pooled vectors to those that come out: float32 ``[…, width]`` to ``[…, hidden]``.
-
-    Args:
-        modules: sentence-transformers' own that follow the pooling.
-        truncate_dim: elements that are kept after them; None for all.
-        normalize: scale what is left to Euclidean norm 1.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], truncate_dim: int | None, normalize: bool) -> None:
-        super().__init__()
-        self.steps = nn.ModuleList(modules)
-        self.truncate_dim, self.normalize = truncate_dim, normalize
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        for module in self.steps:
-            if isinstance(module, Normalize):
-                vectors = normalized(vectors)
-            else:
-                vectors = module({"sentence_embedding": vectors})["sentence_embedding"]
-        if self.truncate_dim is not None:
-            vectors = vectors[..., : self.truncate_dim]
-        return normalized(vectors) if self.normalize else vectors
+from worker.runtime.head import Head
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +47,7 @@ class Parts:
     @property
     def hidden(self) -> int:
         """Width of a vector as it comes out."""
-        with torch.inference_mode():
-            width: int = self.head(torch.ones(1, self.encoder.config.hidden_size)).shape[-1]
-        return width
+        return self.head.width(self.encoder.config.hidden_size)
 
 
 def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: bool | None) -> Parts:
@@ -114,7 +87,7 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     return Parts(
         encoder=transformer.auto_model,
         pooling=pooling,
-        head=Head([copy.deepcopy(step) for step in steps], width, again).eval(),
+        head=_head(steps, width, again),
         normalize=wanted,
         chosen=tuple(chosen),
         include_prompt=per_token or own_pooling.include_prompt,
@@ -122,11 +95,24 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     )
 
 
+def _head(modules: Sequence[Any], truncate_dim: int | None, normalize: bool) -> Head:
+    """A head of sentence-transformers' modules, with copies of their weights."""
+    head = Head([(type(module).__name__, module.get_config_dict()) for module in modules], truncate_dim, normalize)
+    for step, module in zip(head.steps, modules, strict=True):
+        step.load_state_dict(module.state_dict())
+    return head.eval()
+
+
 def longest(model: transformers.PreTrainedModel) -> int:
-    """The most tokens that the model has positions for. RoBERTa's family starts counting behind the padding id."""
-    config = model.config
-    taken = config.pad_token_id + 1 if config.model_type in ("camembert", "roberta", "xlm-roberta") else 0
-    return config.max_position_embeddings - taken
+    """The most tokens that the model has positions for."""
+    padding = position_pad_id(model)
+    return model.config.max_position_embeddings - (0 if padding is None else padding + 1)
+
+
+def position_pad_id(model: transformers.PreTrainedModel) -> int | None:
+    """See ``EngineSpec.position_pad_id``."""
+    counts = model.config.model_type in ("camembert", "roberta", "xlm-roberta")
+    return model.config.pad_token_id if counts else None
 
 
 def linear_weights(model: transformers.PreTrainedModel) -> int:
@@ -172,9 +158,3 @@ def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
         weight = attention_mask.to(hidden.dtype)[:, :, None]
         return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
     return hidden[:, 0] if pooling == "cls" else hidden
-
-
-def normalized(vectors: Tensor) -> Tensor:
-    """Vectors of Euclidean norm 1."""
-    # As nn.functional.normalize, which would leave the graph without a fixed width of its output.
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)

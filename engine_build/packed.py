@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from contract.engine import OUTPUT, Pooling, packed_inputs
 from contract.plan import ATTENTION_PLUGIN
 from engine_build.export import exported
-from engine_build.model import Head, longest
+from worker.runtime.head import Head
 
 _ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 _WIDTH = 64
@@ -120,7 +120,6 @@ class PackedGraph(nn.Module):
     def __init__(self, model: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
         self.model, self.pooling, self.head = _with_packed_attention(model), pooling, head
-        self._first_position = model.config.max_position_embeddings - longest(model)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """``packed_inputs(pooling)``, in that order, to ``[rows, hidden]``, or ``[tokens, hidden]``, float32."""
@@ -130,7 +129,7 @@ class PackedGraph(nn.Module):
             # A mask of four axes goes through as it is; without one transformers would make one of its own.
             attention_mask=torch.zeros((1, 1, 1, 1), dtype=self.model.dtype),
             token_type_ids=feed["token_type_ids"][None],
-            position_ids=(feed["position_ids"] + self._first_position)[None],
+            position_ids=feed["position_ids"][None],
             cu_seqlens=feed["cu_seqlens"],
             longest=feed["longest"],
         ).last_hidden_state[0]

@@ -29,7 +29,7 @@ from worker.embed import Embedder
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
 from worker.runtime.choose import gpu_usable
-from worker.runtime.gpus import gpu_count, lacking
+from worker.runtime.gpus import gpu_count
 from worker.runtime.interface import EngineDead
 from worker.serving import CannotServe
 from worker.stages import Stages
@@ -141,7 +141,7 @@ def _open(**_: object) -> None:
     child = getattr(current_process(), "index", None)  # none in a solo pool; a killed child's goes to the next
     gpu = (child or 0) % max(1, gpu_count())
     parent = os.getpid() if child is None else os.getppid()
-    heartbeat = HeartbeatSender(f"{command_id(parent)}/{child or 0}", None if lacking() else gpu)
+    heartbeat = HeartbeatSender(f"{command_id(parent)}/{child or 0}", gpu if gpu_usable() else None)
     heartbeat.start()
     heartbeat.set_state("starting", waits_for="its engine, which is being loaded")
     _embedder = Embedder(settings().threads or max(1, cores // _children), gpu=gpu, heartbeat=heartbeat)

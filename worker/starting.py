@@ -71,5 +71,5 @@ def wait_for_engine(heartbeat: HeartbeatSender) -> None:
                 heartbeat.set_state("starting", waits_for=f"its engine: {error.found}")
             time.sleep(_POLL_EVERY)
     # This process may not touch CUDA, or its children could not. Another one, which then ends, tries the plan.
-    if choose(spec).uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+    if choose(spec).runtime.uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
         raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")

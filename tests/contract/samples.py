@@ -28,6 +28,7 @@ ENGINE_FIELDS: dict[str, object] = {
     "onnx_sha256": "o",
     "onnx_fp16_sha256": "h",
     "onnx_packed_sha256": "p",
+    "torch_sha256": "s",
     "pooling": "mean",
     "normalize": True,
     "hidden": 32,
@@ -37,6 +38,7 @@ ENGINE_FIELDS: dict[str, object] = {
     "max_length": 512,
     "model_length": 512,
     "pad_id": 0,
+    "position_pad_id": None,
     "prefix": "",
     "created": "2026-11-01T00:00:00.000000+00:00",
 }

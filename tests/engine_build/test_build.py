@@ -27,6 +27,9 @@ from engine_build.opened import _WHY_NOT, ARCHITECTURES, open_folder
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer
 from tests.conftest import build_engine
+from worker.runtime.interface import Engine
+from worker.runtime.onnx import onnx_engine
+from worker.runtime.torch_cpu import torch_cpu_engine
 
 
 @pytest.fixture
@@ -59,10 +62,12 @@ def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Pa
         "engine.json",
         "model.fp16.onnx",
         "model.onnx",
+        "model.safetensors",
         "tokenizer",
     ]
     assert spec.onnx_sha256 == sha256_of(spec.folder / "model.onnx")
     assert spec.onnx_fp16_sha256 == sha256_of(spec.folder / "model.fp16.onnx")
+    assert spec.torch_sha256 == sha256_of(spec.folder / "model.safetensors")
     assert spec.tokenizer_sha256 == sha256_of(spec.folder / "tokenizer" / "tokenizer.json")
     assert (spec.model, spec.revision, spec.architecture) == (str(model), None, "bert")
     assert (spec.pooling, spec.normalize, spec.hidden, spec.max_length, spec.pad_id) == ("mean", False, 32, 512, 0)
@@ -229,8 +234,12 @@ def test_an_export_that_differs_from_pytorch_is_refused(tiny: EngineSpec, tiny_m
     model: Any = open_folder(tiny_model)
 
     def check(pooling: Pooling, normalize: bool) -> Comparison:
-        paths = {"fp32": tiny.folder / "model.onnx"}
-        return check_export(paths, parts_of(model, pooling, normalize), open_tokenizer(tiny), ["a prompt"])["fp32"]
+        with onnx_engine(tiny, 1) as onnx, torch_cpu_engine(tiny, 1) as pytorch:
+            engines: dict[str, Engine] = {"ONNX FP32": onnx, "PyTorch FP32": pytorch}
+            parts = parts_of(model, pooling, normalize)
+            found = check_export(engines, parts, open_tokenizer(tiny), ["a prompt"])
+        assert found.keys() == engines.keys()
+        return found["PyTorch FP32"]
 
     assert check("mean", False).within(TOLERANCES["fp32"])
     with pytest.raises(UserError, match="differs from sentence-transformers"):

@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
-from engine_build.model import Head, longest
+from engine_build.model import longest
 from engine_build.opened import ARCHITECTURES
 from tests.engine_build.encoders import encoder_of
+from worker.runtime.head import Head
 
 LAYERS, HIDDEN, VOCABULARY = 2, 32, 1000
 

@@ -12,10 +12,11 @@ from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
 from contract.engine import Pooling, packed_inputs
 from contract.plan import ATTENTION_PLUGIN, PackedProfile
-from engine_build.model import Head
+from engine_build.model import position_pad_id
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
 from tests.contract.samples import engine_spec
 from tests.engine_build.encoders import encoder_of
+from worker.runtime.head import Head
 from worker.runtime.interface import Gathered
 from worker.runtime.layout import Packed
 
@@ -37,6 +38,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def batch_of(lengths: list[int], pad_id: int) -> Batch:
     random = np.random.default_rng(5)
     ids = random.integers(5, 1000, (len(lengths), LENGTH), dtype=np.int32)
+    ids[random.random(ids.shape) < 0.05] = pad_id  # a text may have that token too
     mask = (np.arange(LENGTH) < np.array(lengths)[:, None]).astype(np.int32)
     ids[mask == 0] = pad_id
     n_tokens = np.array(lengths, np.int32)
@@ -61,7 +63,10 @@ def test_vectors_are_plain_transformers(
 ) -> None:
     model = encoder_of(wide[architecture])
     pad_id = model.config.pad_token_id
-    spec = engine_spec(pooling=pooling, normalize=normalize, hidden=128, max_length=LENGTH, pad_id=pad_id)
+    spec = engine_spec(
+        **{"pooling": pooling, "normalize": normalize, "hidden": 128, "max_length": LENGTH, "pad_id": pad_id},
+        position_pad_id=position_pad_id(model),
+    )
     lengths = np.random.default_rng(1).integers(0, LENGTH + 1, 60).tolist()
     batch, layout = batch_of(lengths, pad_id), Packed(spec, PROFILES)
     graph = PackedGraph(model, pooling, Head([], None, normalize))

@@ -5,14 +5,14 @@ in ``RUNTIMES``, which is in order of preference; and add its name to ``contract
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from worker.runtime.gpus import lacking
+from worker.runtime.gpus import gpu_model, lacking, missing
 from worker.runtime.interface import Engine
 
 log = logging.getLogger("embedmill.worker")
@@ -43,7 +43,19 @@ def _nothing(*_: object) -> str:
 
 
 def _no_plan(spec: EngineSpec) -> str:
-    return "" if spec.plans else f"engine {spec.name} has no plan, so the GPU is left idle; {spec.rebuild_plan}"
+    return "" if spec.plans else f"engine {spec.name} has no plan; {spec.rebuild_plan}"
+
+
+def _no_torch() -> str:
+    return missing("torch", "transformers", "safetensors")
+
+
+def _no_gpu_torch() -> str:
+    if lacks := lacking("torch", "transformers", "safetensors"):
+        return lacks
+    import torch  # here, on a machine with a GPU alone: it takes seconds. Children that are forked later have it then.
+
+    return "" if torch.backends.cuda.is_built() else f"a PyTorch without CUDA ({torch.__version__})"
 
 
 def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
@@ -52,51 +64,88 @@ def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
     return tensorrt_engine(spec, gpu)
 
 
+def _open_torch_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+    from worker.runtime.torch_gpu import torch_gpu_engine  # here: a machine without PyTorch can use another runtime
+
+    return torch_gpu_engine(spec, gpu)
+
+
 def _open_onnx(spec: EngineSpec, threads: int, gpu: int) -> Opened:
     from worker.runtime.onnx import onnx_engine  # here: a machine without ONNX Runtime can use another runtime
 
     return onnx_engine(spec, threads)
 
 
+def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+    from worker.runtime.torch_cpu import torch_cpu_engine  # here: as above
+
+    return torch_cpu_engine(spec, threads)
+
+
 _ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, "onnxruntime", "cpu")
 """Computes every engine on every machine, in FP32."""
 
+_GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
+
 RUNTIMES = (
     Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, "an NVIDIA GPU, tensorrt and pycuda", "gpu"),
+    Runtime("torch", _open_torch_gpu, True, _no_gpu_torch, _nothing, _GPU_TORCH, "torch"),
     _ONNX,
+    Runtime("torch", _open_torch_cpu, False, _no_torch, _nothing, "torch and transformers", "torch"),
 )
-"""In order of preference."""
+"""In order of preference where nothing was measured. ``torch`` computes on a GPU where there is one."""
 
 
-def choose(spec: EngineSpec) -> Runtime:
-    """The runtime that ``EMBEDMILL_RUNTIME`` names; with ``auto`` the first that this machine and the engine have all
-    for. An engine that leaves a GPU idle is a warning in the log.
+class Choice(NamedTuple):
+    """A runtime, and why it was chosen."""
+
+    runtime: Runtime
+    why: str
+
+
+def choose(spec: EngineSpec) -> Choice:
+    """The runtime that ``EMBEDMILL_RUNTIME`` names; with ``auto``, of those for which this machine and the engine have
+    all, the fastest that ``engine_build tune`` measured on this kind of GPU, or else the first. An engine that leaves a
+    GPU idle is a warning in the log.
 
     Raises:
         UserError: this machine lacks something that the named runtime needs.
     """
     wanted = settings().runtime
     if wanted != "auto":
-        return _named(wanted)
-    for runtime in RUNTIMES:
-        if runtime.machine_lacks():
-            continue
-        if reason := runtime.engine_lacks(spec):
-            log.warning(reason)
-            continue
-        return runtime
-    return _ONNX
+        return Choice(_named(wanted), f"EMBEDMILL_RUNTIME is {wanted}")
+    fit = [one for one in RUNTIMES if not one.machine_lacks()]
+    can = [one for one in fit if not one.engine_lacks(spec)] or [_ONNX]
+    chosen = _fastest(spec, can) or Choice(can[0], "the first that this machine and the engine have all for")
+    if not chosen.runtime.uses_gpu:
+        for idle in (one for one in fit if one.uses_gpu):
+            log.warning("the GPU is left idle: %s", idle.engine_lacks(spec))
+    return chosen
+
+
+def _fastest(spec: EngineSpec, runtimes: Sequence[Runtime]) -> Choice | None:
+    """The fastest on mixed rows, of those that were measured on this machine's kind of GPU and are exact enough."""
+    gpu, names = gpu_model(), {one.name: one for one in reversed(runtimes) if one.uses_gpu}
+    measured = [one for one in spec.measured if one.gpu == gpu and one.runtime in names and one.within_tolerance]
+    if not measured:
+        return None
+    speeds = {one.runtime: one.tokens_per_second["mixed"] for one in measured}
+    fastest = max(speeds, key=speeds.__getitem__)
+    listed = ", ".join(f"{name} {speed / 1e6:.2f}" for name, speed in speeds.items())
+    return Choice(names[fastest], f"measured on {gpu}, million tokens/s: {listed}")
 
 
 def _named(name: str) -> Runtime:
-    runtime = next(one for one in RUNTIMES if one.name == name)
-    if lacks := runtime.machine_lacks():
-        raise UserError(
-            f"EMBEDMILL_RUNTIME is {name}, and this machine has {lacks}",
-            f"{name} needs {runtime.needs}",
-            f"install them: pip install 'embedmill[{runtime.extra}]', or unset EMBEDMILL_RUNTIME",
-        )
-    return runtime
+    named = [one for one in RUNTIMES if one.name == name]
+    for runtime in named:
+        if not runtime.machine_lacks():
+            return runtime
+    lacks = named[-1].machine_lacks()
+    raise UserError(
+        f"EMBEDMILL_RUNTIME is {name}, and this machine has {lacks}",
+        f"{name} needs {named[-1].needs}",
+        f"install them: pip install 'embedmill[{named[-1].extra}]', or unset EMBEDMILL_RUNTIME",
+    )
 
 
 def gpu_usable() -> bool:
@@ -118,7 +167,11 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
             loaded.
         EngineDead: on entering, the GPU failed.
     """
-    return choose(spec).open(spec, threads, gpu)
+    runtime, why = choose(spec)
+    log.info(
+        "engine %s is computed by %s on a %s: %s", spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", why
+    )
+    return runtime.open(spec, threads, gpu)
 
 
 def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 
@@ -17,9 +18,20 @@ def gpu_count(devices: Path = Path("/dev")) -> int:
     return min(files, known)
 
 
-def lacking() -> str:
-    """What this machine lacks for TensorRT; empty if nothing."""
-    if not gpu_count():
-        return "no NVIDIA GPU"
-    packages = [name for name in ("tensorrt", "pycuda") if importlib.util.find_spec(name) is None]
-    return f"no Python package {' and '.join(packages)}" if packages else ""
+def gpu_model(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """The kind of this machine's GPUs as the driver names it, such as ``NVIDIA H100 80GB HBM3``; empty where there are
+    several kinds, or the driver does not say."""
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in driver.glob("*/information")]
+    models = {match[1].strip() for text in texts if (match := re.search(r"^Model:(.*)$", text, re.MULTILINE))}
+    return models.pop() if len(models) == 1 else ""
+
+
+def missing(*packages: str) -> str:
+    """Which of these packages cannot be imported; empty if none."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"no Python package {' and '.join(absent)}" if absent else ""
+
+
+def lacking(*packages: str) -> str:
+    """What this machine lacks for a GPU and these packages, by default TensorRT's; empty if nothing."""
+    return missing(*(packages or ("tensorrt", "pycuda"))) if gpu_count() else "no NVIDIA GPU"

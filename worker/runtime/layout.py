@@ -1,11 +1,12 @@
 """How rows lie in a plan's inputs: padded to a rectangle, or packed end to end.
 
 padded    rows × length       input_ids, attention_mask, token_type_ids
-packed    one row of tokens   input_ids, token_type_ids, position_ids (each row's from 0),
+packed    one row of tokens   input_ids, token_type_ids, position_ids (each row's begin anew),
                               cu_seqlens (where each row begins, and where the last ends), longest (of it, only its own
                               length counts: the longest row's), for mean pooling row_of_token
 
-Packed rows need no padding and no mask, but an attention that knows where rows end: TensorRT 8.6's and 10's plug-in.
+Packed rows need no padding and no mask, but an attention that knows where rows end: that of TensorRT 8.6's and 10's
+plug-in, or of PyTorch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,29 +91,40 @@ class Padded:
 
 
 class Packed:
-    """Rows end to end, up to a profile's number of tokens; what is left of them is filled with rows of padding."""
+    """Rows end to end, up to a profile's number of tokens; what is left of them is filled with rows of padding.
 
-    def __init__(self, spec: EngineSpec, profiles: Sequence[PackedProfile]) -> None:
-        self.inputs = packed_inputs(spec.pooling)
-        self._per_token, self._profiles = spec.per_token, profiles
-        self._max_length, self._pad_id = spec.max_length, spec.pad_id
+    Args:
+        spec: the engine.
+        profiles: sizes of micro-batches, the largest of which takes any row.
+        inputs: those that are filled; None for those of a plan.
+    """
+
+    def __init__(
+        self, spec: EngineSpec, profiles: Sequence[PackedProfile], inputs: Sequence[str] | None = None
+    ) -> None:
+        self.inputs = inputs or packed_inputs(spec.pooling)
+        self.profiles = profiles
+        self._per_token = spec.per_token
+        self._max_length, self._pad_id, self._position_pad_id = spec.max_length, spec.pad_id, spec.position_pad_id
 
     def cut(self, lengths: Lengths) -> list[MicroBatch]:
-        return cut_packed(lengths, self._profiles)
+        return cut_packed(lengths, self.profiles)
 
     def sizes(self) -> tuple[int, int]:
-        tokens = max(profile.tokens for profile in self._profiles)
-        rows = max(profile.input_rows(self._max_length) for profile in self._profiles)
+        tokens = max(profile.tokens for profile in self.profiles)
+        rows = max(profile.input_rows(self._max_length) for profile in self.profiles)
         return max(tokens, rows + 1), tokens if self._per_token else rows
 
     def fill(self, batch: Batch, micro: MicroBatch, buffers: Buffers) -> Mapping[str, TensorShape]:
         lengths = batch.lengths[micro.rows]
         self._fill_tokens(batch, micro, lengths, buffers)
-        rows = self._profiles[micro.profile].input_rows(self._max_length)
+        rows = self.profiles[micro.profile].input_rows(self._max_length)
         every = with_padding(lengths, rows, micro.tokens)
         starts = np.concatenate([[0], np.cumsum(every)])
         row_of_token = np.repeat(np.arange(rows), every)
-        buffers["position_ids"][: micro.tokens] = np.arange(micro.tokens) - starts[row_of_token]
+        buffers["position_ids"][: micro.tokens] = self._positions(
+            buffers["input_ids"][: micro.tokens], starts[row_of_token]
+        )
         if "row_of_token" in buffers:
             buffers["row_of_token"][: micro.tokens] = row_of_token
         buffers["cu_seqlens"][: rows + 1] = starts
@@ -125,6 +137,19 @@ class Packed:
         for name, padding in (("input_ids", self._pad_id), ("token_type_ids", 0)):
             buffers[name][:real] = getattr(batch, name)[micro.rows][tokens]
             buffers[name][real : micro.tokens] = padding
+
+    def _positions(self, ids: npt.NDArray[np.int32], row_start: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """``[tokens]``: each token's position.
+
+        Args:
+            ids: ``[tokens]``.
+            row_start: ``[tokens]``, where each token's row begins.
+        """
+        padding = self._position_pad_id
+        if padding is None:
+            return np.arange(len(ids)) - row_start
+        counted = np.concatenate([[0], np.cumsum(ids != padding)])
+        return np.where(ids == padding, padding, padding + counted[1:] - counted[row_start])
 
     def vectors(self, micro: MicroBatch) -> int:
         return micro.tokens if self._per_token else len(micro.rows)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import onnxruntime
 
@@ -28,10 +29,7 @@ def onnx_engine(spec: EngineSpec, threads: int) -> Iterator["OnnxEngine"]:
     Raises:
         UserError: ``model.onnx`` is missing or was changed.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    path = spec.check_file("model.onnx", spec.onnx_sha256)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = session_of(spec.check_file("model.onnx", spec.onnx_sha256))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="onnx")
     try:
         yield OnnxEngine(spec, session, pool)
@@ -39,12 +37,19 @@ def onnx_engine(spec: EngineSpec, threads: int) -> Iterator["OnnxEngine"]:
         pool.shutdown(cancel_futures=True)
 
 
+def session_of(path: Path) -> onnxruntime.InferenceSession:
+    """An ONNX file's session on the CPU, with one thread for each run."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 class OnnxEngine:
     """A session and the threads that run it.
 
     Args:
         spec: the engine directory.
-        session: of its ``model.onnx``, with one thread for each run.
+        session: of its ``model.onnx``.
         pool: its threads call the session side by side.
     """
 
@@ -67,3 +72,9 @@ class OnnxEngine:
         for _ in self._pool.map(compute, microbatches):
             pass  # raises what a thread raised
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+
+
+class Fp16OnnxEngine(OnnxEngine):
+    """The file that plans are made of, on a CPU: to see what FP16 does to a model. It is slow."""
+
+    precision = "fp16"

@@ -8,9 +8,7 @@ Two slots alternate, each with buffers of its own: while the GPU computes in one
 next rows are filled in and copied. Processes that share a GPU compute one batch at a time: see ``gpu_lock``.
 """
 
-import itertools
 import math
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -25,6 +23,7 @@ from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import EngineDead, Gathered, Inference
 from worker.runtime.layout import Layout
 from worker.runtime.microbatch import MicroBatch
+from worker.runtime.pipeline import run_pipelined
 
 _SLOTS = 2
 """Micro-batches in flight at most."""
@@ -137,32 +136,22 @@ class TensorRTEngine:
         """See ``interface.Engine.infer``."""
         gathered = Gathered(self.spec, batch.lengths)
         microbatches = self._layout.cut(batch.lengths)
+        pipeline = self._pipeline
+
+        def start(slot: _Slot, micro: MicroBatch) -> None:
+            pipeline.start(slot, micro, batch)
+
+        def collect(slot: _Slot, micro: MicroBatch) -> None:
+            self._layout.gather(micro, slot.received[: self._layout.vectors(micro)], batch.lengths, gathered)
+
         try:
-            self._compute(microbatches, batch, gathered)
+            run_pipelined(
+                microbatches,
+                pipeline.slots,
+                self._lock,
+                lambda slot, micro: pipeline.start(slot, micro, batch),
+                collect,
+            )
         except cuda.Error as error:
             raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
-
-    def _compute(self, microbatches: list[MicroBatch], batch: Batch, gathered: Gathered) -> None:
-        lengths = batch.lengths
-        in_flight: deque[tuple[_Slot, MicroBatch]] = deque()
-
-        def collect() -> None:
-            slot, micro = in_flight.popleft()
-            slot.done.synchronize()
-            self._layout.gather(micro, slot.received[: self._layout.vectors(micro)], lengths, gathered)
-
-        try:
-            with self._lock.held():
-                for micro, slot in zip(microbatches, itertools.cycle(self._pipeline.slots), strict=False):
-                    if len(in_flight) == len(self._pipeline.slots):
-                        collect()
-                    self._pipeline.start(slot, micro, batch)
-                    in_flight.append((slot, micro))
-            # The lock is free: while the last two are computed and read, another process starts its first.
-            while in_flight:
-                collect()
-        finally:
-            # Only after an error: the GPU must not write into buffers that the next call fills.
-            for slot, _ in in_flight:
-                slot.done.synchronize()

@@ -11,10 +11,12 @@ import pytest
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import Settings, settings
+from contract.tuned import Measurement
 from tests.contract.samples import plan_spec
 from worker.runtime import choose as module
 from worker.runtime.choose import RUNTIMES, choose, gpu_usable, open_engine
 from worker.runtime.onnx import OnnxEngine
+from worker.runtime.torch_cpu import TorchCpuEngine
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +38,7 @@ def test_without_a_gpu_onnx_runtime_computes(
     runtime(asked, monkeypatch)
     with_plan = tiny.model_copy(update={"plans": (plan_spec(),)})
     with caplog.at_level(logging.WARNING):
-        assert choose(with_plan).name == "onnxruntime"
+        assert choose(with_plan).runtime.name == "onnxruntime"
         assert not gpu_usable()
         with open_engine(with_plan, threads=1) as engine:
             assert isinstance(engine, OnnxEngine)
@@ -45,37 +47,88 @@ def test_without_a_gpu_onnx_runtime_computes(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that has all that TensorRT needs."""
-    tensorrt, *others = RUNTIMES
-    monkeypatch.setattr(module, "RUNTIMES", (tensorrt._replace(machine_lacks=lambda: ""), *others))
+    """A machine that has all that TensorRT and PyTorch need, and an H200."""
+    ready = [one._replace(machine_lacks=lambda: "") if one.uses_gpu else one for one in RUNTIMES]
+    monkeypatch.setattr(module, "RUNTIMES", tuple(ready))
+    monkeypatch.setattr(module, "gpu_model", lambda: "NVIDIA H200")
 
 
 @pytest.mark.parametrize(
-    ("asked", "planned", "name"),
+    ("asked", "planned", "name", "on_gpu"),
     [
-        ("auto", True, "tensorrt"),
-        ("auto", False, "onnxruntime"),
-        ("tensorrt", False, "tensorrt"),  # which then says that there is no plan
-        ("onnxruntime", True, "onnxruntime"),
+        ("auto", True, "tensorrt", True),
+        ("auto", False, "torch", True),
+        ("torch", True, "torch", True),
+        ("tensorrt", False, "tensorrt", True),  # which then says that there is no plan
+        ("onnxruntime", True, "onnxruntime", False),
     ],
 )
-def test_with_a_gpu_tensorrt_computes_an_engine_that_has_a_plan(
-    asked: str,
-    planned: bool,
-    name: str,
-    gpu: None,
-    tiny: EngineSpec,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_on_a_gpu_where_nothing_was_measured_a_plan_comes_first_and_then_pytorch(
+    asked: str, planned: bool, name: str, on_gpu: bool, gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime(asked, monkeypatch)
-    spec = tiny.model_copy(update={"plans": (plan_spec(),) if planned else ()})
+    chosen = choose(tiny.model_copy(update={"plans": (plan_spec(),) if planned else ()}))
+    assert (chosen.runtime.name, chosen.runtime.uses_gpu) == (name, on_gpu)
+    assert gpu_usable() == on_gpu
+
+
+def measured(runtime: str, mixed: float, **changes: object) -> Measurement:
+    fields = {
+        "gpu": "NVIDIA H200",
+        "runtime": runtime,
+        "version": f"{runtime} 1",
+        "tokens_per_second": {"short": 1.0, "mixed": mixed, "long": 1.0},
+        "min_cosine": 0.99999,
+        "within_tolerance": True,
+        "created": "2026-11-01T00:00:00.000000+00:00",
+    }
+    return Measurement.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("measurements", "name"),
+    [
+        ([measured("tensorrt", 1.7e6), measured("torch", 2.4e6)], "torch"),
+        ([measured("tensorrt", 2.5e6), measured("torch", 2.4e6)], "tensorrt"),
+        ([measured("torch", 1e6)], "torch"),
+        ([measured("tensorrt", 1.7e6), measured("torch", 2.4e6, within_tolerance=False)], "tensorrt"),
+        ([measured("torch", 2.4e6, gpu="NVIDIA L4")], "tensorrt"),
+        ([measured("onnxruntime", 9e6)], "tensorrt"),
+    ],
+)
+def test_on_a_gpu_the_fastest_that_was_measured_there_and_is_exact_is_taken(
+    measurements: list[Measurement], name: str, gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime("auto", monkeypatch)
+    chosen = choose(tiny.model_copy(update={"plans": (plan_spec(),), "measured": tuple(measurements)}))
+    assert chosen.runtime.name == name
+    if name == "torch" and len(measurements) == 2:
+        assert chosen.why == "measured on NVIDIA H200, million tokens/s: tensorrt 1.70, torch 2.40"
+
+
+def test_a_measured_runtime_that_this_machine_lacks_is_not_taken(
+    tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime("auto", monkeypatch)
+    assert choose(tiny.model_copy(update={"measured": (measured("torch", 2.4e6),)})).runtime.name == "onnxruntime"
+
+
+def test_a_gpu_that_the_engine_leaves_idle_is_a_warning(
+    gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime("auto", monkeypatch)
+    monkeypatch.setattr(module, "RUNTIMES", tuple(one for one in module.RUNTIMES if one.name != "torch"))
     with caplog.at_level(logging.WARNING):
-        chosen = choose(spec)
-    assert (chosen.name, chosen.uses_gpu) == (name, name == "tensorrt")
-    assert gpu_usable() == (asked != "onnxruntime")
-    idle = "engine tiny has no plan, so the GPU is left idle; build it on this machine"
-    assert [idle in record.message for record in caplog.records] == ([True] if asked == "auto" and not planned else [])
+        assert choose(tiny).runtime.name == "onnxruntime"
+    (record,) = caplog.records
+    assert record.message.startswith("the GPU is left idle: engine tiny has no plan; build it on this machine")
+
+
+def test_pytorch_computes_on_a_cpu_when_it_is_asked_for(tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime("torch", monkeypatch)
+    with open_engine(tiny, threads=1) as engine:
+        assert isinstance(engine, TorchCpuEngine)
+    assert not gpu_usable()
 
 
 def test_every_runtime_can_be_asked_for_by_its_name() -> None:

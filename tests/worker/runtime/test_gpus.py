@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.runtime.gpus import gpu_count, lacking
+from worker.runtime.gpus import gpu_count, gpu_model, lacking, missing
 
 
 @pytest.fixture
@@ -32,3 +32,18 @@ def test_cuda_visible_devices_takes_some_away(
 def test_what_is_lacking_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert lacking() == "no NVIDIA GPU"
+
+
+def test_the_gpus_model_is_the_drivers_name_unless_there_are_several(tmp_path: Path) -> None:
+    assert gpu_model(tmp_path / "none") == ""
+    for bus in ("0000:19:00.0", "0000:3b:00.0"):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 203\n")
+    assert gpu_model(tmp_path) == "NVIDIA H100 80GB HBM3"
+    (tmp_path / bus / "information").write_text("Model: \t\t NVIDIA L4\n")
+    assert gpu_model(tmp_path) == ""
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing("numpy", "json") == ""
+    assert missing("numpy", "no_such", "nor_this") == "no Python package no_such and nor_this"

@@ -1,0 +1,46 @@
+"""What an engine directory keeps for one kind of GPU besides TensorRT plans: what PyTorch compiled, and how fast each
+runtime was."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class CompiledSpec(BaseModel):
+    """PyTorch's compiled graphs of the engine. They serve one version of PyTorch and one compute capability."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    """Relative to the engine's folder: what ``torch.compiler.save_cache_artifacts`` gave."""
+    sha256: str
+    """Of the file. It holds code: only a file whose hash is recorded is loaded."""
+    torch: str
+    """PyTorch's version, such as ``2.11.0+cu130``."""
+    sm: int
+    """The GPU's compute capability, 90 for 9.0."""
+    gpu: str
+    """The GPU that it was compiled on."""
+    seconds: float
+    """That compiling took."""
+    created: str
+    """UTC, ISO 8601."""
+
+
+class Measurement(BaseModel):
+    """How fast one runtime computed the engine on one kind of GPU, and how exactly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu: str
+    """As the driver names it, such as ``NVIDIA H100 80GB HBM3``."""
+    runtime: str
+    """As ``EMBEDMILL_RUNTIME`` names it."""
+    version: str
+    """Such as ``torch 2.11.0+cu130``."""
+    tokens_per_second: dict[str, float]
+    """Of ``short``, ``mixed`` and ``long`` rows; padding is not counted."""
+    min_cosine: float
+    """The lowest between a vector and the one that ONNX Runtime computes in FP32."""
+    within_tolerance: bool
+    """Whether the vectors were as close to those of FP32 as the runtime's precision allows."""
+    created: str
+    """UTC, ISO 8601."""

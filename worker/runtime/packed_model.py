@@ -1,0 +1,246 @@
+"""A model as PyTorch computes it: transformers' own code, on rows that lie end to end in one sequence.
+
+There is no padding and no mask. ``position_ids`` begin anew with each row, and an attention function, registered with
+transformers' attention interface, is told by ``cu_seqlens`` where rows begin and end. Rows of 3 and 2 tokens::
+
+    input_ids     101 7592 102 101 102
+    position_ids    0    1   2   0   1
+    cu_seqlens      0 3 5
+
+Every architecture whose attention goes through that interface is computed so, without code for each.
+"""
+
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+from transformers.masking_utils import AttentionMaskInterface
+
+from contract.engine import Pooling
+from worker.runtime.head import Head
+
+INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
+"""A packed model's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]``; see ``worker.runtime.layout``."""
+
+_ATTENTION = "embedmill_packed"
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seqlens: Tensor,
+    longest: int,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """softmax(scale·Q Kᵀ) V within each row.
+
+    Args:
+        module: whose attention it is.
+        query: ``[1, heads, tokens, width]``.
+        key: likewise, of as many heads or of a fraction of them.
+        value: as ``key``.
+        attention_mask: not used.
+        cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
+        longest: no row has more tokens.
+        scaling: None for 1 / √width.
+        options: transformers'. ``sliding_window`` and ``is_causal`` count.
+
+    Returns:
+        ``[1, tokens, heads, width]``.
+    """
+    causal = bool(options.get("is_causal", getattr(module, "is_causal", False)))
+    window = options.get("sliding_window") or getattr(module, "sliding_window", None)
+    # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
+    before = window - 1 if window else -1
+    size = before, 0 if causal else before
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    compute = _on_gpu if query.is_cuda else _row_by_row
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    context = compute(query, key, value, cu_seqlens, longest, scaling, size)
+    return context[None], None
+
+
+def _on_gpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # here: a CPU's PyTorch may lack it
+
+    made = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=window)
+    return made  # type: ignore[return-value]  # a tuple only where more is asked for
+
+
+def _row_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    """The same on a CPU, for which PyTorch has no kernel that knows rows."""
+    before, behind = (size if size >= 0 else longest for size in window)
+    context = torch.empty_like(query)
+    ends = cu_seqlens.tolist()
+    for start, end in itertools.pairwise(ends):
+        mask = None
+        if min(before, behind) < end - start - 1:
+            offset = torch.arange(end - start)[:, None] - torch.arange(end - start)[None]
+            mask = (offset <= before) & (offset >= -behind)
+        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
+        made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        context[start:end] = made[0].transpose(0, 1)
+    return context
+
+
+transformers.AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
+
+
+class _LinearGelu(nn.Module):
+    """A linear layer and GELU in one product, whose GELU is the one by tanh: it is off by at most 0.0005."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, -2)
+        made = torch._addmm_activation(self.bias, flat, self.weight.t(), use_gelu=True)
+        return made.unflatten(0, hidden.shape[:-1])
+
+
+_FEED_FORWARD = (("dense", "intermediate_act_fn"), ("lin1", "activation"), ("fc1", "activation_fn"))
+"""What transformers calls a layer's first linear module and the activation after it."""
+_GELU = ("GELUActivation", "GELU", "NewGELUActivation", "FastGELUActivation", "PytorchGELUTanh", "GELUTanh")
+
+
+def fuse_gelu(encoder: nn.Module) -> int:
+    """Have each GELU behind a linear layer computed by that layer's matrix product.
+
+    Returns:
+        How many were.
+    """
+    fused = 0
+    for module in list(encoder.modules()):
+        for linear, activation in _FEED_FORWARD:
+            first, then = getattr(module, linear, None), getattr(module, activation, None)
+            if isinstance(first, nn.Linear) and first.bias is not None and type(then).__name__ in _GELU:
+                setattr(module, linear, _LinearGelu(first))
+                setattr(module, activation, nn.Identity())
+                fused += 1
+    return fused
+
+
+class PackedModel(nn.Module):
+    """An encoder, its pooling and its head.
+
+    Args:
+        encoder: transformers'; its attention becomes the one of this module.
+        pooling: see ``contract.engine``.
+        head: what follows it, in FP32.
+        longest: no row has more tokens.
+    """
+
+    def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head, longest: int) -> None:
+        super().__init__()
+        encoder.set_attn_implementation(_ATTENTION)
+        self.encoder, self.pooling, self.head, self.longest = encoder.eval(), pooling, head.eval(), longest
+        self._takes = inspect.signature(encoder.forward).parameters.keys()
+        self.hidden_states: Callable[..., Tensor] = self._hidden_states
+        """As ``forward`` calls it; a worker on a GPU puts the compiled one here."""
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
+
+        Args:
+            inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
+        """
+        cu_seqlens = inputs["cu_seqlens"]
+        hidden = self.hidden_states(
+            inputs["input_ids"], inputs["token_type_ids"], inputs["position_ids"], cu_seqlens
+        ).float()
+        if self.pooling == "mean":
+            lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+            # Unsafe: without checks of the lengths, each of which would wait for the GPU.
+            hidden = torch.segment_reduce(hidden, "mean", lengths=lengths, unsafe=True)
+        elif self.pooling == "cls":
+            hidden = hidden[cu_seqlens[:-1].clamp_max(len(hidden) - 1)]
+        vectors: Tensor = self.head(hidden)
+        return vectors
+
+    def _hidden_states(self, ids: Tensor, types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """``[tokens, width]``, of the last layer."""
+        some = {"token_type_ids": types[None], "position_ids": positions[None]}
+        made = self.encoder(
+            input_ids=ids[None],
+            cu_seqlens=cu_seqlens,
+            longest=self.longest,
+            **{name: values for name, values in some.items() if name in self._takes},
+        )
+        hidden: Tensor = made.last_hidden_state[0]
+        return hidden
+
+
+def write_model(encoder: transformers.PreTrainedModel, head: Head, path: Path) -> None:
+    """Write all that ``read_model`` needs into one safetensors file: weights as they are, configurations as metadata.
+
+    Args:
+        encoder: in FP32.
+        head: in FP32.
+        path: the file.
+    """
+    weights = {
+        f"{part}.{name}": values.contiguous().clone()  # shared weights are written twice
+        for part, module in (("encoder", encoder), ("head", head))
+        for name, values in module.state_dict().items()
+    }
+    described = {"encoder": encoder.config.to_json_string(use_diff=False), "head": json.dumps(head.described)}
+    save_file(weights, path, described)
+
+
+def read_model(path: Path, dtype: torch.dtype) -> tuple[transformers.PreTrainedModel, Head]:
+    """The encoder, in ``dtype``, and the head, in FP32, both on the CPU.
+
+    Raises:
+        RuntimeError: the file's weights are not those of its configurations.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
+    with safetensors.safe_open(path, "pt") as file:
+        described = {part: json.loads(text) for part, text in file.metadata().items()}
+        for name in file.keys():  # noqa: SIM118  # it is no dict
+            part, _, weight = name.partition(".")
+            parts[part][weight] = file.get_tensor(name)
+    config = described["encoder"]
+    with no_init_weights():  # they would be random, and are replaced
+        encoder = transformers.AutoModel.from_config(
+            transformers.AutoConfig.for_model(config.pop("model_type"), **config), dtype=dtype
+        )
+    if hasattr(encoder, "pooler"):
+        encoder.pooler = None
+    encoder.load_state_dict(parts["encoder"])
+    head = Head(**described["head"])
+    head.load_state_dict(parts["head"])
+    return encoder, head
