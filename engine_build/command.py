@@ -12,9 +12,11 @@ from contract.engine import EngineSpec, Pooling
 from contract.entry import importing
 from contract.words import count
 from engine_build.bench.command import bench
+from engine_build.compile_command import compile_
 from engine_build.options import STDERR, STDOUT, LengthType
 from engine_build.plan_command import build_plan, no_gpu, plan
 from engine_build.profiles import PlanOptions
+from engine_build.tune_command import tune
 from worker.runtime.gpus import lacking
 
 _EPILOG = """\b
@@ -118,4 +120,6 @@ def _vectors(spec: EngineSpec) -> str:
 
 
 main.add_command(plan)
+main.add_command(compile_)
+main.add_command(tune)
 main.add_command(bench)

@@ -1,6 +1,5 @@
 """The batches that every system computes: random, and the same in every Python."""
 
-import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy.typing as npt
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.plan import BatchShape
+from engine_build.vocabulary import vocabulary_size
 
 INPUT_SETS = 4
 """Batches that are computed in turn, so that no run finds the last one's data in a cache."""
@@ -41,8 +41,7 @@ def inputs(spec: EngineSpec, shape: BatchShape) -> list[Inputs]:
     Returns:
         ``INPUT_SETS`` batches.
     """
-    tokenizer = json.loads((spec.folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = len(tokenizer["model"]["vocab"])
+    vocabulary = vocabulary_size(spec)
     random = np.random.default_rng([shape.rows, shape.length])
     batches = []
     for _ in range(INPUT_SETS):

@@ -47,12 +47,13 @@ def profiles(spec: EngineSpec, multiprocessors: int) -> list[PackedProfile]:
 
 
 @contextmanager
-def torch_gpu_engine(spec: EngineSpec, gpu: int) -> Iterator["TorchGpuEngine"]:
+def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterator["TorchGpuEngine"]:
     """Load ``model.safetensors`` onto a GPU, and compile it or load what was compiled, while the ``with`` block lasts.
 
     Args:
         spec: the engine directory.
         gpu: the GPU's number, from 0.
+        warn: say in the log if nothing that was compiled for this GPU is kept.
 
     Raises:
         UserError: there is no such GPU, it is too old or has too little free memory, or a file is missing or was
@@ -64,7 +65,7 @@ def torch_gpu_engine(spec: EngineSpec, gpu: int) -> Iterator["TorchGpuEngine"]:
     bus = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
     with torch.cuda.device(device), gpu_lock(bus) as lock:
         try:
-            engine = TorchGpuEngine(spec, _model(spec, device), device, lock)
+            engine = TorchGpuEngine(spec, _model(spec, device, warn), device, lock)
             engine.warm_up()
         except torch.OutOfMemoryError as error:
             free, total = torch.cuda.mem_get_info(device)
@@ -96,20 +97,20 @@ def _device(gpu: int) -> torch.device:
     return torch.device("cuda", gpu)
 
 
-def _model(spec: EngineSpec, device: torch.device) -> PackedModel:
+def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, torch.float16)
     fuse_gelu(encoder)
     model = PackedModel(encoder, spec.pooling, head, spec.max_length).to(device)
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
-    if compiled is None:
+    if compiled:
+        torch.compiler.load_cache_artifacts(spec.check_compiled(compiled).read_bytes())
+    elif warn:
         log.warning(
             "engine %s was not compiled for this GPU and PyTorch: that takes a minute now, and each time a worker "
             "starts; keep it: python -m engine_build compile --engine %s",
             *(spec.name, spec.name),
         )
-    else:
-        torch.compiler.load_cache_artifacts(spec.check_compiled(compiled).read_bytes())
     model.hidden_states = torch.compile(model.hidden_states, dynamic=False)
     return model
 

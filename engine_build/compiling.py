@@ -1,0 +1,79 @@
+"""What PyTorch compiles for an engine on a GPU, kept in the engine directory."""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from contract.engine import EngineSpec
+from contract.errors import UserError
+from contract.files import write_atomically
+from contract.tuned import CompiledSpec
+
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Name the folders that PyTorch compiles into."""
+
+
+def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
+    """Compile an engine for this machine's PyTorch and GPU, and record it in the engine's ``engine.json``.
+
+    Args:
+        spec: the engine.
+        gpu: the number of the GPU to compile on and for.
+
+    Returns:
+        The engine with what was compiled.
+
+    Raises:
+        UserError: there is no such GPU, or PyTorch gives nothing to keep.
+    """
+    with _empty_caches():
+        import torch  # here: it reads the names of its caches' folders
+
+        from worker.runtime.torch_gpu import compute_capability, torch_gpu_engine
+
+        began = time.monotonic()
+        with torch_gpu_engine(spec.model_copy(update={"compiled": ()}), gpu, warn=False):
+            seconds = time.monotonic() - began
+            artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is None:
+        raise UserError(
+            f"PyTorch {torch.__version__} gave nothing that can be kept",
+            "expected that torch.compiler.save_cache_artifacts does",
+            "unset TORCHINDUCTOR_FORCE_DISABLE_CACHES, and see python -c 'import torch; print(torch.__version__)'",
+        )
+    content, _ = artifacts
+    sm, digest = compute_capability(torch.device("cuda", gpu)), hashlib.sha256(content).hexdigest()
+    file = f"compiled/torch{torch.__version__}-sm{sm}-{digest[:8]}.bin"
+    (spec.folder / "compiled").mkdir(exist_ok=True)
+    write_atomically(spec.folder / file, content)
+    return spec.with_compiled(
+        CompiledSpec(
+            file=file,
+            sha256=digest,
+            torch=torch.__version__,
+            sm=sm,
+            gpu=torch.cuda.get_device_name(gpu),
+            seconds=round(seconds, 1),
+            created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        )
+    )
+
+
+@contextmanager
+def _empty_caches() -> Iterator[None]:
+    """In the ``with`` block PyTorch's caches are empty folders: what is kept is then all that was compiled."""
+    before = {name: os.environ.get(name) for name in _CACHES}
+    with tempfile.TemporaryDirectory(prefix="embedmill-compile-") as folder:
+        os.environ |= {name: f"{folder}/{name}" for name in _CACHES}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
