@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
@@ -21,6 +20,7 @@ from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import Gathered
 from worker.runtime.layout import TensorShape
 from worker.runtime.microbatch import MicroBatch
+from worker.runtime.trt import VERSION, trt
 
 
 class _OnGpu(NamedTuple):
@@ -64,7 +64,7 @@ class TensorRTBench:
 
     def __init__(self, spec: EngineSpec, gpu: Gpu, plan: LoadedPlan) -> None:
         self._spec, self._gpu, self._plan = spec, gpu, plan
-        self.system = System("tensorrt", gpu.device.name(), f"tensorrt {trt.__version__}")
+        self.system = System("tensorrt", gpu.device.name(), f"tensorrt {VERSION}")
 
     def time(self, shape: BatchShape, runs: int) -> Timed:
         """Time one shape.
@@ -144,7 +144,7 @@ class TensorRTBench:
         return micros[0], uploaded
 
     def _no_profile(self, shape: BatchShape) -> UserError:
-        plan = self._spec.plan_for(trt.__version__, self._gpu.sm)
+        plan = self._spec.plan_for(VERSION, self._gpu.sm)
         packed = f"--packed --profile {shape.rows}x{shape.tokens}"
         return UserError(
             f"no profile of engine {self._spec.name}'s plan takes {shape} at once",

@@ -1,51 +1,21 @@
 """A plan on a GPU: TensorRT and pycuda, and nothing of batches.
 
-Whatever differs between TensorRT 8.6, 10 and 11 is asked of the library, never decided by its version number. Only
-named tensors are used, which all of them have.
+Only named tensors are used, which every TensorRT has from 8.6 on.
 """
 
 import functools
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
 from worker.runtime.interface import EngineDead
 from worker.runtime.layout import TensorShape, layout_of
-
-log = logging.getLogger("embedmill.worker")
-
-
-class TensorRTLog(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
-    """TensorRT's own messages: all go to the log, and errors are kept for the exception that follows."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        """Called by TensorRT."""
-        if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-            self.errors.append(message)
-            log.error("TensorRT: %s", message)
-        elif severity == trt.ILogger.Severity.WARNING:
-            log.debug("TensorRT: %s", message)
-
-    def last(self) -> str:
-        """The last three errors, for an exception's message; they are forgotten then."""
-        reason = "; ".join(self.errors[-3:]) or "TensorRT gave no reason"
-        self.errors.clear()
-        return reason
-
-
-LOG = TensorRTLog()
-"""TensorRT takes one logger a process: the first that it is given."""
+from worker.runtime.trt import LOG, VERSION, trt
 
 
 class Gpu(NamedTuple):
@@ -55,6 +25,10 @@ class Gpu(NamedTuple):
     device: "cuda.Device"
     sm: int
     """Compute capability, 90 for 9.0."""
+
+    @property
+    def multiprocessors(self) -> int:
+        return int(self.device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT))
 
     def too_little_memory(self, spec: EngineSpec, reason: object) -> UserError:
         """The error for an engine that does not fit into what is free now."""
@@ -115,7 +89,7 @@ class LoadedPlan:
     """
 
     def __init__(self, spec: EngineSpec, gpu: Gpu) -> None:
-        plan = spec.plan_for(trt.__version__, gpu.sm)
+        plan = spec.plan_for(VERSION, gpu.sm)
         self.layout = layout_of(spec, plan)
         path = spec.check_plan(plan)
         serialized = path.read_bytes()
@@ -129,7 +103,7 @@ class LoadedPlan:
             reason = LOG.last()
             if _is_out_of_memory(reason):
                 raise gpu.too_little_memory(spec, reason)
-            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({reason})", hint=spec.rebuild_plan)
+            raise UserError(f"TensorRT {VERSION} refuses {path} ({reason})", hint=spec.rebuild_plan)
         names = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if names != {*self.layout.inputs, OUTPUT}:
             raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", hint=spec.rebuild_plan)

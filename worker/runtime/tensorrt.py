@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.batch import Batch
 from contract.engine import OUTPUT, EngineSpec
@@ -24,6 +23,7 @@ from worker.runtime.interface import EngineDead, Gathered, Inference
 from worker.runtime.layout import Layout
 from worker.runtime.microbatch import MicroBatch
 from worker.runtime.pipeline import run_pipelined
+from worker.runtime.trt import VERSION
 
 _SLOTS = 2
 """Micro-batches in flight at most."""
@@ -127,7 +127,7 @@ class TensorRTEngine:
     """A plan on one GPU, its buffers, and the GPU's lock; ``tensorrt_engine`` makes it."""
 
     precision = "fp16"
-    runtime = f"tensorrt {trt.__version__}"
+    runtime = f"tensorrt {VERSION}"
 
     def __init__(self, spec: EngineSpec, gpu: int, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
         self.spec, self._gpu, self._layout, self._pipeline, self._lock = spec, gpu, layout, pipeline, lock
