@@ -75,8 +75,8 @@ class TensorRTBench:
         layout, batches = self._plan.layout, inputs(self._spec, shape)
         micro, on_gpu = self._upload(batches, shape)
         vectors = np.empty((layout.vectors(micro), self._spec.hidden), np.float32)
-        output, stream = self._output(), cuda.Stream()
-        run = self._runner(micro, on_gpu, output, stream)
+        output, stream = self._output(), self._plan.stream
+        run = self._runner(micro, on_gpu, output)
         run(0)
         stream.synchronize()
         cuda.memcpy_dtoh(vectors, output)
@@ -103,8 +103,8 @@ class TensorRTBench:
             UserError: no profile of the plan takes the shape at once.
         """
         micro, on_gpu = self._upload(inputs(self._spec, shape), shape)
-        stream, profiler = cuda.Stream(), _Profiler()
-        run = self._runner(micro, on_gpu, self._output(), stream)
+        stream, profiler = self._plan.stream, _Profiler()
+        run = self._runner(micro, on_gpu, self._output())
         run(0)
         stream.synchronize()
         self._plan.watch(profiler)
@@ -120,13 +120,13 @@ class TensorRTBench:
         return cuda.mem_alloc(self._plan.layout.sizes()[1] * self._spec.hidden * np.dtype(np.float32).itemsize)
 
     def _runner(
-        self, micro: MicroBatch, on_gpu: list[_OnGpu], output: "cuda.DeviceAllocation", stream: "cuda.Stream"
+        self, micro: MicroBatch, on_gpu: list[_OnGpu], output: "cuda.DeviceAllocation"
     ) -> Callable[[int], None]:
         """Enqueues run 0, 1, 2, …, each with the next of the batches."""
 
         def run(number: int) -> None:
             batch = on_gpu[number % len(on_gpu)]
-            self._plan.enqueue(micro.profile, batch.shapes, {**batch.addresses, OUTPUT: output}, stream)
+            self._plan.enqueue(micro.profile, batch.shapes, {**batch.addresses, OUTPUT: output})
 
         return run
 

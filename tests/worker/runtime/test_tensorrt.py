@@ -130,6 +130,53 @@ def test_a_process_leaves_no_memory_behind() -> None:
     assert gpu_memory() <= before
 
 
+@pytest.mark.parametrize("allocation", [1, 2, 6])
+def test_a_load_that_fails_leaves_no_memory_behind(allocation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while the error, whose traceback refers to what was being made, is still there. The first allocation is the
+    plan's, the others are the slots'."""
+    import pycuda.driver as cuda
+
+    from worker.runtime.gpu_plan import gpu_context
+
+    def free() -> int:
+        with gpu_context(0):
+            return int(cuda.mem_get_info()[0])
+
+    spec, calls, mem_alloc = load_engine("minilm"), itertools.count(1), cuda.mem_alloc
+    with open_engine(spec, 1):  # what TensorRT keeps until the process ends is there then
+        pass
+
+    def failing(size: int) -> Any:
+        if next(calls) == allocation:
+            raise cuda.MemoryError("no memory is left")
+        return mem_alloc(size)
+
+    before = free()
+    monkeypatch.setattr(cuda, "mem_alloc", failing)
+    with pytest.raises(UserError, match=r"too little free memory .*no memory is left") as caught, open_engine(spec, 1):
+        pass
+    assert free() >= before
+    assert caught.tb is not None
+
+
+def test_the_contexts_of_a_plan_share_one_block_of_memory() -> None:
+    import pycuda.driver as cuda
+
+    from worker.runtime.gpu_plan import LoadedPlan, gpu_context, memory_size
+
+    spec = load_engine("minilm")
+    assert len(spec.plans[0].profiles) == 2
+    with gpu_context(0) as gpu:
+        LoadedPlan(spec, gpu).close()  # what TensorRT keeps until the process ends is there then
+        before = cuda.mem_get_info()[0]
+        plan = LoadedPlan(spec, gpu)
+        taken, block = before - cuda.mem_get_info()[0], memory_size(plan._engine)
+        plan.close()
+        assert cuda.mem_get_info()[0] == before
+    weights = (spec.folder / spec.plans[0].file).stat().st_size
+    assert taken < weights + 1.5 * block, (taken, weights, block)
+
+
 def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
     """In a process of its own: nothing on the GPU works in it afterwards."""
     code = """
