@@ -118,11 +118,11 @@ class PlanSpec(BaseModel):
     onnx_sha256: str
     """Of the ``model.fp16.onnx`` or ``model.packed.onnx`` that it was built from."""
     tensorrt: str
-    """TensorRT's version, such as ``10.13.3.9``."""
+    """TensorRT's version, such as ``10.13.3.9``; ``RTX 1.7.1.116`` of TensorRT-RTX."""
     sm: int
     """The GPU's compute capability, 90 for 9.0."""
-    gpu: str
-    """The GPU that it was built on, which its tactics were timed on."""
+    gpu: str | None
+    """The GPU that it was built on, which its tactics were timed on; none of a plan that was built ahead."""
     precision: Literal["fp16"]
     padded_profiles: tuple[PaddedProfile, ...] = ()
     """Of a plan whose rows are each padded; none of a packed plan."""

@@ -1,8 +1,10 @@
 """``python -m engine_build plan``."""
 
+import re
 from typing import TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -11,11 +13,22 @@ from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile, PlanSpec
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT
 from engine_build.profiles import PlanOptions
-from worker.runtime.gpus import lacking
+from worker.runtime.gpus import lacking, tensorrt_package
 
 _GIB = 2**30
 
 _Profile = TypeVar("_Profile", PaddedProfile, PackedProfile)
+
+
+class _CapabilityType(click.ParamType[int]):
+    """A compute capability such as ``8.6``, as the number 86."""
+
+    name = "MAJOR.MINOR"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch(r"[1-9]\d?\.\d", str(value)):
+            self.fail(f"{value!r}: expected a compute capability, such as 8.6", param, ctx)
+        return int(str(value).replace(".", ""))
 
 
 @click.command()
@@ -51,14 +64,32 @@ _Profile = TypeVar("_Profile", PaddedProfile, PackedProfile)
     help="GiB of GPU memory that a kernel may use for itself.",
 )
 @GPU
+@click.option(
+    "--compute-capability",
+    "sm",
+    type=_CapabilityType(),
+    help="Build ahead for GPUs of this compute capability, such as 8.6, on a machine that needs no GPU. It takes "
+    "TensorRT-RTX.  [default: that of this machine's GPU]",
+)
+@click.pass_context
 def plan(
-    engine: str | None, profiles: tuple[str, ...], packed: bool | None, level: int, workspace: float, gpu: int
+    context: click.Context,
+    engine: str | None,
+    profiles: tuple[str, ...],
+    packed: bool | None,
+    level: int,
+    workspace: float,
+    gpu: int,
+    sm: int | None,
 ) -> None:
     """Build the engine's TensorRT plan for this machine's TensorRT and GPU; PyTorch is not needed.
 
     A plan runs on the TensorRT version and the compute capability that it was built with, nowhere else. One that is
     there for both is replaced. What the builder timed is kept beside the plan and makes the next build faster.
+    TensorRT-RTX, which is used where TensorRT is not installed, times nothing and can build ahead.
     """
+    if sm is not None and context.get_parameter_source("gpu") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--gpu builds on a GPU, and --compute-capability without one: give one of them", context)
     options = PlanOptions(
         packed=packed,
         padded_profiles=() if packed else _parsed(PaddedProfile, profiles),
@@ -66,9 +97,18 @@ def plan(
         level=level,
         workspace=int(workspace * _GIB),
     )
-    if lacking():
-        raise no_gpu("run this on a machine that has one, with embedmill[gpu] installed")
-    build_plan(load_engine(engine), options, gpu)
+    if sm is not None and not tensorrt_package():
+        raise UserError(
+            "this machine has no Python package tensorrt_rtx",
+            "--compute-capability builds with TensorRT-RTX",
+            "install it: pip install 'embedmill[rtx]'",
+        )
+    if sm is None and lacking():
+        raise no_gpu(
+            "run this on a machine that has one, with embedmill[gpu] installed; or build ahead with embedmill[rtx]: "
+            "--compute-capability 8.6"
+        )
+    build_plan(load_engine(engine), options, gpu, sm)
 
 
 def _parsed(kind: type[_Profile], texts: tuple[str, ...]) -> tuple[_Profile, ...]:
@@ -78,20 +118,22 @@ def _parsed(kind: type[_Profile], texts: tuple[str, ...]) -> tuple[_Profile, ...
         raise click.BadParameter(str(error), param_hint="'--profile'") from None
 
 
-def build_plan(spec: EngineSpec, options: PlanOptions, gpu: int) -> None:
-    """Build a plan, and show how far it is and what it is."""
-    from engine_build.build_plan import add_plan  # here: only a GPU machine has TensorRT and pycuda
+def build_plan(spec: EngineSpec, options: PlanOptions, gpu: int, sm: int | None = None) -> None:
+    """Build a plan on a GPU, or ahead for a compute capability, and show how far it is and what it is."""
+    from engine_build.build_plan import add_plan, add_plan_ahead  # here: few machines have TensorRT
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=STDERR, transient=True) as bar:
         # TensorRT 8.6 does not say how far it is: the bar then only shows that time passes.
         task = bar.add_task(f"building the plan of {spec.name}", total=None)
-        now = add_plan(
-            spec,
-            options,
-            gpu=gpu,
-            step=lambda what, done, total: bar.update(task, description=what, completed=done, total=total),
-        )
+
+        def step(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        if sm is None:
+            now = add_plan(spec, options, gpu=gpu, step=step)
+        else:
+            now = add_plan_ahead(spec, options, sm=sm, step=step)
     STDOUT.print(_table(now, now.plans[-1]))
 
 
@@ -103,7 +145,7 @@ def no_gpu(hint: str) -> UserError:
 def _table(spec: EngineSpec, built: PlanSpec) -> Table:
     table = Table("plan", built.file, title=f"Plan of engine {spec.name} built", title_justify="left")
     table.add_row("runs on", f"TensorRT {built.tensorrt}, SM {built.sm}")
-    table.add_row("built on", f"{built.gpu}, optimization level {built.optimization_level}")
+    table.add_row("built on", f"{built.gpu or 'no GPU'}, optimization level {built.optimization_level}")
     table.add_row("profiles", ", ".join(map(str, built.profiles)))
     table.add_row("rows", "end to end" if built.packed else "padded to the longest one's length")
     table.add_row("precision", built.precision)

@@ -69,11 +69,14 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     graphlib.TopologicalSorter({name: needs & files.keys() - {name} for name, needs in graph.items()}).prepare()
 
 
+GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda")
+
+
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
-        ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", "tensorrt", "pycuda")),
-        ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "pycuda", "matplotlib")),
+        ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", *GPU_LIBRARIES)),
+        ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", *GPU_LIBRARIES)),
         ("producer.command", ("torch", "transformers", "onnx", "onnxruntime")),
         ("contract.redis.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],

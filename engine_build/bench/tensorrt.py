@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
@@ -21,6 +20,7 @@ from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import Gathered
 from worker.runtime.layout import TensorShape
 from worker.runtime.microbatch import MicroBatch
+from worker.runtime.trt import VERSION, trt
 
 
 class _OnGpu(NamedTuple):
@@ -64,7 +64,7 @@ class TensorRTBench:
 
     def __init__(self, spec: EngineSpec, gpu: Gpu, plan: LoadedPlan) -> None:
         self._spec, self._gpu, self._plan = spec, gpu, plan
-        self.system = System("tensorrt", gpu.device.name(), f"tensorrt {trt.__version__}")
+        self.system = System("tensorrt", gpu.device.name(), f"tensorrt {VERSION}")
 
     def time(self, shape: BatchShape, runs: int) -> Timed:
         """Time one shape.
@@ -75,8 +75,8 @@ class TensorRTBench:
         layout, batches = self._plan.layout, inputs(self._spec, shape)
         micro, on_gpu = self._upload(batches, shape)
         vectors = np.empty((layout.vectors(micro), self._spec.hidden), np.float32)
-        output, stream = self._output(), cuda.Stream()
-        run = self._runner(micro, on_gpu, output, stream)
+        output, stream = self._output(), self._plan.stream
+        run = self._runner(micro, on_gpu, output)
         run(0)
         stream.synchronize()
         cuda.memcpy_dtoh(vectors, output)
@@ -103,8 +103,8 @@ class TensorRTBench:
             UserError: no profile of the plan takes the shape at once.
         """
         micro, on_gpu = self._upload(inputs(self._spec, shape), shape)
-        stream, profiler = cuda.Stream(), _Profiler()
-        run = self._runner(micro, on_gpu, self._output(), stream)
+        stream, profiler = self._plan.stream, _Profiler()
+        run = self._runner(micro, on_gpu, self._output())
         run(0)
         stream.synchronize()
         self._plan.watch(profiler)
@@ -120,13 +120,13 @@ class TensorRTBench:
         return cuda.mem_alloc(self._plan.layout.sizes()[1] * self._spec.hidden * np.dtype(np.float32).itemsize)
 
     def _runner(
-        self, micro: MicroBatch, on_gpu: list[_OnGpu], output: "cuda.DeviceAllocation", stream: "cuda.Stream"
+        self, micro: MicroBatch, on_gpu: list[_OnGpu], output: "cuda.DeviceAllocation"
     ) -> Callable[[int], None]:
         """Enqueues run 0, 1, 2, …, each with the next of the batches."""
 
         def run(number: int) -> None:
             batch = on_gpu[number % len(on_gpu)]
-            self._plan.enqueue(micro.profile, batch.shapes, {**batch.addresses, OUTPUT: output}, stream)
+            self._plan.enqueue(micro.profile, batch.shapes, {**batch.addresses, OUTPUT: output})
 
         return run
 
@@ -144,7 +144,7 @@ class TensorRTBench:
         return micros[0], uploaded
 
     def _no_profile(self, shape: BatchShape) -> UserError:
-        plan = self._spec.plan_for(trt.__version__, self._gpu.sm)
+        plan = self._spec.plan_for(VERSION, self._gpu.sm)
         packed = f"--packed --profile {shape.rows}x{shape.tokens}"
         return UserError(
             f"no profile of engine {self._spec.name}'s plan takes {shape} at once",

@@ -1,51 +1,22 @@
 """A plan on a GPU: TensorRT and pycuda, and nothing of batches.
 
-Whatever differs between TensorRT 8.6, 10 and 11 is asked of the library, never decided by its version number. Only
-named tensors are used, which all of them have.
+Only named tensors are used, which every TensorRT has from 8.6 on.
 """
 
 import functools
-import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.engine import OUTPUT, EngineSpec
 from contract.errors import UserError
 from worker.runtime.interface import EngineDead
 from worker.runtime.layout import TensorShape, layout_of
-
-log = logging.getLogger("embedmill.worker")
-
-
-class TensorRTLog(trt.ILogger):  # type: ignore[misc]  # TensorRT has no types
-    """TensorRT's own messages: all go to the log, and errors are kept for the exception that follows."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        """Called by TensorRT."""
-        if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-            self.errors.append(message)
-            log.error("TensorRT: %s", message)
-        elif severity == trt.ILogger.Severity.WARNING:
-            log.debug("TensorRT: %s", message)
-
-    def last(self) -> str:
-        """The last three errors, for an exception's message; they are forgotten then."""
-        reason = "; ".join(self.errors[-3:]) or "TensorRT gave no reason"
-        self.errors.clear()
-        return reason
-
-
-LOG = TensorRTLog()
-"""TensorRT takes one logger a process: the first that it is given."""
+from worker.runtime.trt import LOG, VERSION, trt
 
 
 class Gpu(NamedTuple):
@@ -55,6 +26,10 @@ class Gpu(NamedTuple):
     device: "cuda.Device"
     sm: int
     """Compute capability, 90 for 9.0."""
+
+    @property
+    def multiprocessors(self) -> int:
+        return int(self.device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT))
 
     def too_little_memory(self, spec: EngineSpec, reason: object) -> UserError:
         """The error for an engine that does not fit into what is free now."""
@@ -104,6 +79,9 @@ def gpu_context(number: int) -> Iterator[Gpu]:
 class LoadedPlan:
     """An engine's plan for this machine, deserialized on a GPU: one execution context for each profile.
 
+    The contexts share one block of memory for what is computed between the layers, so only one of them may compute at a
+    time: all do on ``stream``, one after another.
+
     Args:
         spec: the engine.
         gpu: whose context is current.
@@ -115,51 +93,70 @@ class LoadedPlan:
     """
 
     def __init__(self, spec: EngineSpec, gpu: Gpu) -> None:
-        plan = spec.plan_for(trt.__version__, gpu.sm)
+        plan = spec.plan_for(VERSION, gpu.sm)
         self.layout = layout_of(spec, plan)
         path = spec.check_plan(plan)
-        serialized = path.read_bytes()
-        if len(serialized) > cuda.mem_get_info()[0]:  # asked first: what TensorRT does without memory differs
-            raise gpu.too_little_memory(spec, f"its plan alone takes {len(serialized) / 2**20:,.0f} MiB")
+        serialized = _read(path, spec, gpu)
         if plan.packed:
             trt.init_libnvinfer_plugins(LOG, "")
-        self._runtime = trt.Runtime(LOG)
-        self._engine = self._runtime.deserialize_cuda_engine(serialized)
+        # After an error, too, all goes while the CUDA context is current, in the order in which TensorRT's objects
+        # depend on one another. So only ``self`` refers to them: a local variable would live on in the traceback.
+        with ExitStack() as taken:
+            self.stream = cuda.Stream()
+            taken.callback(delattr, self, "stream")
+            self._runtime = trt.Runtime(LOG)
+            taken.callback(delattr, self, "_runtime")
+            self._engine = self._runtime.deserialize_cuda_engine(serialized)
+            taken.callback(delattr, self, "_engine")
+            self._check_engine(path, spec, gpu)
+            self._size = memory_size(self._engine)
+            try:
+                self._memory = cuda.mem_alloc(self._size)
+            except cuda.MemoryError as error:
+                raise gpu.too_little_memory(spec, error) from None
+            taken.callback(self._memory.free)
+            self._contexts: list[trt.IExecutionContext] = []
+            taken.callback(self._contexts.clear)
+            # One for each profile: a change of profile has the next run set up everything again.
+            for profile in range(len(plan.profiles)):
+                self._contexts.append(_context_without_memory(self._engine))
+                self._set_up(profile, path, spec, gpu)
+            self.stream.synchronize()
+            self._taken = taken.pop_all()
+
+    def _check_engine(self, path: Path, spec: EngineSpec, gpu: Gpu) -> None:
         if self._engine is None:
             reason = LOG.last()
             if _is_out_of_memory(reason):
                 raise gpu.too_little_memory(spec, reason)
-            raise UserError(f"TensorRT {trt.__version__} refuses {path} ({reason})", hint=spec.rebuild_plan)
+            raise UserError(f"TensorRT {VERSION} refuses {path} ({reason})", hint=spec.rebuild_plan)
         names = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
         if names != {*self.layout.inputs, OUTPUT}:
             raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", hint=spec.rebuild_plan)
-        # One for each profile: a change of profile has the next run set up everything again.
-        self._contexts = []
-        stream = cuda.Stream()
-        for profile in range(len(plan.profiles)):
-            context = self._engine.create_execution_context()
-            if context is None or not context.set_optimization_profile_async(profile, stream.handle):
-                reason = LOG.last()
-                if _is_out_of_memory(reason):
-                    raise gpu.too_little_memory(spec, reason)
-                raise EngineDead(f"no execution context for {path}: {reason}")
-            self._contexts.append(context)
-        stream.synchronize()
+
+    def _set_up(self, profile: int, path: Path, spec: EngineSpec, gpu: Gpu) -> None:
+        """Give the profile's context the memory that all share, and its profile."""
+        if self._contexts[profile] is not None:
+            if hasattr(self._contexts[profile], "set_device_memory"):
+                self._contexts[profile].set_device_memory(int(self._memory), self._size)
+            else:  # 8.6
+                self._contexts[profile].device_memory = int(self._memory)
+            if self._contexts[profile].set_optimization_profile_async(profile, self.stream.handle):
+                return
+        reason = LOG.last()
+        if _is_out_of_memory(reason):
+            raise gpu.too_little_memory(spec, reason)
+        raise EngineDead(f"no execution context for {path}: {reason}")
 
     def enqueue(
-        self,
-        profile: int,
-        shapes: Mapping[str, TensorShape],
-        addresses: Mapping[str, "cuda.DeviceAllocation"],
-        stream: "cuda.Stream",
+        self, profile: int, shapes: Mapping[str, TensorShape], addresses: Mapping[str, "cuda.DeviceAllocation"]
     ) -> None:
-        """Start a micro-batch.
+        """Start a micro-batch on ``stream``.
 
         Args:
             profile: the profile's index.
             shapes: each input's.
             addresses: on the device, of each input, int32, and of ``OUTPUT``, float32.
-            stream: to compute on.
 
         Raises:
             EngineDead: TensorRT did not take it.
@@ -169,7 +166,7 @@ class LoadedPlan:
         accepted = accepted and all(
             context.set_tensor_address(name, int(address)) for name, address in addresses.items()
         )
-        if not (accepted and context.execute_async_v3(stream.handle)):
+        if not (accepted and context.execute_async_v3(self.stream.handle)):
             raise EngineDead(f"TensorRT did not compute a micro-batch of the shapes {shapes}: {LOG.last()}")
 
     def watch(self, profiler: "trt.IProfiler") -> None:
@@ -178,10 +175,28 @@ class LoadedPlan:
             context.profiler = profiler
 
     def close(self) -> None:
-        """Free it, in the order in which TensorRT's objects depend on one another."""
-        self._contexts.clear()
-        del self._engine
-        del self._runtime
+        """Free it."""
+        self._taken.close()
+
+
+def memory_size(engine: "trt.ICudaEngine") -> int:
+    """Bytes that an execution context needs for what is computed between the layers, with any of the profiles."""
+    size = engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size
+    return max(int(size), 256)  # CUDA allocates no empty block
+
+
+def _context_without_memory(engine: "trt.ICudaEngine") -> "trt.IExecutionContext | None":
+    if hasattr(trt, "ExecutionContextAllocationStrategy"):
+        return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    return engine.create_execution_context_without_device_memory()  # 8.6
+
+
+def _read(path: Path, spec: EngineSpec, gpu: Gpu) -> bytes:
+    """A plan that may fit into the GPU's memory. Asked first: what TensorRT does without memory differs."""
+    serialized = path.read_bytes()
+    if len(serialized) > cuda.mem_get_info()[0]:
+        raise gpu.too_little_memory(spec, f"its plan alone takes {len(serialized) / 2**20:,.0f} MiB")
+    return serialized
 
 
 def _is_out_of_memory(reason: str) -> bool:

@@ -32,6 +32,12 @@ def missing(*packages: str) -> str:
     return f"no Python package {' and '.join(absent)}" if absent else ""
 
 
+def tensorrt_package() -> str:
+    """The package that TensorRT is taken from: ``tensorrt``, or ``tensorrt_rtx`` where only that is installed; empty
+    where neither is."""
+    return next((name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)), "")
+
+
 def lacking(*packages: str) -> str:
     """What this machine lacks for a GPU and these packages, by default TensorRT's; empty if nothing."""
-    return missing(*(packages or ("tensorrt", "pycuda"))) if gpu_count() else "no NVIDIA GPU"
+    return missing(*(packages or (tensorrt_package() or "tensorrt", "pycuda"))) if gpu_count() else "no NVIDIA GPU"

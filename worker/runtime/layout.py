@@ -133,9 +133,10 @@ class Packed:
 
     def _fill_tokens(self, batch: Batch, micro: MicroBatch, lengths: npt.NDArray[np.int32], buffers: Buffers) -> None:
         real = int(lengths.sum())
-        tokens = np.arange(batch.input_ids.shape[1]) < lengths[:, None]
+        longest = int(lengths.max())
+        tokens = np.arange(longest) < lengths[:, None]
         for name, padding in (("input_ids", self._pad_id), ("token_type_ids", 0)):
-            buffers[name][:real] = getattr(batch, name)[micro.rows][tokens]
+            buffers[name][:real] = getattr(batch, name)[micro.rows, :longest][tokens]
             buffers[name][real : micro.tokens] = padding
 
     def _positions(self, ids: npt.NDArray[np.int32], row_start: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:

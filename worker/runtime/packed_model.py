@@ -13,7 +13,7 @@ Every architecture whose attention goes through that interface is computed so, w
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +169,12 @@ class PackedModel(nn.Module):
         encoder.set_attn_implementation(_ATTENTION)
         self.encoder, self.pooling, self.head, self.longest = encoder.eval(), pooling, head.eval(), longest
         self._takes = inspect.signature(encoder.forward).parameters.keys()
-        self.hidden_states: Callable[..., Tensor] = self._hidden_states
-        """As ``forward`` calls it; a worker on a GPU puts the compiled one here."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The encoder's layers, in order; the encoder as a whole where it has no list of them."""
+        lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
+        return max((list(one) for one in lists), key=len, default=[self.encoder])
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
@@ -179,9 +183,7 @@ class PackedModel(nn.Module):
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
         """
         cu_seqlens = inputs["cu_seqlens"]
-        hidden = self.hidden_states(
-            inputs["input_ids"], inputs["token_type_ids"], inputs["position_ids"], cu_seqlens
-        ).float()
+        hidden = self._hidden_states(**inputs).float()
         if self.pooling == "mean":
             lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
             # Unsafe: without checks of the lengths, each of which would wait for the GPU.
@@ -191,11 +193,13 @@ class PackedModel(nn.Module):
         vectors: Tensor = self.head(hidden)
         return vectors
 
-    def _hidden_states(self, ids: Tensor, types: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def _hidden_states(
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+    ) -> Tensor:
         """``[tokens, width]``, of the last layer."""
-        some = {"token_type_ids": types[None], "position_ids": positions[None]}
+        some = {"token_type_ids": token_type_ids[None], "position_ids": position_ids[None]}
         made = self.encoder(
-            input_ids=ids[None],
+            input_ids=input_ids[None],
             cu_seqlens=cu_seqlens,
             longest=self.longest,
             **{name: values for name, values in some.items() if name in self._takes},

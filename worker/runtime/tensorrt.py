@@ -11,10 +11,11 @@ next rows are filled in and copied. Processes that share a GPU compute one batch
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pycuda.driver as cuda
-import tensorrt as trt
 
 from contract.batch import Batch
 from contract.engine import OUTPUT, EngineSpec
@@ -24,6 +25,7 @@ from worker.runtime.interface import EngineDead, Gathered, Inference
 from worker.runtime.layout import Layout
 from worker.runtime.microbatch import MicroBatch
 from worker.runtime.pipeline import run_pipelined
+from worker.runtime.trt import VERSION
 
 _SLOTS = 2
 """Micro-batches in flight at most."""
@@ -71,18 +73,32 @@ class _Slot:
 
     def __init__(self, layout: Layout, hidden: int) -> None:
         elements, vectors = layout.sizes()
-        self.sent = {name: cuda.pagelocked_empty(elements, np.int32) for name in layout.inputs}
-        self.received = cuda.pagelocked_empty((vectors, hidden), np.float32)
-        self.device = {name: cuda.mem_alloc(buffer.nbytes) for name, buffer in self.sent.items()}
-        self.device[OUTPUT] = cuda.mem_alloc(self.received.nbytes)
-        self.uploaded, self.computed, self.done = cuda.Event(), cuda.Event(), cuda.Event()
+        with ExitStack() as taken:
+            taken.callback(vars(self).clear)  # the events go with the last reference
+            self.sent = {name: _pinned((elements,), np.int32, taken) for name in layout.inputs}
+            self.received = _pinned((vectors, hidden), np.float32, taken)
+            self.device = {name: _on_gpu(buffer.nbytes, taken) for name, buffer in self.sent.items()}
+            self.device[OUTPUT] = _on_gpu(self.received.nbytes, taken)
+            self.uploaded, self.computed, self.done = cuda.Event(), cuda.Event(), cuda.Event()
+            self._taken = taken.pop_all()
 
-    def free(self) -> None:
-        """Give the memory back."""
-        for buffer in self.device.values():
-            buffer.free()
-        for pinned in (*self.sent.values(), self.received):
-            pinned.base.free()
+    def close(self) -> None:
+        """Free it."""
+        self._taken.close()
+
+
+def _pinned(shape: tuple[int, ...], dtype: type[np.generic], taken: ExitStack) -> npt.NDArray[Any]:
+    """Page-locked host memory, freed with the stack."""
+    buffer = cuda.pagelocked_empty(shape, dtype)
+    taken.callback(buffer.base.free)
+    return buffer
+
+
+def _on_gpu(size: int, taken: ExitStack) -> "cuda.DeviceAllocation":
+    """So many bytes on the GPU, freed with the stack."""
+    allocation = cuda.mem_alloc(size)
+    taken.callback(allocation.free)
+    return allocation
 
 
 class _Pipeline:
@@ -97,9 +113,16 @@ class _Pipeline:
     """
 
     def __init__(self, plan: LoadedPlan, hidden: int) -> None:
-        self._plan = plan
-        self._upload, self._compute, self._download = cuda.Stream(), cuda.Stream(), cuda.Stream()
-        self.slots = [_Slot(plan.layout, hidden) for _ in range(_SLOTS)]
+        with ExitStack() as taken:
+            taken.callback(vars(self).clear)  # the streams go with the last reference
+            self._plan = plan
+            # Both slots compute on the plan's stream, one after another: they share the memory between its layers.
+            self._upload, self._compute, self._download = cuda.Stream(), plan.stream, cuda.Stream()
+            self.slots: list[_Slot] = []
+            for _ in range(_SLOTS):
+                self.slots.append(_Slot(plan.layout, hidden))
+                taken.callback(self.slots[-1].close)
+            self._taken = taken.pop_all()
 
     def start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
         """Fill a slot and start its micro-batch."""
@@ -108,7 +131,7 @@ class _Pipeline:
             cuda.memcpy_htod_async(slot.device[name], slot.sent[name][: math.prod(shape)], self._upload)
         slot.uploaded.record(self._upload)
         self._compute.wait_for_event(slot.uploaded)
-        self._plan.enqueue(micro.profile, shapes, slot.device, self._compute)
+        self._plan.enqueue(micro.profile, shapes, slot.device)
         slot.computed.record(self._compute)
         self._download.wait_for_event(slot.computed)
         vectors = self._plan.layout.vectors(micro)
@@ -117,17 +140,14 @@ class _Pipeline:
 
     def close(self) -> None:
         """Free everything: pycuda's objects must go before their context does."""
-        for slot in self.slots:
-            slot.free()
-        self.slots.clear()
-        del self._upload, self._compute, self._download
+        self._taken.close()
 
 
 class TensorRTEngine:
     """A plan on one GPU, its buffers, and the GPU's lock; ``tensorrt_engine`` makes it."""
 
     precision = "fp16"
-    runtime = f"tensorrt {trt.__version__}"
+    runtime = f"tensorrt {VERSION}"
 
     def __init__(self, spec: EngineSpec, gpu: int, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
         self.spec, self._gpu, self._layout, self._pipeline, self._lock = spec, gpu, layout, pipeline, lock
@@ -145,13 +165,7 @@ class TensorRTEngine:
             self._layout.gather(micro, slot.received[: self._layout.vectors(micro)], batch.lengths, gathered)
 
         try:
-            run_pipelined(
-                microbatches,
-                pipeline.slots,
-                self._lock,
-                lambda slot, micro: pipeline.start(slot, micro, batch),
-                collect,
-            )
+            run_pipelined(microbatches, pipeline.slots, self._lock, start, collect)
         except cuda.Error as error:
             raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))

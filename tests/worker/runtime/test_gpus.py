@@ -1,8 +1,10 @@
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from worker.runtime.gpus import gpu_count, gpu_model, lacking, missing
+from worker.runtime import gpus
+from worker.runtime.gpus import gpu_count, gpu_model, lacking, missing, tensorrt_package
 
 
 @pytest.fixture
@@ -47,3 +49,20 @@ def test_the_gpus_model_is_the_drivers_name_unless_there_are_several(tmp_path: P
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing("numpy", "json") == ""
     assert missing("numpy", "no_such", "nor_this") == "no Python package no_such and nor_this"
+
+
+@pytest.mark.parametrize(
+    ("installed", "package", "lacks"),
+    [
+        (["tensorrt", "tensorrt_rtx", "pycuda"], "tensorrt", ""),
+        (["tensorrt_rtx", "pycuda"], "tensorrt_rtx", ""),
+        (["tensorrt_rtx"], "tensorrt_rtx", "no Python package pycuda"),
+        ([], "", "no Python package tensorrt and pycuda"),
+    ],
+)
+def test_tensorrt_rtx_is_taken_where_tensorrt_is_not_installed(
+    installed: list[str], package: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    monkeypatch.setattr(gpus, "gpu_count", lambda: 1)
+    assert (tensorrt_package(), lacking()) == (package, lacks)
