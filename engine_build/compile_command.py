@@ -6,7 +6,7 @@ from rich.table import Table
 from contract.engine import load_engine
 from contract.errors import UserError
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT
-from worker.runtime.gpus import lacking
+from worker.runtime.gpus import torch_lacking
 
 _EPILOG = """\b
 Example:
@@ -25,7 +25,7 @@ def compile_(engine: str | None, gpu: int) -> None:
     A worker on another machine with the same version of PyTorch and compute capability loads it in seconds. Without it
     each worker compiles for itself when it starts, which takes about a minute.
     """
-    if lacks := lacking("torch", "transformers", "safetensors"):
+    if lacks := torch_lacking():
         raise UserError(
             f"this machine has {lacks}",
             "PyTorch compiles on a GPU of the kind that will run it",

@@ -80,7 +80,7 @@ def measure(
             found = np.concatenate([engine.infer(batch).vectors for batch in some.values()])
             speeds = {}
             for kind, batch in inputs.items():
-                step(f"{runtime.name}: {kind} rows")
+                step(f"timing {runtime.name}, rows: {kind}")
                 speeds[kind] = _speed(engine, batch, seconds)
             comparison = compare(found, expected)
             yield Measurement(

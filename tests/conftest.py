@@ -12,7 +12,7 @@ import pytest
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.settings import settings
 from tests.hub import Hub, serve
-from worker.runtime.gpus import lacking
+from worker.runtime.gpus import lacking, torch_lacking
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
@@ -22,9 +22,9 @@ MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-a
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if lacks := lacking():
+    for marker, lacks in (("gpu", lacking()), ("gpu_torch", torch_lacking())):
         for item in items:
-            if item.get_closest_marker("gpu"):
+            if lacks and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"this machine has {lacks}"))
 
 

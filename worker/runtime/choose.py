@@ -12,7 +12,7 @@ from typing import NamedTuple
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from worker.runtime.gpus import gpu_model, lacking, missing
+from worker.runtime.gpus import TORCH, gpu_model, lacking, missing, torch_lacking
 from worker.runtime.interface import Engine
 
 log = logging.getLogger("embedmill.worker")
@@ -49,15 +49,7 @@ def _no_plan(spec: EngineSpec) -> str:
 
 
 def _no_torch() -> str:
-    return missing("torch", "transformers", "safetensors")
-
-
-def _no_gpu_torch() -> str:
-    if lacks := lacking("torch", "transformers", "safetensors"):
-        return lacks
-    import torch  # here, on a machine with a GPU alone: it takes seconds. Children that are forked later have it then.
-
-    return "" if torch.backends.cuda.is_built() else f"a PyTorch without CUDA ({torch.__version__})"
+    return missing(*TORCH)
 
 
 def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
@@ -86,7 +78,7 @@ def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
 
 def _preload_torch_gpu() -> None:
     import worker.runtime.torch_gpu  # noqa: F401, I001  # first: it has PyTorch compile without threads
-    import torch._inductor.compile_fx  # which PyTorch imports when it compiles
+    import torch._inductor.compile_fx  # noqa: F401  # which PyTorch imports when it compiles
 
 
 _ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, _nothing, "onnxruntime", "cpu")
@@ -97,7 +89,7 @@ _GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
 
 RUNTIMES = (
     Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _nothing, _GPU_TENSORRT, "gpu"),
-    Runtime("torch", _open_torch_gpu, True, _no_gpu_torch, _nothing, _preload_torch_gpu, _GPU_TORCH, "torch"),
+    Runtime("torch", _open_torch_gpu, True, torch_lacking, _nothing, _preload_torch_gpu, _GPU_TORCH, "torch"),
     _ONNX,
     Runtime("torch", _open_torch_cpu, False, _no_torch, _nothing, _nothing, "torch and transformers", "torch"),
 )

@@ -41,3 +41,16 @@ def tensorrt_package() -> str:
 def lacking(*packages: str) -> str:
     """What this machine lacks for a GPU and these packages, by default TensorRT's; empty if nothing."""
     return missing(*(packages or (tensorrt_package() or "tensorrt", "pycuda"))) if gpu_count() else "no NVIDIA GPU"
+
+
+TORCH = ("torch", "transformers", "safetensors")
+"""What computing with PyTorch takes."""
+
+
+def torch_lacking() -> str:
+    """What this machine lacks for PyTorch on a GPU; empty if nothing."""
+    if lacks := lacking(*TORCH):
+        return lacks
+    import torch  # here, on a machine with a GPU alone: it takes seconds. Children that are forked later have it then.
+
+    return "" if torch.backends.cuda.is_built() else f"a PyTorch without CUDA ({torch.__version__})"

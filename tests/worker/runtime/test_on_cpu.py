@@ -1,4 +1,7 @@
+"""The engines that compute on a CPU, each against plain transformers."""
+
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,18 @@ from contract.errors import UserError
 from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
+from worker.runtime.choose import Opened
 from worker.runtime.onnx import onnx_engine
+from worker.runtime.torch_cpu import torch_cpu_engine
+
+Open = Callable[[EngineSpec, int], Opened]
+
+
+@pytest.fixture(params=[onnx_engine, torch_cpu_engine])
+def opened(request: pytest.FixtureRequest) -> Open:
+    """Opens an engine in one of the runtimes."""
+    made: Open = request.param
+    return made
 
 
 def texts(rows: int) -> list[str]:
@@ -37,29 +51,29 @@ def pytorch(model: Path, rows: list[str]) -> list[np.ndarray]:
 
 
 def test_vectors_are_pytorchs_whatever_the_micro_batches(
-    tiny: EngineSpec, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Open, tiny: EngineSpec, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = texts(60)
     expected = np.stack([hidden.mean(axis=0) for hidden in pytorch(tiny_model, rows)])
     for budget in ("1", "700", "100000"):
         monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", budget)
         settings.cache_clear()
-        with onnx_engine(tiny, threads=1) as engine:
+        with opened(tiny, 1) as engine:
             found = engine.infer(batch(tiny, list(rows))).vectors
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_token_level_vectors_are_those_of_the_real_tokens_in_row_order(tiny_model: Path) -> None:
+def test_token_level_vectors_are_those_of_the_real_tokens_in_row_order(opened: Open, tiny_model: Path) -> None:
     spec = build_engine(tiny_model, "tiny-tokens", "tokens")
     rows = texts(12)
-    with onnx_engine(spec, threads=1) as engine:
+    with opened(spec, 1) as engine:
         found = engine.infer(batch(spec, list(rows))).vectors
     np.testing.assert_allclose(found, np.concatenate(pytorch(tiny_model, rows)), atol=1e-5)
 
 
-def test_rows_without_a_text_are_left_out(tiny: EngineSpec) -> None:
+def test_rows_without_a_text_are_left_out(opened: Open, tiny: EngineSpec) -> None:
     first, second = texts(2)
-    with onnx_engine(tiny, threads=1) as engine:
+    with opened(tiny, 1) as engine:
         with_nulls = engine.infer(batch(tiny, [None, first, None, second, None]))
         without = engine.infer(batch(tiny, [first, second]))
         nothing = engine.infer(batch(tiny, [None, None]))
@@ -76,11 +90,22 @@ def test_computed_tokens_counts_the_padding(tiny: EngineSpec, monkeypatch: pytes
         assert engine.infer(rows).computed_tokens == 5 * rows.lengths.max()
 
 
-def test_a_changed_onnx_file_is_refused_before_it_is_used(tiny_model: Path) -> None:
+@pytest.mark.parametrize(("file", "opened"), [("model.onnx", onnx_engine), ("model.safetensors", torch_cpu_engine)])
+def test_a_changed_file_is_refused_before_it_is_used(file: str, opened: Open, tiny_model: Path) -> None:
     spec = build_engine(tiny_model, "tampered")
-    file = spec.folder / "model.onnx"
-    content = bytearray(file.read_bytes())
+    path = spec.folder / file
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), onnx_engine(spec, threads=1):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), opened(spec, 1):
         pass
+    path.write_bytes(bytes(content[:-1]) + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 200])
+def test_batches_of_any_size_and_length(rows: int, tiny: EngineSpec) -> None:
+    """Two implementations that share no code must agree."""
+    random, words = np.random.default_rng(rows), texts(40)
+    some = batch(tiny, [words[random.integers(40)][: random.integers(1, 4000)] for _ in range(rows)])
+    with onnx_engine(tiny, 1) as onnx, torch_cpu_engine(tiny, 1) as pytorch:
+        np.testing.assert_allclose(pytorch.infer(some).vectors, onnx.infer(some).vectors, atol=2e-6)

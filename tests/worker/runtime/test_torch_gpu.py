@@ -1,0 +1,234 @@
+"""PyTorch on a real GPU, against ONNX Runtime in FP32 on the same rows."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contract.batch import Batch
+from contract.compare import TOLERANCES, compare
+from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.errors import UserError
+from contract.settings import settings
+from producer.batches import open_tokenizer, tokenize
+from tests.conftest import JARGON
+from worker.runtime.choose import open_engine
+from worker.runtime.interface import Engine
+from worker.runtime.onnx import onnx_engine
+
+ROOT = JARGON.parent.parent
+
+pytestmark = [pytest.mark.gpu_torch, pytest.mark.timeout(600)]
+
+NAMES = ("tiny", "tiny-tokens", "packed", "roberta")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built(session_engines: Path) -> None:
+    """The session's engines, one of RoBERTa's family among them, whose positions count past padding tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
+        settings.cache_clear()
+        for name in NAMES:
+            if not engine_folder(name).exists():
+                from bench.tiny_model import save_tiny_model
+                from tests.conftest import build_engine
+
+                kind = "roberta" if name == "roberta" else "bert"
+                width: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 2} if name != "tiny" else {}
+                model = save_tiny_model(session_engines.parent / name, kind, **width)
+                build_engine(model, name, "tokens" if "tokens" in name else None)
+    settings.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def torch_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDMILL_RUNTIME", "torch")
+    settings.cache_clear()
+
+
+def jargon(rows: int) -> list[str]:
+    return [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()[:rows]]
+
+
+def batch(spec: EngineSpec, rows: list[str | None]) -> Batch:
+    ids, mask, n_tokens = tokenize(rows, open_tokenizer(spec))
+    return Batch("job", 0, spec.fingerprint, np.arange(len(rows)), ids, mask, np.zeros_like(ids), n_tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vectors_are_those_of_fp32_in_row_order(name: str) -> None:
+    spec = load_engine(name)
+    whole = batch(spec, [None, *jargon(300), None, "", "one", "a[UNK]b [PAD] c"])
+    with onnx_engine(spec, threads=4) as fp32:
+        expected = fp32.infer(whole)
+    with open_engine(spec, threads=1) as engine:
+        assert (engine.precision, engine.runtime.split()[0]) == ("fp16", "torch")
+        found, again = engine.infer(whole), engine.infer(whole)
+    comparison = compare(found.vectors, expected.vectors)
+    assert comparison.within(TOLERANCES["fp16"]), comparison
+    assert found.computed_tokens >= whole.lengths.sum()
+    assert np.array_equal(found.vectors, again.vectors)
+
+
+def test_batches_of_any_size_and_length() -> None:
+    spec, random = load_engine("tiny"), np.random.default_rng(3)
+    words = jargon(40)
+    with open_engine(spec, threads=1) as engine, onnx_engine(spec, threads=2) as fp32:
+        for rows in (1, 2, 31, 33, 200, 2000):
+            texts: list[str | None] = [words[random.integers(40)][: random.integers(1, 4000)] for _ in range(rows)]
+            some = batch(spec, texts)
+            comparison = compare(engine.infer(some).vectors, fp32.infer(some).vectors)
+            assert comparison.within(TOLERANCES["fp16"]), (rows, comparison)
+        nothing = engine.infer(batch(spec, [None]))
+    assert nothing.vectors.shape == (0, spec.hidden)
+
+
+def test_loads_and_releases_leave_nothing_behind() -> None:
+    spec = load_engine("packed")
+    some = batch(spec, list(jargon(8)))
+    taken = []
+    for _ in range(8):
+        with open_engine(spec, threads=1) as engine:
+            engine.infer(some)
+        taken.append(gpu_memory())
+    assert max(taken[1:]) - min(taken[1:]) <= 2 * 2**20, taken
+
+
+def gpu_memory() -> int:
+    """Bytes of GPU 0's memory that are in use, by whomever."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
+
+
+def test_a_process_leaves_no_memory_behind() -> None:
+    """Of two processes the second is the measure: this one has memory of its own."""
+    before = gpu_memory()
+    code = "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+    code += "with o(l('tiny'), 1): pass"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert gpu_memory() <= before
+
+
+def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
+    """In a process of its own: nothing on the GPU works in it afterwards."""
+    code = """
+import os
+import numpy as np
+from contract.batch import Batch
+from contract.engine import load_engine
+from worker.runtime.interface import EngineDead
+from worker.runtime.torch_gpu import torch_gpu_engine
+spec = load_engine("tiny")
+ones = np.ones((4, 512), np.int32)
+batch = Batch("job", 0, "", np.arange(4), ones * (2**31 - 1), ones, ones * 0, np.full(4, 512, np.int32))
+opened = torch_gpu_engine(spec, 0)  # kept: it would be closed once nobody refers to it
+engine = opened.__enter__()
+try:
+    engine.infer(batch)
+except EngineDead as error:
+    print("dead:", error, flush=True)
+os._exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 7, done.stderr
+    assert "dead: GPU 0 failed" in done.stdout, done.stderr
+
+
+def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
+    code = """
+import torch
+from contract.engine import load_engine
+from contract.errors import UserError
+from worker.runtime.torch_gpu import torch_gpu_engine
+spec = load_engine("packed")
+taken = torch.empty(torch.cuda.mem_get_info()[0] - 2**26, dtype=torch.uint8, device="cuda")
+try:
+    with torch_gpu_engine(spec, 0):
+        print("loaded")
+except UserError as error:
+    print("refused:", error)
+del taken
+torch.cuda.empty_cache()
+with torch_gpu_engine(spec, 0):
+    print("loaded once there is memory")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    refused, loaded = done.stdout.splitlines()
+    assert refused.startswith("refused: GPU 0 has too little free memory for engine packed: ")
+    assert loaded == "loaded once there is memory"
+
+
+def test_after_an_error_the_next_batch_has_its_own_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the middle of a batch leaves micro-batches on the GPU, whose vectors are nobody's."""
+    from worker.runtime.layout import Packed
+
+    spec = load_engine("packed")
+    first, second = batch(spec, list(jargon(600))), batch(spec, list(jargon(700)[600:]))
+    with open_engine(spec, threads=1) as engine:
+        expected = engine.infer(second).vectors
+        for method in ("fill", "gather"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Packed, method, failing_second(getattr(Packed, method)))
+                with pytest.raises(ValueError, match="the second micro-batch"):
+                    engine.infer(first)
+            assert np.array_equal(engine.infer(second).vectors, expected)
+
+
+def failing_second(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the layout, which raises when it is called for the second time."""
+    calls = itertools.count(1)
+
+    def call(*arguments: object) -> Any:
+        if next(calls) == 2:
+            raise ValueError("the second micro-batch")
+        return method(*arguments)
+
+    return call
+
+
+def test_what_was_compiled_is_loaded_and_gives_the_same_vectors(tmp_path: Path) -> None:
+    """In processes of their own, each with empty caches: what is kept must be all that is needed."""
+    name = "packed"
+    run = subprocess.run(
+        [sys.executable, "-m", "engine_build", "compile", "--engine", name], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    spec = load_engine(name)
+    (compiled,) = spec.compiled
+    assert (spec.folder / compiled.file).is_file()
+    some = batch(spec, list(jargon(30)))
+    with open_engine(spec.model_copy(update={"compiled": ()}), threads=1) as engine:
+        expected = vectors_of(engine, some)
+    began = time.monotonic()
+    with open_engine(spec, threads=1) as engine:
+        found = vectors_of(engine, some)
+    print(f"loaded in {time.monotonic() - began:.1f} s")
+    np.testing.assert_array_equal(found, expected)
+
+
+def vectors_of(engine: Engine, some: Batch) -> Any:
+    return engine.infer(some).vectors
+
+
+def test_changed_compiled_graphs_are_refused_before_they_are_loaded() -> None:
+    spec = load_engine("packed")
+    if not spec.compiled:
+        pytest.skip("nothing was compiled: the test above failed")
+    file = spec.folder / spec.compiled[0].file
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        with pytest.raises(UserError, match=r"SHA-256.*engine_build compile --engine packed"), open_engine(spec, 1):
+            pass
+    finally:
+        file.write_bytes(content)
