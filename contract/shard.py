@@ -164,7 +164,8 @@ def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:
 
 def commit(table: pa.Table, shard: Location, staging: Location) -> bool:
     """Write a shard so that it is there in full or not at all, also if the power goes. Of two workers that write the
-    same shard the first one wins; the other's file is dropped.
+    same shard the first one wins, and the other's file is dropped; on a file system without hard links the last one
+    wins, and each is told that its file was put there.
 
     Args:
         table: what ``table_of`` returned.

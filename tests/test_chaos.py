@@ -1,12 +1,16 @@
 """A short version of ``make chaos``: fewer batches, fewer faults, the same comparison row by row."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 from rich.console import Console
 
+from bench.chaos import rig
 from bench.chaos.__main__ import run
 from bench.chaos.faults import Fault, Scale, confuse, kill_children, kill_workers, lose_redis, nothing
+from tests.contract.samples import a_job
 
 POISON = {"CHAOS_RAISE": "41", "CHAOS_KILL": "103", "CHAOS_NAN": "177"}
 SHORT = (
@@ -30,3 +34,17 @@ def test_no_row_is_lost_twice_or_different_whatever_happens(tmp_path: Path, sess
     for record in records:
         assert record["passed"], record
         assert (record["rows"], record["rows_lost"], record["rows_twice"], record["rows_different"]) == (300, 0, 0, 0)
+
+
+def test_of_what_is_left_on_redis_only_a_count_that_expires_is_no_fault(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rig, "_LAST_WORDS", 0.5)
+    job, client = a_job(tmp_path / "output"), redis.Redis.from_url(redis_url)
+    job.save()
+    after = rig.Rig(tmp_path, tmp_path, tmp_path, 1, {}, port=urlsplit(redis_url).port or 0)
+    client.set(f"embedmill:{job.key}:rows", 5, ex=60)
+    assert after.left_on_redis() == []
+    client.persist(f"embedmill:{job.key}:rows")
+    client.set(f"embedmill:{job.key}:out", "x", ex=60)
+    assert after.left_on_redis() == [f"embedmill:{job.key}:out", f"embedmill:{job.key}:rows"]

@@ -1,41 +1,23 @@
-"""Objects of an object store: S3, or what speaks its protocol, and Google Cloud Storage, through obstore.
-
-Credentials, region and endpoint are the usual variables (``AWS_*``, ``AWS_ENDPOINT_URL``,
-``GOOGLE_APPLICATION_CREDENTIALS``); profiles in ``~/.aws`` are read by boto3, where that is installed.
-"""
+"""Objects of an object store: S3, or what speaks its protocol, and Google Cloud Storage, through obstore."""
 
 import contextlib
-import functools
 import io
-import logging
-import math
-import os
 import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from typing import IO, Any, Self, TypeVar
 
 import obstore
-import obstore.store
 import pyarrow as pa
-import tenacity
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError
 
-from contract.store.interface import Entry, StoreError, StoreRefuses
+from contract.store.client import patiently, store_of, timeout
+from contract.store.interface import Entry, StoreRefuses
+from contract.store.refusals import bare, error_of
 
 _URI = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/(?!\.{1,2}(/|$))[^/?#\x00-\x1f]+)*")
 """No query: it could send the credentials to another endpoint, and a job's folder comes out of Redis."""
-
-_PATIENCE = 30.0
-"""Seconds for which a call tries again, at least once, while an object store does not answer."""
-
-_REQUEST_SECONDS = 30.0
-"""Of one request that carries next to nothing."""
-
-_SLOWEST = 250_000
-"""Bytes a second of the slowest connection on which a large object still arrives."""
 
 _SLICE = 8 * 2**20
 """Most bytes that one request reads."""
@@ -43,28 +25,8 @@ _SLICE = 8 * 2**20
 _CONFLICTS = 5
 """How often a conditional write is tried again that collided with another one's."""
 
-_REFUSED = re.compile(r"status code: (3\d\d|501|4(?!08|29)\d\d)|Missing \w+|credential", re.IGNORECASE)
-"""An HTTP status that stays however long one waits, or no credentials; read in what ``_bare`` leaves of an error."""
-
-_REDIRECTED = re.compile(r"status code: 3\d\d|redirect", re.IGNORECASE)
-"""The bucket is in another region."""
-
-_METADATA_SERVER = re.compile(r"https?://(169\.254\.|metadata\.google\.internal|\[fd00:ec2::254\])")
-"""Asked for credentials where no variable has them: outside of a cloud it does not answer."""
-
-_GIVES_CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-}
-
-_REGION = {"AWS_REGION", "AWS_DEFAULT_REGION"}
-
 _BUFFER = 64 * 1024
 """Bytes that a small read fetches: a Parquet file's footer fits."""
-
-_log = logging.getLogger("embedmill.store")
 
 _Result = TypeVar("_Result")
 
@@ -159,7 +121,7 @@ class BucketPath:
         try:
             self._write(data, "overwrite")
         except AlreadyExistsError as error:  # a conflict, which a store may answer at any time
-            raise self._error(error) from None
+            raise error_of(error, self.uri) from None
 
     def create(self, write: Callable[[IO[bytes]], None], staging: "BucketPath") -> bool:
         whole = io.BytesIO()
@@ -175,7 +137,7 @@ class BucketPath:
                 # The same bytes are this call's own: the answer to an earlier request was lost.
                 return self.size() == len(data) and self.read_bytes() == data
             time.sleep(0.1 * 2**attempt)  # another write was under way and did not come to its end
-        raise self._error(conflict)
+        raise error_of(conflict, self.uri)
 
     def make_folder(self) -> None:
         """Nothing to do: an object's prefix needs no making."""
@@ -211,33 +173,18 @@ class BucketPath:
         scheme, _, path = self.uri.partition("://")
         bucket, _, key = path.partition("/")
         try:
-            store = _store(scheme, bucket, _timeout(size))
+            store = store_of(scheme, bucket, timeout(size))
         except BaseError as error:
-            raise self._error(error) from None
+            raise error_of(error, self.uri) from None
         except Exception as error:  # boto3's errors, and whatever a wrong variable raises
             hint = "correct what the variables and files for credentials say"
-            raise StoreRefuses(f"no client for {self} ({_bare(error)})", hint=hint) from None
+            raise StoreRefuses(f"no client for {self} ({bare(error)})", hint=hint) from None
         try:
-            return _patiently(lambda: question(store, key))
+            return patiently(lambda: question(store, key))
+        except AlreadyExistsError:
+            raise
         except BaseError as error:
-            if isinstance(error, AlreadyExistsError):
-                raise
-            raise self._error(error) from None
-
-    def _error(self, error: BaseError) -> StoreError:
-        answer = _bare(error)
-        if "NoSuchBucket" in str(error):
-            return StoreRefuses(f"there is no bucket for {self} ({answer})", hint="make the bucket, or choose another")
-        if _REDIRECTED.search(answer):
-            hint = "set AWS_REGION to the bucket's region"
-            return StoreRefuses(f"{self} is in another region ({answer})", hint=hint)
-        if _refuses(error):
-            s3 = "AWS_* variables, or install boto3 for profiles in ~/.aws,"
-            variables = s3 if self.uri.startswith("s3:") else "variable GOOGLE_APPLICATION_CREDENTIALS"
-            hint = f"set the {variables} to credentials that may list, read and write there"
-            return StoreRefuses(f"the object store refuses {self} ({answer})", hint=hint)
-        hint = "see that it can be reached (AWS_ENDPOINT_URL), and run the same command again: nothing is lost"
-        return StoreError(f"the object store does not answer for {self} ({answer})", hint=hint)
+            raise error_of(error, self.uri) from None
 
 
 class _Ranges(io.RawIOBase):
@@ -265,78 +212,3 @@ class _Ranges(io.RawIOBase):
             buffer[:length] = self._path.read_range(self._at, length)
             self._at += length
         return length
-
-
-@functools.cache
-def _store(scheme: str, bucket: str, timeout: float) -> Any:
-    """obstore's store. Made on first use, so never in a process that forks workers: its threads would be missing there.
-
-    Args:
-        scheme: ``s3`` or ``gs``.
-        bucket: the bucket's name.
-        timeout: seconds that one request may take in all.
-    """
-    retries = {"max_retries": 0, "retry_timeout": timedelta(seconds=_PATIENCE)}  # ours are told in the log
-    client = {"allow_http": True, "timeout": timedelta(seconds=timeout), "connect_timeout": "5s"}
-    options: dict[str, Any] = {"client_options": client, "retry_config": retries}
-    if scheme == "s3":
-        options |= _of_profile()
-    return obstore.store.from_url(f"{scheme}://{bucket}", **options)
-
-
-def _of_profile() -> dict[str, Any]:
-    """Credentials and region of the user's profile in ``~/.aws``, for what no variable says; empty without boto3, or
-    where it finds none."""
-    if "AWS_ACCESS_KEY_ID" in os.environ and os.environ.keys() & _REGION:
-        return {}
-    try:
-        import boto3
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        return {}
-    session, options = boto3.Session(), dict[str, Any]()
-    if not os.environ.keys() & _REGION and session.region_name:
-        options["region"] = session.region_name
-    if not os.environ.keys() & _GIVES_CREDENTIALS and session.get_credentials() is not None:
-        # Asked again well before temporary credentials expire; boto3 keeps them as long as they are good.
-        options["credential_provider"] = Boto3CredentialProvider(session, ttl=timedelta(minutes=10))
-    return options
-
-
-def _timeout(size: int) -> float:
-    """Seconds for a request with this many bytes: 30, 60, 120, … so that few clients serve all sizes."""
-    needed = _REQUEST_SECONDS + size / _SLOWEST
-    return _REQUEST_SECONDS * 2 ** math.ceil(math.log2(needed / _REQUEST_SECONDS))
-
-
-def _bare(error: BaseException) -> str:
-    """What an error says in one line, without URLs, names of objects and Rust's own details."""
-    text = str(error).partition("Debug source")[0]
-    text = re.sub(r"https?://\S+|(?<=for path )\S+|(?<=at location )\S+", "…", text)
-    return " ".join(text.split())[:300] or type(error).__name__
-
-
-def _refuses(error: BaseException) -> bool:
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return True
-    if "RequestTimeout" in str(error):  # status 400, of an upload that was too slow
-        return False
-    return bool(_REFUSED.search(_bare(error)) or _METADATA_SERVER.search(str(error)))
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, BaseError) and not isinstance(error, AlreadyExistsError) and not _refuses(error)
-
-
-def _log_waiting(state: tenacity.RetryCallState) -> None:
-    if state.attempt_number == 1 and state.outcome and (error := state.outcome.exception()):
-        _log.warning("the object store does not answer (%s); trying again", _bare(error))
-
-
-_patiently = tenacity.Retrying(
-    retry=tenacity.retry_if_exception(_may_pass),
-    wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-    stop=tenacity.stop_after_delay(_PATIENCE) & tenacity.stop_after_attempt(2),
-    before_sleep=_log_waiting,
-    reraise=True,
-)

@@ -88,7 +88,8 @@ class Location(Protocol):
         ...
 
     def create(self, write: Callable[[IO[bytes]], None], staging: Self) -> bool:
-        """Write a file that is there in full or not at all, also if the power goes. The first writer wins.
+        """Write a file that is there in full or not at all, also if the power goes. The first writer wins; on a disk
+        without hard links, the last one.
 
         Args:
             write: writes the content.

@@ -8,7 +8,7 @@ import redis
 from contract.errors import UserError
 from contract.job import Job, JobKey
 from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
-from contract.redis.keys import JOBS, queue_of
+from contract.redis.keys import JOBS, KEPT_FOR, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
 from contract.redis.working import AlteredBatch
@@ -216,6 +216,17 @@ def test_a_workers_fault_is_no_attempt_and_new_rows_are_counted(ledger: WholeLed
     ledger.settle(J, 1, rows=5)
     ledger.settle(J, 1)
     assert (ledger.rows(J), ledger.rows(K)) == (5, 0)
+
+
+def test_a_last_word_about_a_batch_after_the_jobs_end_leaves_nothing_that_stays(
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path)
+    ledger.publish(job, 1, b"x")
+    ledger.forget(job)
+    ledger.settle(job.key, 1, rows=5)
+    assert client.keys() == [f"embedmill:{job.key}:rows".encode()]
+    assert 0 < client.ttl(f"embedmill:{job.key}:rows") <= KEPT_FOR
 
 
 def test_heartbeats_are_read_and_those_that_redis_forgot_are_too(ledger: WholeLedger, client: redis.Redis) -> None:

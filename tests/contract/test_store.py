@@ -20,7 +20,7 @@ from contract.job import load_job
 from contract.jobs import find_job, latest_job
 from contract.settings import settings
 from contract.shard import commit, open_file, read_info, table_of
-from contract.store import Location, StoreError, StoreRefuses, bucket, location
+from contract.store import Location, StoreError, StoreRefuses, client as store_client, location
 from contract.store.bucket import BucketPath
 from contract.store.disk import DiskPath
 from tests.buckets import BUCKET, a_user, client, credentials, s3_server
@@ -37,10 +37,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    bucket._store.cache_clear()
-    monkeypatch.setattr(bucket._patiently, "stop", tenacity.stop_after_attempt(1))
+    store_client.store_of.cache_clear()
+    monkeypatch.setattr(store_client.patiently, "stop", tenacity.stop_after_attempt(1))
     yield
-    bucket._store.cache_clear()
+    store_client.store_of.cache_clear()
 
 
 @pytest.fixture
@@ -264,8 +264,8 @@ def test_nothing_asks_a_store_before_a_worker_has_forked() -> None:
     code = """
 import worker.celery
 from contract import settings
-from contract.store import bucket
-print(settings.settings().output, bucket._store.cache_info().currsize)
+from contract.store import client
+print(settings.settings().output, client.store_of.cache_info().currsize)
 """
     env = {"EMBEDMILL_OUTPUT": "s3://bucket/jobs", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
