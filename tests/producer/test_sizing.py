@@ -1,5 +1,6 @@
 """How many rows a batch has where the user names no number."""
 
+import itertools
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ def test_the_sample_is_spread_over_the_dataset(rows: int) -> None:
     ranges = sampled(rows)
     assert sum(map(len, ranges)) == min(rows, 1024)
     assert all(0 <= one.start < one.stop <= rows for one in ranges)
-    assert all(one.stop <= next_one.start for one, next_one in zip(ranges, ranges[1:], strict=False))
+    assert all(one.stop <= next_one.start for one, next_one in itertools.pairwise(ranges))
     if rows > 1024:
         assert [one[-1] * 16 // rows for one in ranges] == list(range(16))
 
