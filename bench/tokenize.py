@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import datasets
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -97,7 +96,7 @@ def main(processes: str, kind: str, batches: int, batch_rows: int, engine: str |
         tokenizer = open_tokenizer(load_engine(engine)) if engine else _trained(folder)
         file = folder / f"{kind}.parquet"
         write(file, kind, batch_rows * batches * max(numbers))
-        datasets.config.HF_DATASETS_CACHE = folder / "cache"
+        os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         dataset = open_dataset(DatasetSource(str(file)))
         works = {n: Work(_job(dataset, n * batches * batch_rows, batch_rows), dataset, tokenizer) for n in numbers}
         stages = _stages(works[numbers[0]])

@@ -5,13 +5,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 
+from producer.library import cache_folder
 from producer.readers import Reader
 
 _log = logging.getLogger("embedmill.producer")
@@ -39,7 +39,11 @@ class ArrowTable:
 
 
 def cached(
-    reader: Reader, files: Sequence[Path], schema: pa.Schema, revision: str, dialect: Mapping[str, Any] | None
+    reader: Reader,
+    files: Sequence[Path],
+    schema: pa.Schema,
+    revision: Callable[[], str],
+    dialect: Mapping[str, Any] | None,
 ) -> ArrowTable:
     """The rows of these files, read now or taken from the cache.
 
@@ -47,29 +51,38 @@ def cached(
         reader: what reads them.
         files: in the rows' order.
         schema: the columns that are needed, by name or dotted path, with their types.
-        revision: what the dataset holds.
+        revision: waits for the hash of what the files hold. It is waited for first only where a dataset of these names
+            was read before: otherwise the files are read meanwhile.
         dialect: what else decides how they are read.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or was changed meanwhile.
     """
     root = os.path.commonpath([file.parent for file in files])
     key = json.dumps([[os.path.relpath(file, root) for file in files], schema.to_string(), dialect])
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    target = Path(datasets.config.HF_DATASETS_CACHE, "embedmill", revision, f"{name}.arrow")
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_suffix(f".{os.getpid()}")
-        try:
-            with pa.OSFile(str(staged), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for file in files:
-                    before = sink.tell()
-                    for batch in reader.batches(file, schema):
-                        if batch.num_rows:
-                            writer.write_batch(batch)
-                    if sink.tell() == before:
-                        _log.warning("%s has no rows", file)
-            staged.replace(target)
-        finally:
-            staged.unlink(missing_ok=True)
+    folder = cache_folder() / "embedmill"
+    known = any(folder.glob(f"*/{name}.arrow"))
+    if known and (there := folder / revision() / f"{name}.arrow").exists():
+        return ArrowTable(there)
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = folder / f"{name}.{os.getpid()}"
+    try:
+        _write(staged, reader, files, schema)
+        target = folder / revision() / f"{name}.arrow"
+        target.parent.mkdir(exist_ok=True)
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
     return ArrowTable(target)
+
+
+def _write(target: Path, reader: Reader, files: Sequence[Path], schema: pa.Schema) -> None:
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for file in files:
+            before = sink.tell()
+            for batch in reader.batches(file, schema):
+                if batch.num_rows:
+                    writer.write_batch(batch)
+            if sink.tell() == before:
+                _log.warning("%s has no rows", file)

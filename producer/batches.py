@@ -3,6 +3,7 @@
 Until then a row's ids are the bytes of int32: joining and cutting small arrays instead cost a tenth of the speed.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from contract.batch import Batch
 from contract.blank import unless_blank
 from contract.engine import EngineSpec
+from contract.errors import UserError
 from contract.job import Job
 from contract.words import count
 from producer.words import ID_BYTES, Words, words_of
@@ -131,6 +133,18 @@ def tokenize_windows(
     input_ids = np.full((len(flat), rows.length), rows.pad_id, np.int32)
     input_ids[real] = np.frombuffer(b"".join(flat), np.int32)
     return owners, input_ids, real.astype(np.int32), n_tokens[owners]
+
+
+@contextlib.contextmanager
+def readable(dataset: str, rows: range) -> Iterator[None]:
+    """What reading or tokenizing these rows raises becomes a ``UserError`` that names them."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
+        raise UserError(
+            f"rows {rows.start} to {rows.stop - 1} of {dataset} cannot be tokenized ({error})",
+            hint="correct them, or leave them out with --limit",
+        ) from None
 
 
 def _encodable(text: str) -> str:

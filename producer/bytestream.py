@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
+from tqdm import tqdm
 
 from contract.errors import UserError, reason
 from producer.files import kind_of
@@ -46,7 +46,7 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
     try:
         with (
             path.open("rb", buffering=0) as raw,
-            datasets.utils.tqdm(
+            tqdm(
                 total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=quiet or None
             ) as bar,
         ):

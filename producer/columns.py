@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.errors import UserError
 from contract.job import SPLIT
 from contract.template import of_column, parse
+from producer.library import library
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def features_of(schema: pa.Schema, columns: Sequence[str]) -> dict[str, str]:
     Returns:
         Column → its feature as JSON, such as that of a class label.
     """
-    found = {}
+    if not columns or not schema.metadata:
+        return {}
+    datasets, found = library(), {}
     for name in columns:
         one = pa.schema([schema.field(name)], metadata=schema.metadata)
         with contextlib.suppress(ValueError):  # a type that the library does not have

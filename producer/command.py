@@ -13,15 +13,17 @@ from contract.errors import UserError
 from contract.form import Dtype
 from contract.settings import settings
 from contract.store import Location
+from contract.words import count
 from producer.calibrate import ranges_from
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.jobs_commands import cancel, clean, list_jobs
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
-from producer.request import OVERLAP, POOLED_ROWS, TOKEN_ROWS, JobRequest, elements_of, resolve
+from producer.request import OVERLAP, JobRequest, elements_of, resolve
 from producer.retry_command import retry
 from producer.running import CALIBRATION_ROWS, NEXT, begin, calibrate, run
+from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
 from producer.texts import CsvOptions, DatasetSource
 from producer.tokenizing import get_ready
@@ -98,7 +100,9 @@ Next: celery -A worker worker, then python -m verify
 @click.option(
     "--batch-rows",
     type=click.IntRange(min=1, max=1_000_000),
-    help=f"Rows of a batch, and so of a shard.  [default: {POOLED_ROWS}, for token-level output {TOKEN_ROWS}]",
+    help=f"Rows of a batch, and so of a shard.  [default: about {count(TOKENS, 'token')}, by a sample of the "
+    f"dataset, and at least {count(LEAST_BATCHES, 'batch', 'batches')}; {count(PER_TOKEN_ROWS, 'row')} for token-level "
+    "output]",
 )
 @click.option(
     "--dtype",

@@ -1,21 +1,18 @@
 """Opens a dataset: from the Hub, from files, or as ``save_to_disk`` left it."""
 
 import contextlib
-import logging
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-
+from contract.entry import importing
 from contract.errors import UserError, reason
 from contract.job import Job
 from contract.words import count
 from producer.columns import Columns, choose_split, choose_text, features_of, text_columns
 from producer.files import files_of, revision_of
-from producer.hub import open_hub
+from producer.library import library
 from producer.local import find_local, open_files, open_saved
 from producer.remote import SCHEMES
 from producer.texts import ANY_CSV, NOTHING, CsvOptions, DatasetSource, TextDataset
@@ -36,14 +33,13 @@ def open_dataset(
     Raises:
         UserError: it cannot be found or read, or has no such split or text column, or no rows.
     """
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what it has to say comes with its exceptions, in one line
-    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # a README beside the data need be no card
     with _explained(source.dataset):
         local = find_local(source.dataset)
         if local is None:
             _check_csv(source, csv, is_csv=False)
+            library()
+            with importing():
+                from producer.hub import open_hub
             splits, name, revision = open_hub(source.dataset, source.config, source.revision, stream=source.stream)
             return _of_splits(splits, replace(source, dataset=name, revision=revision), text, columns)
         name, path = local

@@ -1,7 +1,6 @@
 """Which files make a local dataset: of one kind, in splits, in an order, and which are left out."""
 
 import glob
-import hashlib
 import logging
 import os
 from collections import Counter
@@ -9,13 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCardData
-from huggingface_hub.repocard import RepoCard
 
+from contract.entry import importing
 from contract.errors import UserError, reason
-from contract.files import sha256_of
+from producer.hashing import hash_of
+from producer.library import library
 
 KINDS = {
     ".csv": "csv",
@@ -46,8 +43,10 @@ class LocalFiles(NamedTuple):
     """One of ``KINDS``."""
     splits: dict[str, list[Path]]
     """Split → its files, in the rows' order."""
-    revision: str
-    """SHA-256 over the names and bytes of all files that there are."""
+    root: Path
+    """What the names of the files are relative to."""
+    all: list[Path]
+    """All files that there are, also those of no split: the dataset's revision is a hash over them."""
 
 
 def kind_of(name: str) -> tuple[str | None, str]:
@@ -98,19 +97,12 @@ def files_of(name: str, path: Path, config: str | None = None) -> LocalFiles:
     if left:
         more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
         _log.warning("%s: the dataset is made of its %s files; left out: %s%s", name, kind, ", ".join(left[:10]), more)
-    return LocalFiles(name, kind, splits, _hash(root, found))
+    return LocalFiles(name, kind, splits, root, found)
 
 
-def revision_of(path: Path) -> str:
-    """A hash over a file, or all files of a folder: their names inside it and their bytes."""
-    return _hash(path.parent, [path]) if path.is_file() else _hash(path, _walk(path))
-
-
-def _hash(root: Path, files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root)}\0{sha256_of(file)}\0".encode())
-    return digest.hexdigest()
+def revision_of(folder: Path) -> str:
+    """A hash over all files of a folder: their names inside it and their bytes."""
+    return hash_of(folder, _walk(folder))
 
 
 def _is_data(file: Path) -> bool:
@@ -138,6 +130,9 @@ def _splits(folder: Path, config: str | None) -> dict[str, list[Path]]:
     """As ``datasets`` has it: by the configuration in README.md, or by the names of files and folders."""
     if glob.has_magic(str(folder)):
         raise UserError(f"the name of {folder} reads as a pattern", hint="rename the folder")
+    library()
+    with importing():
+        from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
     try:
         chosen = _configuration(folder, config)
         base = str(folder / chosen.get("data_dir", ""))
@@ -151,6 +146,10 @@ def _splits(folder: Path, config: str | None) -> dict[str, list[Path]]:
 
 
 def _configuration(folder: Path, config: str | None) -> dict[str, Any]:
+    with importing():
+        from datasets.utils.metadata import MetadataConfigs
+        from huggingface_hub import DatasetCardData
+        from huggingface_hub.repocard import RepoCard
     card = folder / "README.md"
     data = RepoCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
     there = MetadataConfigs.from_dataset_card_data(DatasetCardData(**data.to_dict())) if data else MetadataConfigs()

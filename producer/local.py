@@ -5,14 +5,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 
 from contract.errors import UserError, reason
 from contract.job import CsvDialect
 from contract.words import count
-from producer.arrow_cache import ArrowTable, cached
+from producer.arrow_cache import cached
 from producer.columns import (
     Columns,
     choose_split,
@@ -27,10 +27,15 @@ from producer.columns import (
 from producer.csv_dialect import dialect_of
 from producer.csvfiles import CsvReader, check_header
 from producer.files import COMPRESSIONS, KINDS, LocalFiles, is_pattern, kind_of
+from producer.hashing import hashing
 from producer.jsonfiles import JsonReader
+from producer.library import library
 from producer.readers import Reader, reader_of
 from producer.remote import SCHEMES, downloaded
 from producer.texts import NOTHING, CsvOptions, DatasetSource, TextDataset
+
+if TYPE_CHECKING:
+    import datasets
 
 _TYPED = ("parquet", "arrow")
 """Kinds of files whose schema may name features of ``datasets``."""
@@ -62,12 +67,13 @@ def find_local(dataset: str) -> tuple[str, Path] | None:
     return None
 
 
-def open_saved(path: Path) -> dict[str, datasets.Dataset]:
+def open_saved(path: Path) -> "dict[str, datasets.Dataset]":
     """The splits that ``save_to_disk`` wrote.
 
     Raises:
         UserError: the folder cannot be read.
     """
+    datasets = library()
     try:
         saved = datasets.load_from_disk(path)
     except Exception as error:
@@ -97,7 +103,27 @@ def open_files(
     """
     split = choose_split(source.split, list(found.splits), found.dataset)
     files = found.splits[split]
-    dialect = dialect_of(files, found.dataset, csv.separator, csv.header) if found.kind == "csv" else None
+    with hashing(found.root, found.all) as revision:
+        dialect = dialect_of(files, found.dataset, csv.separator, csv.header) if found.kind == "csv" else None
+        schema, columns = _columns_of(found, split, text, kept, dialect)
+        reader, needed = _reader_of(found, files, schema, columns, dialect)
+        table = cached(reader, files, needed, revision, dialect.model_dump() if dialect else None)
+        if isinstance(reader, JsonReader) and reader.halves and len(table):
+            halves = count(reader.halves, "half of a surrogate pair", "halves of surrogate pairs")
+            _log.warning("%s: %s became U+FFFD", found.dataset, halves)
+        if not len(table):
+            raise _no_rows(found, split)
+        features = features_of(schema, kept) if found.kind in _TYPED else {}
+        return TextDataset(
+            found.dataset, source.config, split, columns.text, revision(), table, kept, dialect, features
+        )
+
+
+def _columns_of(
+    found: LocalFiles, split: str, text: str | None, kept: tuple[str, ...], dialect: CsvDialect | None
+) -> tuple[pa.Schema, Columns]:
+    """The schema of a split's files, and the columns of it that are needed."""
+    files = found.splits[split]
     reader = reader_of(found.kind, (), (), dialect)
     first, schema = _first_schema(reader, files)
     if not len(schema):
@@ -105,7 +131,7 @@ def open_files(
     candidates = text_columns(schema)
     if isinstance(reader, CsvReader):
         for file in files:
-            if csv.header and reader.names(file):
+            if reader.dialect.header and reader.names(file):
                 check_header(reader, file, columns_in(text))
         candidates = reader.texts(first) if text is None else []
     columns = Columns(choose_text(candidates, schema, found.dataset) if text is None else text, kept)
@@ -113,13 +139,7 @@ def open_files(
     if dialect:
         names = ", ".join(map(shortened, schema.names))
         _log.info("%s: separator %r, columns %s", first.name, dialect.separator, names)
-    table = _read_files(found, files, schema, columns, dialect)
-    if not len(table):
-        raise _no_rows(found, split)
-    features = features_of(schema, kept) if found.kind in _TYPED else {}
-    return TextDataset(
-        found.dataset, source.config, split, columns.text, found.revision, table, kept, dialect, features
-    )
+    return schema, columns
 
 
 def _first_schema(reader: Reader, files: Sequence[Path]) -> tuple[Path, pa.Schema]:
@@ -130,20 +150,15 @@ def _first_schema(reader: Reader, files: Sequence[Path]) -> tuple[Path, pa.Schem
     return files[-1], pa.schema([])
 
 
-def _read_files(
+def _reader_of(
     found: LocalFiles, files: Sequence[Path], schema: pa.Schema, columns: Columns, dialect: CsvDialect | None
-) -> ArrowTable:
-    """The needed columns of these files."""
+) -> tuple[Reader, pa.Schema]:
+    """What reads the needed columns of these files, and the schema that they have then."""
     kinds = {name: plain_type(type_at(schema, name) or pa.string()) for name in columns.needed}
     reader = reader_of(found.kind, columns.texts, columns.kept, dialect)
     if isinstance(reader, JsonReader):
         kinds |= reader.kept_types(files) | dict.fromkeys(columns.texts, pa.string())
-    needed = pa.schema(list(kinds.items()))
-    table = cached(reader, files, needed, found.revision, dialect.model_dump() if dialect else None)
-    if isinstance(reader, JsonReader) and reader.halves and len(table):
-        halves = count(reader.halves, "half of a surrogate pair", "halves of surrogate pairs")
-        _log.warning("%s: %s became U+FFFD", found.dataset, halves)
-    return table
+    return reader, pa.schema(list(kinds.items()))
 
 
 def _no_rows(found: LocalFiles, split: str) -> UserError:

@@ -8,13 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-import datasets
-import requests
+from tqdm import tqdm
 
+from contract.entry import importing
 from contract.errors import UserError, reason
 from contract.store.bucket import BucketPath
 from contract.store.interface import Entry
 from contract.words import count
+from producer.library import cache_folder
 
 SCHEMES = ("http://", "https://", "s3://", "gs://")
 _CHUNK = 1 << 20
@@ -28,13 +29,11 @@ def downloaded(address: str) -> Path:
     Raises:
         UserError: it cannot be had.
     """
-    target = Path(
-        datasets.config.HF_DATASETS_CACHE, "embedmill", "remote", hashlib.sha256(address.encode()).hexdigest()
-    )
+    target = cache_folder() / "embedmill" / "remote" / hashlib.sha256(address.encode()).hexdigest()
     try:
         target.mkdir(parents=True, exist_ok=True)
         return _over_http(address, target) if address.startswith("http") else _out_of_store(address, target)
-    except (OSError, ValueError, requests.RequestException) as error:
+    except (OSError, ValueError) as error:  # those of requests are OSErrors
         raise UserError(
             f"{address} cannot be fetched ({reason(error)})",
             "expected a file that can be read",
@@ -43,6 +42,8 @@ def downloaded(address: str) -> Path:
 
 
 def _over_http(address: str, target: Path) -> Path:
+    with importing():
+        import requests
     name = PurePosixPath(unquote(urlsplit(address).path)).name or "data"
     with requests.get(address, stream=True, timeout=60, headers={"Accept-Encoding": "identity"}) as answer:
         answer.raise_for_status()
@@ -91,7 +92,7 @@ def _save(source: IO[bytes] | Any, target: Path, size: int | None) -> None:
     try:
         with (
             staged.open("wb") as file,
-            datasets.utils.tqdm(total=size, unit="B", unit_scale=True, desc=f"Fetching {target.name}") as bar,
+            tqdm(total=size, unit="B", unit_scale=True, desc=f"Fetching {target.name}", disable=None) as bar,
         ):
             while chunk := source.read(_CHUNK):
                 file.write(chunk)

@@ -12,13 +12,12 @@ from contract.store import Location
 from contract.words import count
 from producer.batches import open_tokenizer
 from producer.calibrate import Ranges
+from producer.console import print_note
+from producer.sizing import PER_TOKEN_ROWS, batch_size
 from producer.texts import ANY_CSV, CsvOptions, DatasetSource, TextDataset
 
 OVERLAP = 64
 """Tokens that two windows share by default."""
-
-POOLED_ROWS, TOKEN_ROWS = 1024, 64
-"""Rows of a batch by default. Token-level output is some hundred times larger a row."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class JobRequest:
     prefix: str | None = None
     """None for the engine's own."""
     batch_rows: int | None = None
+    """None to choose it by a sample of the dataset: ``producer.sizing``."""
     dtype: Dtype = "float32"
     ranges: Ranges | None = None
     """For ``int8``: the lowest and the highest value of each element."""
@@ -51,8 +51,9 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
     """The job that a request makes of a dataset and an engine.
 
     Raises:
-        UserError: the engine cannot do what is asked for.
+        UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
+    prefix, overlap = _prefix(request, spec), _overlap(request, spec)
     return job_of(
         texts,
         spec,
@@ -60,10 +61,10 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
         limit=request.limit,
         name=request.name,
         stream=request.source.stream,
-        prefix=_prefix(request, spec),
-        batch_rows=request.batch_rows or (TOKEN_ROWS if spec.per_token else POOLED_ROWS),
+        prefix=prefix,
+        batch_rows=request.batch_rows or _batch_rows(texts, request.limit, spec, prefix, overlap),
         form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
-        overlap=_overlap(request, spec),
+        overlap=overlap,
     )
 
 
@@ -87,10 +88,23 @@ def job_of(texts: TextDataset, spec: EngineSpec, output: Location, *, limit: int
         limit=limit,
         engine=spec.name,
         fingerprint=spec.fingerprint,
-        rows=min(limit or texts.rows, texts.rows),
+        rows=_rows(texts, limit),
         columns=texts.columns,
     )
     return Job.create(output, **(fields | chosen))
+
+
+def _rows(texts: TextDataset, limit: int | None) -> int:
+    return min(limit or texts.rows, texts.rows)
+
+
+def _batch_rows(texts: TextDataset, limit: int | None, spec: EngineSpec, prefix: str, overlap: int | None) -> int:
+    """Rows of a batch where the user names no number; says which, and why."""
+    if spec.per_token:
+        return PER_TOKEN_ROWS
+    size = batch_size(texts, _rows(texts, limit), open_tokenizer(spec), prefix, overlap)
+    print_note(size.why)
+    return size.rows
 
 
 def elements_of(request: JobRequest, spec: EngineSpec) -> int:

@@ -53,7 +53,7 @@ def begin(job: Job) -> ProducerLedger:
     ledger.announce(job)  # after it: workers look into the folder
     print_note(
         f"{count(job.rows, 'row')} of {job.dataset} ({job.split}, {job.parts.shown}) in "
-        f"{count(job.batches, 'batch', 'batches')}, engine {job.engine}: job {job.id}"
+        f"{count(job.batches, 'batch', 'batches')} of {count(job.batch_rows, 'row')}, engine {job.engine}: job {job.id}"
     )
     return ledger
 

@@ -4,15 +4,19 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 
 from contract.job import CsvDialect
 from contract.template import parse
 from producer.arrow_cache import ArrowTable
 from producer.columns import values_at
-from producer.parquet_table import ParquetTable
+
+if TYPE_CHECKING:  # for a csv they would be imported in vain
+    import datasets
+
+    from producer.parquet_table import ParquetTable
 
 _log = logging.getLogger("embedmill.producer")
 
@@ -63,7 +67,7 @@ class TextDataset:
     """A row's text, made of its columns: a template of ``contract.template``."""
     revision: str
     """What it holds: the Hub commit, or a hash over the files."""
-    table: datasets.Dataset | ParquetTable | ArrowTable
+    table: "datasets.Dataset | ParquetTable | ArrowTable"
     columns: tuple[str, ...] = ()
     """Columns that are carried into the shards."""
     csv: CsvDialect | None = None

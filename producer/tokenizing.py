@@ -26,7 +26,7 @@ import pyarrow as pa
 from contract.errors import UserError
 from contract.job import Job
 from contract.settings import settings
-from producer.batches import RowTokenizer, batch_of
+from producer.batches import RowTokenizer, batch_of, readable
 from producer.texts import TextDataset
 
 _PAYS_FROM = 8
@@ -54,14 +54,9 @@ class Work(NamedTuple):
             UserError: its rows cannot be read or tokenized.
         """
         rows = self.job.row_range(batch)
-        try:
+        with readable(self.job.dataset, rows):
             texts, kept = self.texts.read(rows)
             return batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features).to_bytes()
-        except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
-            raise UserError(
-                f"rows {rows.start} to {rows.stop - 1} of {self.job.dataset} cannot be tokenized ({error})",
-                hint="correct them, or leave them out with --limit",
-            ) from None
 
 
 class BatchSource(NamedTuple):

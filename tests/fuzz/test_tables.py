@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -233,7 +232,7 @@ def second(opened: TextDataset, texts: list[str | None], folder: Path) -> str | 
 def test_a_table_is_read_as_it_was_written_or_refused(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     draw, found = random.Random(seed), Counter[str]()
     for number in range(TABLES // SEEDS):
         folder = tmp_path / str(number)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -21,7 +20,7 @@ ROWS = [f"row {number}, in quotes" for number in range(12)]
 @pytest.fixture
 def misread(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A csv, and the file in the cache that the producer takes its rows from."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", workplace / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(workplace / "cache"))
     file = workplace / "rows.csv"
     file.write_text("text\n" + "".join(f'"{row}"\n' for row in ROWS))
     open_dataset(DatasetSource(str(file)))
