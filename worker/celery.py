@@ -24,7 +24,7 @@ from contract.redis.messages import TASK, direct_queue, ignore_celery_variables,
 from contract.redis.working import AlteredBatch, WorkerLedger
 from contract.settings import settings
 from contract.words import count
-from worker import consuming, metrics, starting
+from worker import consuming, environment, metrics, starting
 from worker.embed import Embedder
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
@@ -121,6 +121,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
     _heartbeat = HeartbeatSender(command_id(os.getpid()))
     _heartbeat.start()
     try:
+        environment.check()
         starting.refuse_pool(options.get("pool"))
         metrics.serve()
         Connection(patience=0).ping()  # Celery would try a refused password or certificate for ever

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from contract.errors import UserError
 from contract.settings import settings
 
 STOP = {"REMAP_SIGTERM": "SIGQUIT"}
@@ -30,3 +31,20 @@ def prepare() -> None:
     if settings().metrics_port is not None and METRICS not in os.environ:
         os.environ[METRICS] = tempfile.mkdtemp(prefix="embedmill-metrics-")
         atexit.register(shutil.rmtree, os.environ[METRICS], ignore_errors=True)
+
+
+def check() -> None:
+    """See that what a worker depends on was set before Celery was imported.
+
+    Raises:
+        UserError: it was not: this worker was started in another way than ``prepare`` knows.
+    """
+    unset = [name for name in STOP if name not in os.environ]
+    if settings().metrics_port is not None and METRICS not in os.environ:
+        unset.append(METRICS)
+    if unset:
+        raise UserError(
+            f"{' and '.join(unset)} was not set before Celery was imported",
+            "expected a worker that was started by Celery's own command",
+            "start it by: celery -A worker worker, or python -m worker",
+        )

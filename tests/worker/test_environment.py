@@ -1,6 +1,8 @@
 """What Celery reads as it is imported."""
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from contract.redis.heartbeat import computing
 from examples.local import celery_worker
 from tests.contract.samples import WholeLedger
 from tests.test_end_to_end import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_sigterm_that_goes_to_the_whole_group_leaves_the_children_to_their_parent(
@@ -24,3 +28,13 @@ def test_sigterm_that_goes_to_the_whole_group_leaves_the_children_to_their_paren
         time.sleep(0.5)
         assert children
         assert all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_a_worker_that_is_started_in_another_way_says_so_and_ends(tiny: EngineSpec) -> None:
+    """Without Celery's own command nothing sets what Celery reads as it is imported."""
+    code = "from worker.celery import app; app.worker_main(['worker', '--pool', 'solo'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "REMAP_SIGTERM was not set before Celery was imported" in done.stderr
+    assert "python -m worker" in done.stderr
+    assert "Traceback" not in done.stderr
