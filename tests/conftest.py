@@ -14,6 +14,10 @@ from contract.settings import settings
 from tests.hub import Hub, serve
 from worker.runtime.gpus import lacking, torch_lacking
 
+# Several test processes share the cores. A PyTorch thread for each core in each of them spins while it waits for the
+# others: up to half of a test's CPU time. PyTorch reads this when it is imported, also where a test starts a process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
 JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,17 +19,34 @@ from click.testing import CliRunner, Result
 import producer.command
 import verify.command
 from contract.engine import EngineSpec
-from contract.job import Job
+from contract.job import Job, load_job
+from contract.settings import settings
+from contract.store import location
 from producer import push as push_module
 from tests.hub import READER, WRITER, Files, Hub, Refusal
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_element
 
 
+@pytest.fixture(scope="module")
+def finished(_tiny_built: EngineSpec, session_engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """48 rows in three shards, verified. Each test has a copy: to make it takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
+        patch.setenv("EMBEDMILL_OUTPUT", str(folder / "output"))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        settings.cache_clear()
+        job = verified(finished_job(_tiny_built, save_texts(folder / "texts", TEXTS)))
+    settings.cache_clear()
+    return job
+
+
 @pytest.fixture
-def job(tiny: EngineSpec, workplace: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """48 rows in three shards, verified; the user has logged in."""
+def job(finished: Job, tiny: EngineSpec, workplace: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A finished job in this test's output folder; the user has logged in."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
-    return verified(finished_job(tiny, save_texts(workplace / "texts", TEXTS)))
+    shutil.copytree(str(finished.folder), workplace / "output" / finished.id)
+    return load_job(location(workplace / "output" / finished.id))
 
 
 def verified(job: Job, *, passes: bool = True) -> Job:
