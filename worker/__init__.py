@@ -11,9 +11,11 @@ def __getattr__(name: str) -> Any:
     from contract.entry import end_at_once
 
     end_at_once()
+    from worker import environment
+
+    environment.begin_anew()
     from contract.errors import UserError
     from contract.redis.connection import tls_options
-    from worker import environment
 
     try:
         environment.prepare()

@@ -7,9 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from contract.errors import UserError
-from contract.settings import settings
-
 STOP = {"REMAP_SIGTERM": "SIGQUIT"}
 """Has children told to stop by SIGQUIT. SIGTERM may go to the whole group, and a child would leave its batch."""
 
@@ -17,17 +14,24 @@ METRICS = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which the children count."""
 
 
-def prepare() -> None:
-    """Set them, before ``worker.celery`` is imported.
+def begin_anew() -> None:
+    """Start this process again with ``STOP``, unless it has that or runs no ``celery`` command.
 
-    By the time that ``celery -A worker worker`` asks for the app, Celery has read ``REMAP_SIGTERM``: the process begins
-    anew with it. ``python -m worker`` sets it first.
+    By the time that ``celery -A worker worker`` asks for the app, Celery has read ``REMAP_SIGTERM``. ``python -m
+    worker`` sets it first. To be called before anything large is imported: that would be imported twice.
+    """
+    if not STOP.keys() <= os.environ.keys() and "celery" in Path(sys.argv[0]).parts[-2:]:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], STOP | os.environ)
+
+
+def prepare() -> None:
+    """Name the folder of the metrics, before ``worker.celery`` is imported.
 
     Raises:
         UserError: a setting is wrong.
     """
-    if not STOP.keys() <= os.environ.keys() and "celery" in Path(sys.argv[0]).parts[-2:]:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], STOP | os.environ)
+    from contract.settings import settings  # here: begin_anew needs none
+
     if settings().metrics_port is not None and METRICS not in os.environ:
         os.environ[METRICS] = tempfile.mkdtemp(prefix="embedmill-metrics-")
         atexit.register(shutil.rmtree, os.environ[METRICS], ignore_errors=True)
@@ -37,8 +41,11 @@ def check() -> None:
     """See that what a worker depends on was set before Celery was imported.
 
     Raises:
-        UserError: it was not: this worker was started in another way than ``prepare`` knows.
+        UserError: it was not: this worker was started in another way than ``begin_anew`` knows.
     """
+    from contract.errors import UserError  # here: as above
+    from contract.settings import settings
+
     unset = [name for name in STOP if name not in os.environ]
     if settings().metrics_port is not None and METRICS not in os.environ:
         unset.append(METRICS)

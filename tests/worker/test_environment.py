@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from contract.engine import EngineSpec
 from contract.redis.heartbeat import computing
@@ -38,3 +39,30 @@ def test_a_worker_that_is_started_in_another_way_says_so_and_ends(tiny: EngineSp
     assert "REMAP_SIGTERM was not set before Celery was imported" in done.stderr
     assert "python -m worker" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_celery_begins_anew_before_anything_large_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REMAP_SIGTERM", raising=False)
+    told = subprocess.run(
+        [sys.executable, "-c", _ASKS_FOR_THE_APP], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    program, modules = told.splitlines()
+    assert program == sys.executable
+    assert "worker.environment" in modules.split()
+    assert not {"numpy", "pyarrow", "pydantic", "redis"} & set(modules.split())
+
+
+_ASKS_FOR_THE_APP = """
+import os, sys
+
+def execve(program, arguments, environment):
+    assert environment["REMAP_SIGTERM"] == "SIGQUIT"
+    print(program, " ".join(sys.modules), sep="\\n", flush=True)
+    os._exit(0)
+
+os.execve = execve
+sys.argv[0] = "celery"
+import worker
+worker.app
+"""
+"""What ``celery -A worker`` does to the package. The process that would take its place is not begun."""
