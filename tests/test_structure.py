@@ -77,7 +77,7 @@ GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda")
     [
         ("worker.celery", ("torch", "transformers", "datasets", "tokenizers", "onnx", *GPU_LIBRARIES)),
         ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", *GPU_LIBRARIES)),
-        ("producer.command", ("torch", "transformers", "onnx", "onnxruntime")),
+        ("producer.command", ("torch", "transformers", "onnx", "onnxruntime", "datasets", "pandas")),
         ("contract.redis.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],
 )
