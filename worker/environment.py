@@ -53,5 +53,5 @@ def check() -> None:
         raise UserError(
             f"{' and '.join(unset)} was not set before Celery was imported",
             "expected a worker that was started by Celery's own command",
-            "start it by: celery -A worker worker, or python -m worker",
+            "start it by: celery -A worker worker",
         )

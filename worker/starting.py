@@ -70,10 +70,6 @@ def wait_for_engine(heartbeat: HeartbeatSender) -> None:
                 log.warning("waits for its engine: %s", logged)
                 heartbeat.set_state("starting", waits_for=f"its engine: {error.found}")
             time.sleep(_POLL_EVERY)
-    runtime = choose(spec).runtime
-    if runtime.uses_gpu:
-        # This process may not touch CUDA, or its children could not. Another one, which then ends, tries the engine.
-        with subprocess.Popen([sys.executable, "-m", "worker.probe", spec.name]) as probe:
-            runtime.preload()
-        if probe.returncode:
-            raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")
+    # This process may not touch CUDA, or its children could not. Another one, which then ends, tries the engine.
+    if choose(spec).runtime.uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+        raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")

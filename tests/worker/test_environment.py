@@ -37,7 +37,7 @@ def test_a_worker_that_is_started_in_another_way_says_so_and_ends(tiny: EngineSp
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "REMAP_SIGTERM was not set before Celery was imported" in done.stderr
-    assert "python -m worker" in done.stderr
+    assert "celery -A worker worker" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -32,8 +32,6 @@ class Runtime(NamedTuple):
     """What this machine lacks for it; empty if nothing."""
     engine_lacks: Callable[[EngineSpec], str]
     """What the engine lacks for it, and how to add that; empty if nothing."""
-    preload: Callable[[], object]
-    """Imports what opening an engine needs, for a process that forks others which open it. It does not touch CUDA."""
     needs: str
     """What the machine must have, for people."""
     extra: str
@@ -76,22 +74,17 @@ def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
     return torch_cpu_engine(spec, threads)
 
 
-def _preload_torch_gpu() -> None:
-    import worker.runtime.torch_gpu  # noqa: F401, I001  # first: it has PyTorch compile without threads
-    import torch._inductor.compile_fx  # noqa: F401  # which PyTorch imports when it compiles
-
-
-_ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, _nothing, "onnxruntime", "cpu")
+_ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, "onnxruntime", "cpu")
 """Computes every engine on every machine, in FP32."""
 
 _GPU_TENSORRT = "an NVIDIA GPU, tensorrt (or tensorrt_rtx) and pycuda"
 _GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
 
 RUNTIMES = (
-    Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _nothing, _GPU_TENSORRT, "gpu"),
-    Runtime("torch", _open_torch_gpu, True, torch_lacking, _nothing, _preload_torch_gpu, _GPU_TORCH, "torch"),
+    Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu"),
+    Runtime("torch", _open_torch_gpu, True, torch_lacking, _nothing, _GPU_TORCH, "torch"),
     _ONNX,
-    Runtime("torch", _open_torch_cpu, False, _no_torch, _nothing, _nothing, "torch and transformers", "torch"),
+    Runtime("torch", _open_torch_cpu, False, _no_torch, _nothing, "torch and transformers", "torch"),
 )
 """In order of preference where nothing was measured. ``torch`` computes on a GPU where there is one."""
 

@@ -49,8 +49,14 @@ TORCH = ("torch", "transformers", "safetensors")
 
 def torch_lacking() -> str:
     """What this machine lacks for PyTorch on a GPU; empty if nothing."""
-    if lacks := lacking(*TORCH):
-        return lacks
-    import torch  # here, on a machine with a GPU alone: it takes seconds. Children that are forked later have it then.
+    return lacking(*TORCH) or _torch_without_cuda()
 
-    return "" if torch.backends.cuda.is_built() else f"a PyTorch without CUDA ({torch.__version__})"
+
+def _torch_without_cuda() -> str:
+    """Read from PyTorch's files: a process that has imported PyTorch may have touched CUDA, and its children could not
+    use it."""
+    spec = importlib.util.find_spec("torch")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    texts = [(Path(folder) / "version.py").read_text(encoding="utf-8") for folder in folders]
+    built = any(re.search(r"^cuda\b[^=]*= *['\"]", text, re.MULTILINE) for text in texts)
+    return "" if built else "a PyTorch without CUDA"

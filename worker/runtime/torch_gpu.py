@@ -33,7 +33,7 @@ from worker.runtime.pipeline import run_pipelined
 
 log = logging.getLogger("embedmill.worker")
 
-# A worker imports this before it forks its children: they would wait for threads that they do not have.
+# By default PyTorch starts a process for each core, for graphs that are compiled in seconds.
 torch._inductor.config.compile_threads = 1
 # One graph for each size and kind of layer. PyTorch computes without a graph what exceeds the limit, 8 by default.
 torch._dynamo.config.recompile_limit = 64
@@ -77,7 +77,10 @@ def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterat
         try:
             engine = TorchGpuEngine(spec, _model(spec, device, warn), device, lock)
             engine.warm_up()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # An allocation of CUDA's own, such as a stream's, is not an OutOfMemoryError.
+            if "out of memory" not in str(error):
+                raise
             free, total = torch.cuda.mem_get_info(device)
             raise UserError(
                 f"GPU {gpu} has too little free memory for engine {spec.name}: {free / 2**20:,.0f} of "
