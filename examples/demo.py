@@ -157,7 +157,7 @@ def _end(command: subprocess.Popen[bytes]) -> None:
 def _shard_lines(log: Path) -> Iterator[str]:
     """The worker's lines about shards, without their time and level."""
     for line in log.read_text(encoding="utf-8").splitlines():
-        if match := re.search(r"\] (\S+ \d+/\d+: \d+ rows, .*)", line):
+        if match := re.search(r"\] (job \S+, batch \d+ of .*)", line):
             yield match[1]
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from examples.demo import _shard_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +71,13 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_the_demo_shows_the_workers_lines_about_shards(tmp_path: Path) -> None:
+    """In the words that the worker's source has."""
+    form = re.search(r'"(job %s, batch %d of 0 to %d: )%s, %s, ', (ROOT / "worker" / "embed.py").read_text())
+    assert form is not None
+    line = form[1] % ("jargon-train-0123456789", 3, 9) + "1,024 rows, 280,000 tokens, 0.2 % padding computed, 1.50 s"
+    log = tmp_path / "worker.log"
+    log.write_text(f"[2026-11-01 10:00:00,000: INFO/ForkPoolWorker-1] {line}\n[2026-11-01 10:00:01: INFO] ready.\n")
+    assert list(_shard_lines(log)) == [line]
