@@ -18,7 +18,7 @@ from contract.engine import EngineSpec
 from contract.jobs import latest_job
 from contract.settings import settings
 from contract.shard import open_file
-from contract.store import bucket as bucket_store
+from contract.store import client as store_client
 from examples.local import celery_worker, free_port, process
 from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.conftest import JARGON
@@ -32,9 +32,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _no_client_of_another_test() -> Iterator[None]:
     """A client keeps the server's address that the environment had when it was made."""
-    bucket_store._store.cache_clear()
+    store_client.store_of.cache_clear()
     yield
-    bucket_store._store.cache_clear()
+    store_client.store_of.cache_clear()
 
 
 @pytest.fixture
