@@ -4,7 +4,7 @@ Layers are compiled, not the whole model: all of one kind share a graph, so comp
 half a minute, for 1 % of the speed.
 
 A micro-batch's way is that of ``tensorrt``: pinned buffer, upload stream, compute stream, download stream, pinned
-buffer, with two in flight. Each has one of three sizes, so that three compiled graphs serve every batch.
+buffer, with two in flight. Each has one of four profiles, so that four compiled graphs serve every batch.
 """
 
 import logging
@@ -27,6 +27,7 @@ from contract.plan import PackedProfile
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.interface import EngineDead, Gathered, Inference
 from worker.runtime.layout import Packed
+from worker.runtime.merging import merging_backend
 from worker.runtime.microbatch import MicroBatch
 from worker.runtime.packed_model import INPUTS, PackedModel, fuse_gelu, read_model
 from worker.runtime.pipeline import run_pipelined
@@ -43,17 +44,24 @@ _SLOTS = 2
 _TOKENS = (256, 64, 16)
 """Of a micro-batch, for each of the GPU's multiprocessors, so that all are at work to a matrix product's end: on an
 H100, which has 132, 33,792, 8,448 and 2,112. The smaller ones are for what is left of a batch."""
-_TOKENS_PER_ROW = 32
-"""A micro-batch has a row for as many tokens. The attention's kernel has blocks for each row, also for empty ones."""
+_SHORT = 128
+"""Tokens of a row that the attention's kernel computes in one block."""
 _COMPUTE_CAPABILITY = 80
 """The least that the attention's kernel takes: 8.0, Ampere."""
 
 
-def profiles(spec: EngineSpec, multiprocessors: int) -> list[PackedProfile]:
-    """The sizes of micro-batches on a GPU with so many multiprocessors; the largest takes the longest row."""
-    largest, *others = (tokens * multiprocessors for tokens in _TOKENS)
-    sizes = [max(largest, spec.max_length), *others]
-    return [PackedProfile(max(1, size // _TOKENS_PER_ROW), size) for size in sizes]
+def profiles(max_length: int, multiprocessors: int) -> list[PackedProfile]:
+    """Those of micro-batches on a GPU with so many multiprocessors.
+
+    The attention's kernel has a block for each 128 tokens of the longest row, for each row, also an empty one, and for
+    each head. So a large micro-batch has many rows if all are short, and few if not. On an H100, for ``max_length``
+    512: 2112x33792 of rows of up to 128 tokens, 528x33792, 528x8448, 132x2112.
+    """
+    most, *fewer = (tokens * multiprocessors for tokens in _TOKENS)
+    short = PackedProfile(most // 16, most, min(_SHORT, max_length))
+    any_length = PackedProfile(most // 64, max(most, max_length))
+    smaller = [PackedProfile(max(1, tokens // 16), tokens) for tokens in fewer]
+    return [short, *([any_length] if max_length > _SHORT else []), *smaller]
 
 
 @contextmanager
@@ -114,7 +122,7 @@ def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, torch.float16)
     fuse_gelu(encoder)
-    model = PackedModel(encoder, spec.pooling, head, spec.max_length).to(device)
+    model = PackedModel(encoder, spec.pooling, head).to(device)
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
     if compiled:
         torch.compiler.load_cache_artifacts(spec.check_compiled(compiled).read_bytes())
@@ -125,7 +133,7 @@ def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
             *(spec.name, spec.name),
         )
     for layer in model.layers:
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=False, backend=merging_backend)
     return model
 
 
@@ -160,15 +168,15 @@ class TorchGpuEngine:
     def __init__(self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._layout = Packed(spec, profiles(spec, multiprocessors), INPUTS)
+        self._layout = Packed(spec, profiles(spec.max_length, multiprocessors), INPUTS)
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
 
     def warm_up(self) -> None:
-        """Compute one micro-batch of each size: that compiles the graphs, and takes the memory that they need."""
+        """Compute one micro-batch of each profile: that compiles the graphs, and takes the memory that they need."""
         began = time.monotonic()
-        for size in self._layout.profiles:
-            self.infer(_filling(self.spec, size))
+        for profile in self._layout.profiles:
+            self.infer(filling(self.spec, profile))
         log.info(
             "engine %s: %d graphs ready in %.1f s", self.spec.name, len(self._layout.profiles), time.monotonic() - began
         )
@@ -189,6 +197,9 @@ class TorchGpuEngine:
             run_pipelined(microbatches, self._slots, self._lock, start, collect)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
 
+    def _longest(self, micro: MicroBatch) -> int:
+        return self._layout.profiles[micro.profile].longest or self.spec.max_length
+
     def _start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
         shapes = self._layout.fill(batch, micro, slot.buffers)
         inputs = {name: slot.device[name][: shapes[name][0]] for name in shapes}
@@ -198,7 +209,7 @@ class TorchGpuEngine:
             slot.uploaded.record()
         with torch.cuda.stream(self._compute):
             slot.uploaded.wait()
-            slot.vectors = self._model(inputs)
+            slot.vectors = self._model(inputs, self._longest(micro))
             slot.computed.record()
         with torch.cuda.stream(self._download):
             slot.computed.wait()
@@ -225,10 +236,10 @@ class TorchGpuEngine:
         torch.cuda.empty_cache()
 
 
-def _filling(spec: EngineSpec, size: PackedProfile) -> Batch:
-    """A batch that is one micro-batch of this size."""
-    length = min(spec.max_length, size.tokens)
-    rows = size.tokens // length
+def filling(spec: EngineSpec, profile: PackedProfile) -> Batch:
+    """A batch that is one micro-batch of this profile."""
+    length = min(profile.longest or spec.max_length, profile.tokens)
+    rows = profile.tokens // length
     ids: npt.NDArray[np.int32] = np.full((rows, spec.max_length), spec.pad_id, np.int32)
     mask = np.broadcast_to((np.arange(spec.max_length) < length).astype(np.int32), ids.shape)
     lengths = np.full(rows, length, np.int32)
