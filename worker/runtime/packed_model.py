@@ -105,6 +105,8 @@ def _row_by_row(
     context = torch.empty_like(query)
     ends = cu_seqlens.tolist()
     for start, end in itertools.pairwise(ends):
+        if start == end:
+            continue
         mask = None
         if min(before, behind) < end - start - 1:
             offset = torch.arange(end - start)[:, None] - torch.arange(end - start)[None]
