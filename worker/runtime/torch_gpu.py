@@ -4,12 +4,15 @@ Layers are compiled, not the whole model: all of one kind share a graph, so comp
 half a minute, for 1 % of the speed.
 
 A micro-batch's way is that of ``tensorrt``: pinned buffer, upload stream, compute stream, download stream, pinned
-buffer, with two in flight. Each has one of four profiles, so that four compiled graphs serve every batch.
+buffer, with two in flight. Each has one of four profiles, so that four compiled graphs serve every batch. Their kernels
+are recorded as CUDA graphs: to start some 150 kernels one by one takes the CPU longer than the GPU needs for them where
+a micro-batch is small.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +21,6 @@ import numpy.typing as npt
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from torch import Tensor
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
@@ -137,6 +139,13 @@ def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
     return model
 
 
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
+    """For uploads, computing and downloads, of every engine of this process: cuBLAS keeps memory for each stream that
+    it has computed on."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
 def compute_capability(device: torch.device) -> int:
     """90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
@@ -153,9 +162,10 @@ class _Slot:
         self.buffers = {name: tensor.numpy() for name, tensor in pinned.items()}
         """Views of ``sent``."""
         self.device = {name: torch.empty(elements, dtype=torch.int32, device=device) for name in layout.inputs}
+        self.vectors = torch.empty((vectors, hidden), dtype=torch.float32, device=device)
         self.received = torch.empty((vectors, hidden), dtype=torch.float32, pin_memory=True)
-        self.vectors: Tensor | None = None
-        """On the device. Kept until it is copied: its memory would be given to the next."""
+        self.compute: list[Callable[[], None]] = []
+        """Of each profile: from ``device`` to ``vectors``, on the compute stream."""
         self.uploaded, self.computed, self.done = torch.cuda.Event(), torch.cuda.Event(), torch.cuda.Event()
 
 
@@ -170,16 +180,49 @@ class TorchGpuEngine:
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self._layout = Packed(spec, profiles(spec.max_length, multiprocessors), INPUTS)
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
-        self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
+        self._upload, self._compute, self._download = _streams(device)
+        self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self) -> None:
-        """Compute one micro-batch of each profile: that compiles the graphs, and takes the memory that they need."""
+        """Compile the graph of each profile, compute with it once, and record its kernels for each slot."""
         began = time.monotonic()
-        for profile in self._layout.profiles:
-            self.infer(filling(self.spec, profile))
+        with torch.inference_mode(), self._errors():
+            for number, profile in enumerate(self._layout.profiles):
+                batch = filling(self.spec, profile)
+                (micro,) = self._layout.cut(batch.lengths)
+                for slot in self._slots:
+                    self._send(slot, micro, batch)
+                    slot.uploaded.synchronize()
+                    slot.compute.append(self._recorded(slot, number))
+        torch.cuda.empty_cache()  # what was computed with before it was recorded
         log.info(
             "engine %s: %d graphs ready in %.1f s", self.spec.name, len(self._layout.profiles), time.monotonic() - began
         )
+
+    def _recorded(self, slot: _Slot, profile: int) -> Callable[[], None]:
+        """``_forward`` of a slot and a profile, as one call of CUDA's where its kernels can be recorded."""
+        forward = functools.partial(self._forward, slot, profile)
+        with torch.cuda.stream(self._compute):
+            forward()
+        self._compute.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # All share memory: they compute one after the other, and nothing in it is read after one has computed.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute):
+                forward()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            torch.cuda.synchronize(self._device)
+            log.warning("engine %s is slower than it could be: no CUDA graph (%s)", self.spec.name, reason(error))
+            return forward
+        return graph.replay
+
+    def _forward(self, slot: _Slot, profile: int) -> None:
+        shapes = self._layout.sizes_of(profile)
+        longest = self._layout.profiles[profile].longest or self.spec.max_length
+        vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest)
+        slot.vectors[: len(vectors)].copy_(vectors)
 
     def infer(self, batch: Batch) -> Inference:
         """See ``interface.Engine.infer``."""
@@ -197,19 +240,18 @@ class TorchGpuEngine:
             run_pipelined(microbatches, self._slots, self._lock, start, collect)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
 
-    def _longest(self, micro: MicroBatch) -> int:
-        return self._layout.profiles[micro.profile].longest or self.spec.max_length
+    def _send(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
+        self._layout.fill(batch, micro, slot.buffers)
+        with torch.cuda.stream(self._upload):
+            for name, size in self._layout.sizes_of(micro.profile).items():
+                slot.device[name][:size].copy_(slot.sent[name][:size], non_blocking=True)
+            slot.uploaded.record()
 
     def _start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
-        shapes = self._layout.fill(batch, micro, slot.buffers)
-        inputs = {name: slot.device[name][: shapes[name][0]] for name in shapes}
-        with torch.cuda.stream(self._upload):
-            for name, tensor in inputs.items():
-                tensor.copy_(slot.sent[name][: len(tensor)], non_blocking=True)
-            slot.uploaded.record()
+        self._send(slot, micro, batch)
         with torch.cuda.stream(self._compute):
             slot.uploaded.wait()
-            slot.vectors = self._model(inputs, self._longest(micro))
+            slot.compute[micro.profile]()
             slot.computed.record()
         with torch.cuda.stream(self._download):
             slot.computed.wait()
