@@ -14,11 +14,12 @@ from producer.calibrate import Ranges, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
+from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.request import JobRequest, resolve
 from producer.texts import TextDataset
-from producer.tokenizing import Work, processes_for, tokenizing
+from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
 CALIBRATION_ROWS = 4096
