@@ -82,9 +82,10 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int |
         batch_rows: rows of a batch; None for what the producer chooses.
     """
     source = DatasetSource(str(file))
-    texts = open_dataset(source)
-    job = resolve(JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows), texts, spec)
-    work, seconds, rows, size = Work(job, texts, open_tokenizer(spec)), [], 0, 0
+    texts, tokenizer = open_dataset(source), open_tokenizer(spec)
+    request = JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows)
+    work, seconds, rows, size = Work(resolve(request, texts, spec, tokenizer), texts, tokenizer), [], 0, 0
+    job = work.job
     folder.mkdir()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in range(min(_SAMPLED, job.batches)):
