@@ -21,9 +21,9 @@ from contract.store import location
 from examples.local import celery_worker, die_with_parent, process, redis_server
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
+from producer.making import Work
 from producer.request import JobRequest, resolve
 from producer.texts import DatasetSource
-from producer.tokenizing import Work
 
 _SAMPLED = 8
 """Batches that the engine's own speed is measured on."""
@@ -82,9 +82,10 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int |
         batch_rows: rows of a batch; None for what the producer chooses.
     """
     source = DatasetSource(str(file))
-    texts = open_dataset(source)
-    job = resolve(JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows), texts, spec)
-    work, seconds, rows, size = Work(job, texts, open_tokenizer(spec)), [], 0, 0
+    texts, tokenizer = open_dataset(source), open_tokenizer(spec)
+    request = JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows)
+    work, seconds, rows, size = Work(resolve(request, texts, spec, tokenizer), texts, tokenizer), [], 0, 0
+    job = work.job
     folder.mkdir()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in range(min(_SAMPLED, job.batches)):
@@ -218,7 +219,7 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
 
 
 def _publishing(job: Job, sample: Sample) -> float:
-    """Seconds that the producer needs to put a batch into the job's Redis, the median."""
+    """Seconds that a tokenizing process needs to hash a batch and put it into the job's Redis, the median."""
     ledger, seconds = ProducerLedger(patience=5), []
     for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
         began = time.perf_counter()

@@ -10,7 +10,7 @@ from contract.form import Dtype, VectorForm
 from contract.job import Job
 from contract.store import Location
 from contract.words import count
-from producer.batches import open_tokenizer
+from producer.batches import RowTokenizer
 from producer.calibrate import Ranges
 from producer.console import print_note
 from producer.sizing import PER_TOKEN_ROWS, batch_size
@@ -47,13 +47,14 @@ class JobRequest:
     overlap: int | None = None
 
 
-def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
+def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Job:
     """The job that a request makes of a dataset and an engine.
 
     Raises:
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
-    prefix, overlap = _prefix(request, spec), _overlap(request, spec)
+    prefix, overlap = _prefix(request, spec), _overlap(request, spec, tokenizer)
+    batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
     return job_of(
         texts,
         spec,
@@ -62,7 +63,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
         name=request.name,
         stream=request.source.stream,
         prefix=prefix,
-        batch_rows=request.batch_rows or _batch_rows(texts, request.limit, spec, prefix, overlap),
+        batch_rows=batch_rows or _batch_rows(texts, request.limit, tokenizer, prefix, overlap),
         form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
         overlap=overlap,
     )
@@ -98,11 +99,11 @@ def _rows(texts: TextDataset, limit: int | None) -> int:
     return min(limit or texts.rows, texts.rows)
 
 
-def _batch_rows(texts: TextDataset, limit: int | None, spec: EngineSpec, prefix: str, overlap: int | None) -> int:
+def _batch_rows(
+    texts: TextDataset, limit: int | None, tokenizer: RowTokenizer, prefix: str, overlap: int | None
+) -> int:
     """Rows of a batch where the user names no number; says which, and why."""
-    if spec.per_token:
-        return PER_TOKEN_ROWS
-    size = batch_size(texts, _rows(texts, limit), open_tokenizer(spec), prefix, overlap)
+    size = batch_size(texts, _rows(texts, limit), tokenizer, prefix, overlap)
     print_note(size.why)
     return size.rows
 
@@ -137,7 +138,7 @@ def _dimensions(request: JobRequest, spec: EngineSpec) -> int | None:
     return None if request.dimensions == spec.hidden else request.dimensions
 
 
-def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
+def _overlap(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> int | None:
     """``Job.overlap``: None where long texts are truncated."""
     if request.long_texts != "window":
         if request.overlap is not None:
@@ -150,8 +151,8 @@ def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
             "leave out --long-texts, or choose another --engine",
         )
     overlap = OVERLAP if request.overlap is None else request.overlap
-    if overlap >= (window := open_tokenizer(spec).window):
+    if overlap >= tokenizer.window:
         raise UserError(
-            f"windows of {count(window, 'token')} cannot share {overlap}", hint="choose a smaller --overlap"
+            f"windows of {count(tokenizer.window, 'token')} cannot share {overlap}", hint="choose a smaller --overlap"
         )
     return overlap
