@@ -6,7 +6,6 @@ from rich.filesize import decimal
 from contract.jobs import find_job
 from contract.words import count
 from producer.console import print_line, print_note
-from producer.push import push as push_job, ready
 
 
 @click.command()
@@ -20,6 +19,8 @@ def push(job: str | None, to: str, private: bool, replace: bool, unverified: boo
 
     HF_TOKEN, or hf auth login, says who you are.
     """
+    from producer.push import push as push_job, ready  # here: no other command needs huggingface_hub
+
     found = ready(find_job(job), unverified=unverified)
     size = decimal(found.job.bytes())
     print_note(f"{count(found.job.batches, 'shard')}, {size}, to {to}")
