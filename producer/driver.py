@@ -120,7 +120,7 @@ class Driver:
         """Find the shards that have come, and what Redis has of the job."""
         job, ledger = self._job, self._ledger
         if ledger.cancelled(job):
-            ledger.forget(job)  # what this driver has published since
+            ledger.forget(job, also=self._out)  # what this driver has published since
             raise UserError(
                 f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
                 hint="run the same command again: the job goes on where it was",

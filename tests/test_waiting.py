@@ -301,7 +301,8 @@ def test_a_worker_ends_in_time_while_redis_is_gone(
 
 
 def test_a_cluster_is_refused_at_once_by_all(tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with redis_server(tmp_path, "--cluster-enabled", "yes") as url:
+    port = next(port for port in iter(free_port, None) if port <= 55_535)  # a cluster's second one is 10,000 higher
+    with redis_server(tmp_path, "--cluster-enabled", "yes", port=port) as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         monkeypatch.setenv("EMBEDMILL_REDIS_PATIENCE", "60")
         began = time.monotonic()
