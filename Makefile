@@ -22,8 +22,9 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo
 
+# The tests start some hundred Pythons: without bytecode each would compile embedmill again.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import redis
 
+from worker.environment import STOP
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -114,12 +116,12 @@ def celery_worker(
         log: where its output goes.
         options: ``celery worker`` options on top.
         app: the module of the Celery app.
-        env: environment variables on top of this process's.
+        env: environment variables on top of this process's and of ``STOP``, with which Celery need not begin anew.
         ready: seconds that it has for that.
         python: the interpreter.
     """
     command = [python, "-m", "celery", "-A", app, "worker", *options]
-    with process(command, log, env=env) as worker:
+    with process(command, log, env=STOP | (env or {})) as worker:
         until = time.monotonic() + ready
         while b" loaded: " not in log.read_bytes():
             if worker.poll() is not None or time.monotonic() > until:

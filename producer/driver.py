@@ -247,11 +247,9 @@ class Driver:
         return put.done.result()
 
     def _take_back(self) -> None:
-        """Take what is just being put into Redis out of a job that was cancelled."""
+        """Take out of a job that was cancelled what this driver has published since, or is just putting into Redis."""
         wait([put.done for put in self._putting.values()])
-        for batch in self._putting:
-            self._ledger.withdraw(self._job.key, batch)
-        self._ledger.forget(self._job)
+        self._ledger.forget(self._job, also={*self._out, *self._putting})
 
     def _clean_up(self) -> None:
         """Forget a job that is at its end, and remove what killed workers left of shards that others made."""

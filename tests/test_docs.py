@@ -1,6 +1,7 @@
 """Every command and flag that the documentation shows exists, and every flag that exists is explained."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -46,6 +47,14 @@ def flags(command: click.Command) -> set[str]:
     return {*every, "--help"}
 
 
+@functools.cache
+def help_of(script: str) -> str:
+    """What ``python`` with these words and ``--help`` prints."""
+    told = subprocess.run([sys.executable, *script.split(), "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert told.returncode == 0, told.stderr
+    return told.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_exist(page: Path) -> None:
     for line in shown(page):
@@ -54,10 +63,8 @@ def test_commands_and_flags_exist(page: Path) -> None:
             assert name in COMMANDS, line
             assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags(COMMANDS[name]), line
         elif match := re.search(r"python ((?:examples|bench)/\w+\.py|-m (?:examples|bench)\.\w+)(.*)", line):
-            script = [sys.executable, *match[1].split(), "--help"]
-            told = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
-            assert told.returncode == 0, told.stderr
-            assert all(flag in told.stdout for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
+            told = help_of(match[1])
+            assert all(flag in told for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
         elif match := re.match(r"bench/\w+\.sh", line):
             assert os.access(ROOT / match[0], os.X_OK), line
         elif match := re.match(r"make (\w+)", line):

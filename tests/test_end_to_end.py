@@ -1,4 +1,4 @@
-"""The four commands as a user runs them, each its own process, over a real Redis."""
+"""From a model and a dataset to a verdict: the commands over a real Redis and a real worker."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -18,10 +18,9 @@ import psutil
 import pyarrow.dataset as pads
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
+from click.testing import Result
 from sentence_transformers import SentenceTransformer
 
-import verify.command
 from contract.compare import cosines
 from contract.engine import EngineSpec
 from contract.job import Job
@@ -30,6 +29,7 @@ from contract.redis.keys import queue_of
 from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
 from examples.local import celery_worker, redis_server
+from tests.commands import called, run, wait_until
 from tests.conftest import JARGON, MINILM, build_engine
 from tests.contract.samples import WholeLedger
 from tests.verify.jobs import plant, scaled
@@ -55,22 +55,8 @@ def worker_log(station: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Pa
     return station[1]
 
 
-def run(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=200,
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
-
-
 def verified(*arguments: object) -> None:
-    """``python -m verify`` in this process, which has PyTorch loaded already."""
-    told = CliRunner().invoke(verify.command.main, [str(argument) for argument in arguments])
-    assert told.exit_code == 0, told.output
+    called("verify", *arguments)
 
 
 def vectors(job: Job) -> np.ndarray:
@@ -78,26 +64,20 @@ def vectors(job: Job) -> np.ndarray:
     return np.stack(table["embedding"].to_numpy())
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
     worker_log: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("EMBEDMILL_ENGINE", raising=False)
     monkeypatch.setenv("EMBEDMILL_ENGINES", os.environ["EMBEDMILL_ENGINES"])
-    run("engine_build", "--model", tiny_model, "--name", "four-commands", "--normalize")
+    called("engine_build", "--model", tiny_model, "--name", "four-commands", "--normalize")
     rows = datasets.load_dataset("json", data_files=str(JARGON), split="train").select(range(200))
     rows.to_csv(tmp_path / "jargon.csv")
     rows.save_to_disk(tmp_path / "saved")
     rows.to_json(tmp_path / "jargon.jsonl", force_ascii=False)
     found = []
     for dataset in ("jargon.jsonl", "jargon.csv", "saved"):
-        told = run(
+        produce = run if dataset == "saved" else called
+        told = produce(
             "producer", "--dataset", dataset, "--text-column", "text", "--batch-rows", 64, "--engine", "four-commands"
         )
         assert "200 of 200" in told.stdout
@@ -106,7 +86,9 @@ def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
         verified("--sample", 30)
         assert json.loads((job.folder / "verify.json").read_text())["checks"]
         found.append(vectors(job))
-    assert "FAIL" not in run("verify", "--sample", 50).stdout
+    told = run("verify", "--sample", 50)
+    assert (told.stderr, "FAIL" in told.stdout) == ("", False)
+    assert "Verified: 200 rows accounted for" in told.stdout
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
@@ -119,7 +101,7 @@ def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
     longest = sorted(lines, key=len)[-6:]
     chosen = lines[:60] + longest
     (tmp_path / "some.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-    told = run("producer", "--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25)
+    told = called("producer", "--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25)
     assert "66 of 66" in told.stdout
     verified("--sample", 40)
     model = SentenceTransformer(str(MINILM))
@@ -138,7 +120,7 @@ def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: En
         json.dumps({"text": "\u202e\u200b\ufeff"}), '{"text": "plain"}',
     ]  # fmt: skip
     (tmp_path / "strange.jsonl").write_text("\n".join(strange) + "\n", encoding="utf-8")
-    told = run("producer", "--dataset", "strange.jsonl", "--batch-rows", 5)
+    told = called("producer", "--dataset", "strange.jsonl", "--batch-rows", 5)
     assert f"{len(strange)} of {len(strange)}" in told.stdout
     assert "without a text 3" in " ".join(told.stdout.replace("│", " ").split())
     verified("--sample", 40)
@@ -151,7 +133,7 @@ def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: En
 
 def test_token_level_output_holds_the_real_tokens_only(worker_log: Path, tiny_model: Path, tmp_path: Path) -> None:
     spec = build_engine(tiny_model, "tokens-end-to-end", "tokens")
-    run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--engine", spec.name)
+    called("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--engine", spec.name)
     job = latest_job()
     assert job.batch_rows == 64
     table = pads.dataset(job.data).to_table().sort_by("row_id")
@@ -162,11 +144,11 @@ def test_token_level_output_holds_the_real_tokens_only(worker_log: Path, tiny_mo
 
 def test_a_second_run_computes_nothing_again(worker_log: Path, tiny: EngineSpec) -> None:
     command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 300, "--batch-rows", 50)
-    run(*command)
+    called(*command)
     job = latest_job()
     before = {path: path.stat().st_mtime_ns for path in job.data.iterdir()}
     job.shard(2).unlink()
-    told = run(*command)
+    told = called(*command)
     after = {path: path.stat().st_mtime_ns for path in job.data.iterdir()}
     assert {path for path in before if before[path] != after[path]} == {job.shard(2)}
     assert "250 were there" in told.stdout
@@ -184,7 +166,7 @@ def test_an_interrupted_producer_says_how_to_go_on_and_does(worker_log: Path, mi
     assert "run the same command again" in told
     assert "Traceback" not in told
     before = {path: path.stat().st_mtime_ns for path in latest_job().data.iterdir()}
-    assert "160 of 160" in run(*command[2:]).stdout
+    assert "160 of 160" in called(*command[2:]).stdout
     assert all(path.stat().st_mtime_ns == made for path, made in before.items())
     verified("--sample", 10)
 
@@ -194,14 +176,15 @@ def test_a_detached_producer_leaves_and_the_job_goes_on(worker_log: Path, tiny: 
     run(*command, "--detach")
     job = latest_job()
     wait_until(lambda: len(job.committed()) == job.batches)
-    assert "200 were there" in run(*command).stdout
+    assert "200 were there" in called(*command).stdout
 
 
-def test_a_killed_child_costs_no_row(minilm: EngineSpec, redis_url: str, tmp_path: Path) -> None:
+def test_a_killed_child_costs_no_row(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
+    slow = {"CHAOS_SECONDS": "1", "PYTHONPATH": str(JARGON.parent.parent)}
     command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "120"]
     with (
-        celery_worker(log) as worker,
+        celery_worker(log, app="bench.chaos.haunted", env=slow) as worker,
         subprocess.Popen([*command, "--batch-rows", "30"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producer,
     ):
         wait_until(lambda: len(list(Path("output").glob("*/data/*.parquet"))) >= 1)
@@ -240,7 +223,7 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
     tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
     command = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 100, "--batch-rows", 50)
-    run(*command, "--detach")
+    called(*command, "--detach")
     job, ledger = latest_job(), WholeLedger(patience=5)
     for number in range(2):  # bytes with a right hash that are no batch
         ledger.withdraw(job.key, number)
@@ -251,11 +234,11 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
         assert "python -m producer retry" in told.stderr
         assert all(record.attempts == 1 and "batch.py" in record.where for record in ledger.dead(job).values())
         assert {"dead 0", "dead 1", "(after 1"} <= set(
-            re.findall(r"dead [01]|\(after 1", run("producer", "status").stdout)
+            re.findall(r"dead [01]|\(after 1", called("producer", "status").stdout)
         )
-        assert "dead batches" in run("producer", "list").stdout
-        run(*command, expect=1)
-        assert "100 of 100" in run("producer", "retry").stdout
+        assert "dead batches" in called("producer", "list").stdout
+        called(*command, expect=1)
+        assert "100 of 100" in called("producer", "retry").stdout
     assert (
         "given up after 1 attempt and a search for the rows that it fails on" in (tmp_path / "worker.log").read_text()
     )
@@ -263,7 +246,7 @@ def test_a_batch_that_always_fails_is_given_up_and_named_until_it_is_retried(
 
 def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_log: Path, tiny: EngineSpec) -> None:
     sender = Celery(broker=settings().redis_url, set_as_current=False)
-    run("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 10)
+    called("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 10)
     job, ledger = latest_job(), WholeLedger(patience=5)
     ledger.announce(job)  # as if it were not done
     queue = direct_queue(queue_of(job.key))
@@ -283,7 +266,7 @@ def test_every_row_of_a_csv_with_line_ends_in_its_texts_is_what_encode_gives(
     texts = [f'{lines[number]}\n\n"{lines[number + 700]}",\r\n{number}' for number in range(642)]
     with (tmp_path / "reviews.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["review", "n"], *([text, "007"] for text in texts)])
-    run("producer", "--dataset", tmp_path / "reviews.csv", "--batch-rows", 100)
+    called("producer", "--dataset", tmp_path / "reviews.csv", "--batch-rows", 100)
     job = latest_job()
     reference = SentenceTransformer(tiny.model, device="cpu")
     reference.max_seq_length = tiny.max_length
@@ -303,7 +286,7 @@ def advised(told: Result) -> list[list[str]]:
 def test_what_the_verifier_advises_mends_the_job_and_destroys_nothing(
     harm: str, tiny: EngineSpec, worker_log: Path
 ) -> None:
-    run("producer", "--dataset", JARGON, "--limit", 150, "--batch-rows", 5)
+    called("producer", "--dataset", JARGON, "--limit", 150, "--batch-rows", 5)
     job = latest_job()
     before = {batch: job.shard(batch).read_bytes() for batch in range(30)}
     removed: list[str] = []
@@ -317,11 +300,10 @@ def test_what_the_verifier_advises_mends_the_job_and_destroys_nothing(
         job.shard(7).unlink()
     harmed = {name: (job.data / name).read_bytes() for name in removed}
 
-    told = CliRunner().invoke(verify.command.main, ["--sample", "3"])
-    assert told.exit_code == 1, told.output
+    told = called("verify", "--sample", 3, expect=1)
     ((python, dash_m, *command),) = advised(told)
     assert (python, dash_m) == ("python", "-m")
-    run(*command)
+    called(*command)
     verified("--sample", "3")
     assert {name: (job.folder / "aside" / f"{name}.1").read_bytes() for name in removed} == harmed
     kept = {batch: job.shard(batch).read_bytes() == content for batch, content in before.items()}
@@ -329,13 +311,13 @@ def test_what_the_verifier_advises_mends_the_job_and_destroys_nothing(
 
 
 def test_an_edited_job_is_told_as_that_and_nothing_is_touched(tiny: EngineSpec, worker_log: Path) -> None:
-    run("producer", "--dataset", JARGON, "--limit", 20, "--batch-rows", 10)
+    called("producer", "--dataset", JARGON, "--limit", 20, "--batch-rows", 10)
     job = latest_job()
     file = job.folder / "job.json"
     genuine, shards = file.read_text(), {batch: job.shard(batch).read_bytes() for batch in (0, 1)}
     file.write_text(genuine.replace('"batch_rows": 10', '"batch_rows": 20'))
     for command in (["verify"], ["producer", "retry"], ["producer", "status"]):
-        told = run(*command, expect=1)
+        told = called(*command, expect=1)
         assert "job.json was edited" in told.stderr
         assert told.stderr.count("\n") == 1
         assert "python -m producer retry" not in told.stdout

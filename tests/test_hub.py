@@ -10,15 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-import verify.command
 from contract.engine import load_engine
 from contract.job import Job, load_job
 from contract.jobs import latest_job
 from contract.settings import settings
 from contract.store import location
 from examples.local import celery_worker
+from tests.commands import called
 from tests.conftest import JARGON, build_engine
 from tests.hub import READER, WRITER, Hub, files_of
 from tests.producer.test_hub import parquet
@@ -62,7 +61,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
     texts = TEXTS[0::2] + TEXTS[1::2]
     options = ("--batch-rows", 16, "--keep-columns", "ballast", "--long-texts", "window")
     with celery_worker(tmp_path / "worker.log"):
-        assert f"{len(texts)} of {len(texts)}" in run("-m", "producer", "--dataset", "imdb", *options)
+        assert f"{len(texts)} of {len(texts)}" in called("producer", "--dataset", "imdb", *options).stdout
         job = latest_job()
         assert (job.dataset, job.revision, job.batches) == ("stanfordnlp/imdb", imdb, 4)
         assert (load_engine().model, load_engine().revision) == (
@@ -79,8 +78,7 @@ def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: 
         assert not list(Path(empty).rglob("*.parquet")) + list(Path(empty).rglob("*.arrow"))
 
     for one in (job, other):  # at its own commit, though the dataset has a newer one
-        told = CliRunner().invoke(verify.command.main, [str(one.folder), "--sample", "30"])
-        assert told.exit_code == 0, told.output
+        called("verify", one.folder, "--sample", 30)
     ours, theirs = table(job), table(other)
     for column in ("row_id", "n_tokens", "truncated", "error", "ballast"):
         assert ours[column].equals(theirs[column])

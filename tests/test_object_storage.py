@@ -11,9 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
-import verify.command
 from contract.engine import EngineSpec
 from contract.jobs import latest_job
 from contract.settings import settings
@@ -21,10 +19,10 @@ from contract.shard import open_file
 from contract.store import client as store_client
 from examples.local import celery_worker, free_port, process
 from tests.buckets import BUCKET, a_user, client, credentials, s3_server
+from tests.commands import called, wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import WholeLedger
 from tests.hub import WRITER, Hub
-from tests.test_end_to_end import wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,8 +114,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     job = latest_job()
     assert str(job.folder).startswith(f"s3://{BUCKET}/jobs/jargon-train-")
     monkeypatch.chdir(here)
-    told = CliRunner().invoke(verify.command.main, ["--sample", "30"])
-    assert told.exit_code == 0, told.output
+    told = called("verify", "--sample", 30)
     assert "Verified: 300 rows accounted for" in told.output
     assert str(job.folder) in told.output
     assert "cosine" in ended(command(ROOT / "examples/search.py", "junk mail", cwd=here))
@@ -127,7 +124,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     assert not client(bucket).list_multipart_uploads(Bucket=BUCKET).get("Uploads")
     assert [path.name for name in ("one", "two") for path in (tmp_path / name).iterdir()] == ["engines", "engines"]
     # From the bucket to the Hub, shard by shard.
-    pushed = ended(command("-m", "producer", "push", "--to", "mill/vectors", cwd=here))
+    pushed = called("producer", "push", "--to", "mill/vectors").stdout
     assert f"Pushed: {hub.url}/datasets/mill/vectors" in pushed
     head = hub.repos["datasets", "mill/vectors"].head
     assert {path: data for path, data in head.items() if path.startswith("data/")} == {
@@ -136,8 +133,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     # A damaged shard is found, named and made again.
     broken = job.shard(3)
     broken.put(broken.read_bytes()[:-9])
-    told = CliRunner().invoke(verify.command.main, [])
-    assert told.exit_code == 1
+    told = called("verify", expect=1)
     assert f"python -m producer retry {job.folder}\n" in told.output
     assert f"At fault: {broken.name}\n" in told.output
 
@@ -150,18 +146,18 @@ def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
     settings.cache_clear()
-    produce = ("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--limit", 40, "--batch-rows", 20)
+    produce = ("producer", "--dataset", JARGON, "--text-column", "text", "--limit", 40, "--batch-rows", 20)
     log = tmp_path / "worker.log"
     with s3_server(tmp_path, port):
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        ended(command(*produce, "--detach", cwd=tmp_path))
+        called(*produce, "--detach")
         record = latest_job()
     with celery_worker(log):
         while b"does not answer" not in log.read_bytes():
             time.sleep(0.1)
         with s3_server(tmp_path, port):  # it is back, and has forgotten everything but what the test puts there again
             record.save()
-            assert "40 of 40" in ended(command(*produce, cwd=tmp_path))
+            assert "40 of 40" in called(*produce).stdout
             with open_file(record.shard(1)) as shard:
                 assert shard.read(columns=["row_id"])["row_id"].to_pylist() == list(range(20, 40))
     assert "given up" not in log.read_text()
@@ -203,7 +199,7 @@ def test_a_worker_ends_in_time_while_the_bucket_does_not_answer(
         for name, value in credentials(url).items():
             monkeypatch.setenv(name, value)
         server = psutil.Process(listening(url))
-        ended(command("-m", "producer", "--dataset", JARGON, "--text-column", "text", "--detach", cwd=tmp_path))
+        called("producer", "--dataset", JARGON, "--text-column", "text", "--detach")
         server.suspend()  # it takes connections, and never answers
         try:
             with log.open("wb") as output:

@@ -24,9 +24,9 @@ from contract.store import location
 from examples.local import celery_worker, free_port, process, redis_server
 from producer.reasons import workers_line
 from producer.view import view_of
+from tests.commands import called, run, wait_until
 from tests.conftest import JARGON, build_engine
 from tests.contract.samples import WholeLedger
-from tests.test_end_to_end import run, wait_until
 
 ROOT = str(JARGON.parent.parent)
 COMMAND = ("producer", "--dataset", JARGON, "--text-column", "text")
@@ -130,7 +130,7 @@ def every_attempt(producer: "subprocess.Popen[bytes]", client: "redis.Redis") ->
 def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
     tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
-    run(*COMMAND, "--limit", 250, "--batch-rows", 10, "--detach")
+    called(*COMMAND, "--limit", 250, "--batch-rows", 10, "--detach")
     job = latest_job()
     assert isinstance(job.folder, Path)
     staging = job.folder / "staging"
@@ -180,7 +180,7 @@ def test_where_no_worker_can_serve_a_job_it_says_why_stays_whole_and_goes_on_onc
 
 
 def test_detached_without_a_worker_it_says_so(tiny: EngineSpec, redis_url: str) -> None:
-    told = run(*COMMAND, "--limit", 40, "--detach").stdout
+    told = called(*COMMAND, "--limit", 40, "--detach").stdout
     assert "Published; 0 of 1 shard there: " in told
     assert "No worker is alive; start one: celery -A worker worker." in told
 
@@ -189,20 +189,20 @@ def test_a_job_is_cancelled_and_its_producer_ends_and_another_job_is_not_touched
     tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
     told, client = tmp_path / "producer.log", redis.Redis.from_url(redis_url)
-    run(*COMMAND, "--limit", 30, "--name", "other", "--detach")
+    called(*COMMAND, "--limit", 30, "--name", "other", "--detach")
     with producing(told, "--limit", 400, "--batch-rows", 10, "--name", "mine") as producer:
         wait_until(lambda: any(b":mine-" in key for key in client.scan_iter("*:queue")))
-        listed = run("producer", "list").stdout
+        listed = called("producer", "list").stdout
         assert listed.count("under way") == 2
-        assert "Cancelled mine-" in run("producer", "cancel", "mine").stdout
+        assert "Cancelled mine-" in called("producer", "cancel", "mine").stdout
         assert producer.wait(30) == 1
     assert re.search(r"job mine-\w+ was cancelled; 0 of 40 shards there; run the same command again", told.read_text())
     assert not [key for key in client.scan_iter("*mine*") if not key.endswith((b":cancelled", b":rows"))]
-    assert run("producer", "list").stdout.count("cancelled") == 1
+    assert called("producer", "list").stdout.count("cancelled") == 1
     with celery_worker(tmp_path / "worker.log"):
-        assert "30 of 30" in run(*COMMAND, "--limit", 30, "--name", "other").stdout
+        assert "30 of 30" in called(*COMMAND, "--limit", 30, "--name", "other").stdout
     client.sadd("embedmill:jobs", latest_job().key)  # as a detached job leaves it
-    assert "1 job cleaned" in run("producer", "clean").stdout
+    assert "1 job cleaned" in called("producer", "clean").stdout
     assert client.smembers("embedmill:jobs") == set()
 
 
@@ -211,7 +211,7 @@ def test_two_detached_jobs_of_one_dataset_into_two_outputs_get_all_their_shards(
 ) -> None:
     outputs = [tmp_path / "first", tmp_path / "second"]
     for output in outputs:
-        run(*COMMAND, "--limit", 40, "--batch-rows", 10, "--output", output, "--detach")
+        called(*COMMAND, "--limit", 40, "--batch-rows", 10, "--output", output, "--detach")
     jobs = [load_job(location(next(output.glob("*")))) for output in outputs]
     with celery_worker(tmp_path / "worker.log"):
         wait_until(lambda: all(len(job.committed()) == 4 for job in jobs))
@@ -219,8 +219,8 @@ def test_two_detached_jobs_of_one_dataset_into_two_outputs_get_all_their_shards(
 
 def test_a_small_job_does_not_wait_for_a_large_one(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
     with celery_worker(tmp_path / "worker.log", app="bench.chaos.haunted", env=slow(0.5)):
-        run(*COMMAND, "--limit", 300, "--batch-rows", 10, "--name", "large", "--detach")
-        run(*COMMAND, "--limit", 1, "--name", "small")
+        called(*COMMAND, "--limit", 300, "--batch-rows", 10, "--name", "large", "--detach")
+        called(*COMMAND, "--limit", 1, "--name", "small")
         assert len(latest_job().committed()) == 1
         large = next(path for path in settings().output.iterdir() if path.name.startswith("large-"))
         assert len(load_job(large).committed()) < 30
@@ -265,7 +265,7 @@ def test_a_pool_without_processes_is_refused_with_the_reason(pool: str, tiny: En
 
 def test_a_worker_in_a_solo_pool_does_the_job(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
     with celery_worker(tmp_path / "worker.log", "-P", "solo"):
-        assert "40 of 40" in run(*COMMAND, "--limit", 40, "--batch-rows", 10).stdout
+        assert "40 of 40" in called(*COMMAND, "--limit", 40, "--batch-rows", 10).stdout
 
 
 def test_a_worker_whose_first_children_die_at_once_goes_on(tiny: EngineSpec, redis_url: str, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_worker_whose_first_children_die_at_once_goes_on(tiny: EngineSpec, red
             for child in parent.children():
                 child.kill()  # within milliseconds of its birth
                 killed += 1
-        assert "40 of 40" in run(*COMMAND, "--limit", 40).stdout
+        assert "40 of 40" in called(*COMMAND, "--limit", 40).stdout
         assert worker.poll() is None
     assert "Could not start worker processes" not in log.read_text()
 
@@ -301,7 +301,8 @@ def test_a_worker_ends_in_time_while_redis_is_gone(
 
 
 def test_a_cluster_is_refused_at_once_by_all(tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with redis_server(tmp_path, "--cluster-enabled", "yes") as url:
+    port = next(port for port in iter(free_port, None) if port <= 55_535)  # a cluster's second one is 10,000 higher
+    with redis_server(tmp_path, "--cluster-enabled", "yes", port=port) as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         monkeypatch.setenv("EMBEDMILL_REDIS_PATIENCE", "60")
         began = time.monotonic()
@@ -318,20 +319,20 @@ def test_what_is_advised_for_a_password_works(tiny: EngineSpec, monkeypatch: pyt
     with redis_server() as url:
         redis.Redis.from_url(url).config_set("requirepass", "grain")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
-        told = run("producer", "list", expect=1).stderr
+        told = called("producer", "list", expect=1).stderr
         advised = re.search(r"set EMBEDMILL_REDIS_URL to (\S+)", told)
         assert advised
         assert advised[1].startswith("redis://")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", advised[1].replace("PASSWORD", "grain"))
-        run("producer", "list")
+        called("producer", "list")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url.replace("redis:", "rediss:"))
-        told = run("producer", "list", expect=1).stderr
+        told = called("producer", "list", expect=1).stderr
         assert "does not speak TLS" in told
         assert "redis://" in told
 
 
 @pytest.mark.parametrize("place", ["s3:/bucket/prefix", "s3:bucket", "gs:/bucket", "file:/tmp/x"])
 def test_an_address_with_a_slash_too_few_makes_no_folder(place: str, tiny: EngineSpec, redis_url: str) -> None:
-    told = run(*COMMAND, "--limit", 5, "--output", place, expect=2).stderr
+    told = called(*COMMAND, "--limit", 5, "--output", place, expect=2).stderr
     assert "expected s3://bucket/prefix, gs://bucket/prefix or a path" in " ".join(told.replace("│", "").split())
     assert not list(Path().iterdir())

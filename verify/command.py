@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from contract.engine import EngineSpec
 from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job
@@ -74,15 +75,13 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     request = Request(job, job.rows if sample == _ALL else sample, seed)
     with console.status("counting rows …"):
         accounting = account(job)
-    # Here, because PyTorch takes seconds to import: --help and a job that is not there need not wait for it.
     with importing():
         from producer.dataset import dataset_of
-        from verify.reference import open_model
 
     try:
         spec, texts = engine_of(job), dataset_of(job)
         with console.status("opening the model …"):
-            reference = open_model(job, spec)
+            reference = _reference_of(job, spec)
         verdict, evidence = verify(request, accounting, texts, reference, console)
     except UserError as refusal:
         # Without a reference there is no verdict, unless the accounting alone gives one.
@@ -92,6 +91,13 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     _publish(job, verdict, evidence)
     if not verdict.passed:
         sys.exit(1)
+
+
+def _reference_of(job: Job, spec: EngineSpec) -> "Reference":
+    """The model. PyTorch takes seconds to import: --help, and a job or a dataset that is not there, do without it."""
+    with importing():
+        from verify.reference import open_model
+    return open_model(job, spec)
 
 
 def verify(

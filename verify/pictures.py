@@ -10,8 +10,9 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from contract.compare import TOLERANCES
 from verify.comparison import ComparedRow, row_limit
@@ -41,6 +42,8 @@ _STYLE: Any = {
     "ytick.color": _INK,
 }
 
+_SIZE = (5.2, 3.1)
+"""Of a picture, inches of 72 points."""
 _POINTS = 4000
 """More of them are drawn as an image: as shapes they would make the page heavy."""
 _FLOOR = 1e-18
@@ -61,7 +64,7 @@ def error_histogram(compared: Sequence[ComparedRow]) -> str:
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1, linscale=0.3)  # one bad row among thousands is to be seen
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _powers_of_ten(axes.xaxis)
         for limit in limits:
             axes.axvline(limit, color=_INK, linewidth=1, linestyle="--")
         axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows", xlim=(low, high))
@@ -83,7 +86,7 @@ def error_by_length(compared: Sequence[ComparedRow]) -> str:
             points = axes.plot(lengths, errors, marker, color=colour, markersize=size, alpha=1 if wrong else 0.6)
             points[0].set_rasterized(len(lengths) > _POINTS)
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _powers_of_ten(axes.yaxis)
         for limit in limits:
             axes.axhline(limit, color=_INK, linewidth=1, linestyle="--")
         _token_axis(axes)
@@ -174,11 +177,33 @@ def _token_axis(axes: Axes) -> None:
     axes.set_xlabel("tokens, before truncation")
 
 
+def _powers_of_ten(axis: Axis) -> None:
+    """Label a logarithmic axis at each power, as 10⁻⁷. matplotlib's own labels are formulas, which it parses."""
+    axis.set_major_formatter(lambda value, _: f"10{str(round(np.log10(value))).translate(_RAISED)}")
+    axis.set_minor_locator(NullLocator())
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _make_room(figure: Figure, axes: Axes) -> None:
+    """Leave as much room at the left as the labels there take. matplotlib's own layouts draw each picture twice."""
+    low, high = sorted(axes.get_ylim())
+    places = [place for place in axes.get_yticks() if low <= place <= high]
+    longest = max(map(len, axes.yaxis.get_major_formatter().format_ticks(places)), default=0)
+    width, height = (inches * 72 for inches in _SIZE)
+    figure.subplots_adjust(
+        left=(26 + 6.5 * longest) / width, bottom=39 / height, right=1 - 14 / width, top=1 - 8 / height
+    )
+
+
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     """A picture for a page, its ids prefixed with ``name``, so that they differ from those of the other pictures."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
-        draw(figure.add_subplot())
+        figure = Figure(figsize=_SIZE)
+        axes = figure.add_subplot()
+        draw(axes)
+        _make_room(figure, axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()

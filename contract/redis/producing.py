@@ -153,11 +153,12 @@ class ProducerLedger(Ledger):
     def cancelled(self, job: Job) -> bool:
         return bool(self.connection.ask(lambda redis: redis.exists(key_of(job.key, "cancelled"))))
 
-    def forget(self, job: Job, *, keep_dead: bool = False) -> int:
+    def forget(self, job: Job, *, also: Iterable[int] = (), keep_dead: bool = False) -> int:
         """Remove what Redis holds of a job: its messages, also those that workers hold, and its batches.
 
         Args:
             job: the job.
+            also: batches that the ledger may not name any more: published while another process forgot the job.
             keep_dead: leave the record of batches that were given up.
 
         Returns:
@@ -173,7 +174,7 @@ class ProducerLedger(Ledger):
             for what in _OF_A_JOB:
                 if not (keep_dead and what == "dead"):
                     pipeline.delete(key_of(job.key, what))
-            for batch in out:
+            for batch in {*out, *also}:
                 pipeline.delete(batch_key(job.key, batch))
 
         self.connection.pipeline(fill)

@@ -1,11 +1,10 @@
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import onnxruntime
 import pytest
@@ -26,6 +25,7 @@ from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import _WHY_NOT, ARCHITECTURES, open_folder
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer
+from tests.commands import called, run
 from tests.conftest import build_engine
 from worker.runtime.interface import Engine
 from worker.runtime.onnx import onnx_engine
@@ -280,15 +280,9 @@ def test_a_checkpoint_in_half_precision_becomes_an_engine_in_full(
     assert found.dtype == np.float32
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "engine_build", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
-
-
 def test_the_command_builds_an_engine_and_says_what_it_is(engines: Path, model: Path) -> None:
-    done = command("--model", model, "--pooling", "cls", "--normalize", "--max-length", "32")
-    assert (done.returncode, done.stderr.strip()) == (0, "")
+    done = run("engine_build", "--model", model, "--pooling", "cls", "--normalize", "--max-length", 32)
+    assert done.stderr.strip() == ""
     spec = load_engine()
     assert (spec.name, spec.pooling, spec.normalize, spec.max_length) == ("my-model", "cls", True, 32)
     for shown in ("Engine built", "my-model", "pooling cls, norm 1", "32 tokens", spec.fingerprint, "lowest cosine"):
@@ -297,9 +291,9 @@ def test_the_command_builds_an_engine_and_says_what_it_is(engines: Path, model: 
 
 
 def test_the_command_says_in_one_line_what_is_wrong(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = command("--model", "acme/no-such-model")
-    assert (done.returncode, done.stdout) == (1, "")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    done = called("engine_build", "--model", "acme/no-such-model", expect=1)
+    assert done.stdout == ""
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("Error: no model acme/no-such-model on the Hub, or no network")
     assert left_in(engines) == []

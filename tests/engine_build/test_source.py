@@ -1,7 +1,5 @@
 """Models of a Hub on the loopback interface, asked by the real client."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from contract.engine import load_engine
 from contract.errors import UserError
 from contract.settings import settings
 from engine_build.source import fetch
+from tests.commands import called
 from tests.hub import READER, Hub, files_of
 
 
@@ -58,8 +57,6 @@ def test_what_the_hub_does_not_have_is_refused(first: str) -> None:
 def test_the_command_builds_an_engine_from_the_hub(first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDMILL_ENGINES", str(tmp_path / "engines"))
     settings.cache_clear()
-    command = [sys.executable, "-m", "engine_build", "--model", "acme/tiny-bert", "--revision", "v1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    called("engine_build", "--model", "acme/tiny-bert", "--revision", "v1")
     spec = load_engine("tiny-bert")
     assert (spec.model, spec.revision) == ("acme/tiny-bert", first)

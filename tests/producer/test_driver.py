@@ -338,6 +338,25 @@ def test_a_cancelled_job_ends_its_producer_and_the_next_one_goes_on(job: Job, wo
     assert run(job, worker).totals.rows == 18
 
 
+def test_what_is_published_before_a_producer_hears_that_its_job_is_cancelled_is_taken_back(
+    job: Job, worker: ByHand
+) -> None:
+    published: list[int] = []
+
+    def report(progress: Progress) -> None:
+        if not published:
+            worker.ledger.cancel(job)
+        published.append(worker.messages)
+        if len(published) == 3:  # the end of a cancellation that had read the ledger before
+            worker.redis.delete(f"embedmill:{job.key}:out")
+
+    with pytest.raises(UserError, match="was cancelled; 0 of 5 shards there"):
+        driver(job, times=Times(look=0.5)).run(report)
+    assert max(published) == 4  # after the first one, which was there to be cancelled
+    assert worker.redis.keys(f"embedmill:{job.key}:*") == [f"embedmill:{job.key}:cancelled".encode()]
+    assert worker.messages == 0
+
+
 def test_dead_batches_end_the_run_until_they_are_revived(job: Job, worker: ByHand) -> None:
     def report(progress: Progress) -> None:
         if (number := worker.take()) is not None:

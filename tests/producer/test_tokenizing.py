@@ -31,6 +31,7 @@ from producer.making import Work
 from producer.progress import Progress
 from producer.texts import DatasetSource
 from producer.tokenizing import BatchSource, Made, processes_for, tokenizing, tokenizing_apart
+from tests.commands import called
 from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 
 ROWS = 40
@@ -241,13 +242,13 @@ def test_no_process_outlives_a_producer(
     command: str, number: int, redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The producer has published everything and waits for a worker that never comes."""
-    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "2")
     python = [sys.executable, "-m", "producer"]
     options = ["--dataset", work.texts.dataset, "--batch-rows", "4"]
     if command == "retry":
-        subprocess.run([*python, *options, "--detach"], check=True)
+        called("producer", *options, "--detach")
         options = ["retry", latest_job().id]
-        subprocess.run([*python, "cancel", latest_job().id], check=True)
+        called("producer", "cancel", latest_job().id)
+    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "2")
     with (tmp_path / "told").open("w+") as told:
         producer = subprocess.Popen(
             [*python, *options],

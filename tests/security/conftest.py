@@ -14,8 +14,8 @@ import trustme
 
 from contract.engine import EngineSpec
 from examples.local import celery_worker, free_port, process
+from tests.commands import wait_until
 from tests.security.station import Station, answers, make_users, point_at, tls_before
-from tests.test_end_to_end import wait_until
 
 
 @pytest.fixture(scope="package")

@@ -22,9 +22,9 @@ from contract.job import Job
 from contract.redis.keys import JOBS, queue_of
 from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
+from tests.commands import wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import a_job
-from tests.test_end_to_end import wait_until
 
 ROOT = Path(__file__).parents[2]
 

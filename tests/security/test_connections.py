@@ -24,9 +24,9 @@ from contract.jobs import latest_job
 from contract.redis.connection import tls_options
 from contract.settings import settings
 from examples.local import celery_worker, free_port
+from tests.commands import called, run, wait_until
 from tests.contract.samples import a_job
 from tests.security.station import COMMAND, Station, point_at, tls_before
-from tests.test_end_to_end import run, wait_until
 
 WORKER = ("celery", "-A", "worker", "worker")
 
@@ -71,8 +71,8 @@ def test_a_whole_job_runs_over_tls_as_the_two_users_and_shows_no_password(
     station.client().acl_log_reset()
     with nowhere_in_a_command_line(*secrets):
         done = run(*COMMAND, "--limit", 100)
-        now = run("producer", "status")
-        verdict = run("verify", "--sample", 20)
+        now = called("producer", "status")
+        verdict = called("verify", "--sample", 20)
     assert "100 of 100" in done.stdout
     assert re.search(r"workers alive\s*│\s*1", now.stdout)
     assert latest_job().committed() == set(range(5))

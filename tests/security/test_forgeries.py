@@ -9,15 +9,15 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.jobs import latest_job
+from tests.commands import called
 from tests.contract.samples import WholeLedger
 from tests.security.station import COMMAND, Station, point_at
-from tests.test_end_to_end import run
 
 
 def test_a_garbled_batch_is_refused_by_the_worker_and_published_again(as_producer: Station) -> None:
     station, client = as_producer, as_producer.client()
     with station.paused():
-        run(*COMMAND, "--limit", 120, "--detach")
+        called(*COMMAND, "--limit", 120, "--detach")
         job = latest_job()
         keys = [f"embedmill:{job.key}:batch:{number}" for number in range(job.batches)]
         whole = client.get(keys[0])
@@ -30,7 +30,7 @@ def test_a_garbled_batch_is_refused_by_the_worker_and_published_again(as_produce
         client.hset(f"embedmill:{job.key}:out", "4", "no entry at all")
         client.hset(f"embedmill:{job.key}:out", "four", "{}")
         client.hset(f"embedmill:{job.key}:dead", "5", "no record at all")
-    told = run(*COMMAND, "--limit", 120)
+    told = called(*COMMAND, "--limit", 120)
     assert "120 of 120" in told.stdout
     assert job.committed() == set(range(6))
     rows = pads.dataset(job.data).to_table()["row_id"].to_pylist()
@@ -42,7 +42,7 @@ def test_a_garbled_batch_is_refused_by_the_worker_and_published_again(as_produce
 def test_a_batch_that_was_forged_with_its_hash_is_refused_too(as_producer: Station) -> None:
     station = as_producer
     with station.paused():
-        run(*COMMAND, "--limit", 40, "--detach")
+        called(*COMMAND, "--limit", 40, "--detach")
         job = latest_job()
         with pytest.MonkeyPatch.context() as patch:
             point_at(patch, f"redis://admin:admin@localhost:{station.port}/0")
@@ -52,13 +52,13 @@ def test_a_batch_that_was_forged_with_its_hash_is_refused_too(as_producer: Stati
         for number, forged in ((0, other), (1, b"no batch")):
             ledger.withdraw(job.key, number)
             ledger.publish(job, number, forged)
-    told = run(*COMMAND, "--limit", 40, expect=1)
+    told = called(*COMMAND, "--limit", 40, expect=1)
     assert "2 of 2 batches given up" in told.stderr
     dead = ledger.dead(job)
     assert "found batch 1 of job" in dead[0].error
     assert "no batch, but 8 bytes" in dead[1].error
     assert not job.committed()
-    assert "40 of 40" in run("producer", "retry").stdout
+    assert "40 of 40" in called("producer", "retry").stdout
 
 
 @contextlib.contextmanager
@@ -77,10 +77,10 @@ def altered_engine(spec: EngineSpec, name: str, file: str) -> Iterator[EngineSpe
 
 def test_an_altered_model_is_refused_by_the_worker(as_producer: Station, tiny: EngineSpec) -> None:
     with altered_engine(tiny, "altered-model", "model.onnx") as spec:
-        run(*COMMAND, "--limit", 20, "--engine", spec.name, "--detach")
+        called(*COMMAND, "--limit", 20, "--engine", spec.name, "--detach")
         job = latest_job()
         as_producer.said(f"cannot serve job {job.key}, and leaves it to others: ")
-        told = run("producer", "status").stdout
+        told = called("producer", "status").stdout
     line = next(line for line in as_producer.log.read_text().splitlines() if f"cannot serve job {job.key}" in line)
     assert f"engine.json records {spec.onnx_sha256}" in line
     assert "rebuild the engine" in line
@@ -92,6 +92,6 @@ def test_an_altered_model_is_refused_by_the_worker(as_producer: Station, tiny: E
 
 def test_an_altered_tokenizer_is_refused_by_the_producer(as_producer: Station, tiny: EngineSpec) -> None:
     with altered_engine(tiny, "altered-tokenizer", "tokenizer/tokenizer.json") as spec:
-        told = run(*COMMAND, "--limit", 20, "--engine", spec.name, expect=1)
+        told = called(*COMMAND, "--limit", 20, "--engine", spec.name, expect=1)
     assert f"engine.json records {spec.tokenizer_sha256}" in told.stderr
     assert not WholeLedger(patience=5).outstanding(latest_job())

@@ -9,8 +9,8 @@ from kombu.messaging import Producer
 from contract.engine import EngineSpec
 from contract.redis.keys import queue_of
 from contract.redis.messages import TASK
+from tests.commands import wait_until
 from tests.security.station import Station, open_job, send
-from tests.test_end_to_end import wait_until
 
 
 class Bomb:

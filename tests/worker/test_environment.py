@@ -11,9 +11,9 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.redis.heartbeat import computing
-from examples.local import celery_worker
+from examples.local import process
+from tests.commands import wait_until
 from tests.contract.samples import WholeLedger
-from tests.test_end_to_end import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 def test_sigterm_that_goes_to_the_whole_group_leaves_the_children_to_their_parent(
     tiny: EngineSpec, redis_url: str, tmp_path: Path
 ) -> None:
-    with celery_worker(tmp_path / "worker.log") as worker:
+    log = tmp_path / "worker.log"
+    with process([sys.executable, "-m", "celery", "-A", "worker", "worker"], log) as worker:
+        wait_until(lambda: " loaded: " in log.read_text())
         wait_until(lambda: [one.state for one in computing(WholeLedger(patience=5).heartbeats())] == ["idle"])
         children = psutil.Process(worker.pid).children()
         for child in children:

@@ -27,9 +27,9 @@ from contract.redis.keys import queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
 from examples.local import celery_worker, free_port, redis_server
+from tests.commands import called, wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import WholeLedger, a_job
-from tests.test_end_to_end import wait_until
 from worker import metrics
 
 Samples = dict[tuple[str, str], float]
@@ -55,10 +55,8 @@ def scrape(port: int) -> Samples:
 
 
 def produce(limit: int, *more: str, expect: int = 0) -> Job:
-    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text"]
-    options = ["--limit", str(limit), "--batch-rows", "20", *more]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
-    assert done.returncode == expect, done.stderr
+    rows = ("--dataset", JARGON, "--text-column", "text", "--limit", limit, "--batch-rows", 20)
+    called("producer", *rows, *more, expect=expect)
     return latest_job()
 
 
