@@ -191,6 +191,8 @@ def repairs(verdict: Verdict, folder: Location) -> list[str]:
         ]
     elif verdict.accounting.missing_shards.count:
         steps.append(f"Make the missing shards: {retry}")
+    elif "sample" in verdict.failed_checks:
+        steps.append("No vector was compared with PyTorch's: the check sample says why, and what to do")
     if "source" in verdict.failed_checks:
         steps.append(
             "Two readers read the dataset differently: look at the rows named above; the vectors may be of another text"

@@ -13,7 +13,7 @@ from contract.findings import NONE, Findings
 from contract.job import Job
 from contract.verdict import Check, Figures, RowResult, Verdict
 from verify.accounting import Accounting
-from verify.checks import accounting_checks, sample_checks, source_check, whole_checks
+from verify.checks import accounting_checks, sample_check, sample_checks, source_check, whole_checks
 from verify.comparison import ComparedRow, ComparedSample, total
 from verify.sample import Sample, SampledRow
 from verify.stats import VectorRules
@@ -71,6 +71,7 @@ def judge(
         *accounting_checks(accounting.counts, sample.stats.unreadable + damaged),
         source_check(readings, job),
         *whole_checks(sample.stats, rules, Findings.of([row.row_id for row in with_text])),
+        sample_check(len(rows), sample.stats, job),
         *sample_checks(rows, job),
     ]
     bad_rows = [*with_text, *(one.row for one in rows if one.problem)]
