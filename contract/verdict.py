@@ -153,8 +153,10 @@ class Verdict(_Record):
     """For each precision that a sampled row was computed in."""
     worst_rows: tuple[RowResult, ...]
     """At most 20: failing rows first, then those with the highest relative MSE."""
+    failing: int
+    """Sampled rows that have a problem."""
     failing_rows: tuple[RowResult, ...]
-    """All sampled rows that have a problem, by row id."""
+    """The first 1,000 of them, by row id."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

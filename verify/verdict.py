@@ -1,5 +1,6 @@
 """The verdict: every check judged and every figure computed, once."""
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _WORST = 20
 """Rows of ``Verdict.worst_rows``."""
+_FAILING = 1000
+"""Most rows of ``Verdict.failing_rows``: all of a large sample may fail, and whoever reads the verdict holds it."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,15 @@ def _of_all_rows(sample: Sample) -> dict[str, object]:
 
 
 def _of_sample(strata: Sequence[str], rows: Sequence[ComparedRow]) -> dict[str, object]:
+    failing = [row for row in rows if row.problem]
     return {
         "compared": len(rows),
         "strata": tuple(_strata(strata, rows)),
         "total": _figures(rows),
         "tolerance": {name: TOLERANCES[name] for name in sorted({row.precision for row in rows})},
-        "worst_rows": tuple(_result(row) for row in sorted(rows, key=_badness)[:_WORST]),
-        "failing_rows": tuple(_result(row) for row in rows if row.problem),
+        "worst_rows": tuple(_result(row) for row in heapq.nsmallest(_WORST, rows, key=_badness)),
+        "failing": len(failing),
+        "failing_rows": tuple(_result(row) for row in failing[:_FAILING]),
     }
 
 
@@ -141,6 +146,7 @@ def _without_sample(request: Request, accounting: Accounting, checks: Sequence[C
         total=_figures(()),
         tolerance={},
         worst_rows=(),
+        failing=0,
         failing_rows=(),
     )
 

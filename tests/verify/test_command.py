@@ -129,6 +129,24 @@ def test_one_vector_in_many_is_caught_even_if_the_whole_sample_keeps_to_the_tole
     assert failing_rows(job) == [4]
 
 
+def test_however_many_rows_fail_the_file_names_a_thousand(tiny: EngineSpec, tmp_path: Path) -> None:
+    texts: list[str | None] = [f"{number} bits" for number in range(1040)]
+    job = finished_job(tiny, save_texts(tmp_path / "many", texts), batch_rows=520)
+    for batch in range(2):
+        rewrite(job, batch, lambda table: with_column(table, "embedding", negated(table["embedding"])))
+    result = verify("--sample", "all")
+    assert result.exit_code == 1
+    assert failed(job) == {"fp32 vectors"}
+    assert (verdict(job)["compared"], verdict(job)["failing"]) == (1040, 1040)
+    assert failing_rows(job) == list(range(1000))
+    assert result.stdout.count("\nrow ") == 20
+    assert "\nand 1,020 more rows; verify.json has 1,000 of the 1,040\n" in result.stdout
+
+
+def negated(vectors: pa.ChunkedArray) -> pa.Array:
+    return pa.array((-np.stack(vectors.to_numpy())).tolist(), vectors.type)
+
+
 def test_a_wrong_n_tokens_is_caught(job: Job) -> None:
     right = pq.read_table(job.shard(0))["n_tokens"].to_pylist()
     tokens = json.loads(pq.read_schema(job.shard(0)).metadata[b"embedmill"])["tokens"]
@@ -231,7 +249,7 @@ def nothing_compared(job: Job) -> str:
         assert "Not verified (sample)" in told
         assert "Verified: " not in told.replace("Not verified: ", "")
         assert "No vector was compared with PyTorch" in told
-    (detail,) = [check["detail"] for check in verdict(job)["checks"] if check["name"] == "sample"]  # type: ignore
+    (detail,) = [check["detail"] for check in verdict(job)["checks"] if check["name"] == "sample"]
     return str(detail)
 
 
@@ -259,7 +277,7 @@ def test_a_job_whose_every_row_has_an_error_is_not_verified(tiny: EngineSpec, tm
 
 def test_the_check_of_a_sample_says_how_many_rows_it_is_of(job: Job) -> None:
     assert verify("--sample", 3).exit_code == 0
-    details = {check["name"]: check["detail"] for check in verdict(job)["checks"]}  # type: ignore
+    details = {check["name"]: check["detail"] for check in verdict(job)["checks"]}
     assert details["sample"] == "3 rows computed again, of 46 with a vector"
 
 
