@@ -150,7 +150,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
 
     Args:
         job: the job.
-        spec: from ``contract.job.engine_of``.
+        spec: from ``contract.jobs.engine_of``.
 
     Raises:
         UserError: the model is gone or was changed.
