@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, computed_field
 
 from contract.compare import Comparison, Tolerance
-from contract.errors import UserError
+from contract.errors import UserError, first_fault
 from contract.findings import NONE, Findings, Tally
 from contract.job import Job
 from contract.store import Location
@@ -214,9 +214,8 @@ def load_verdict(job: Job) -> Verdict | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
-            f"{file} is no verdict ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
+            f"{file} is no verdict ({first_fault(error)})",
             hint=f"verify the job again: python -m verify {job.folder}",
         ) from None
 

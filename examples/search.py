@@ -93,7 +93,7 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
     texts = dataset_of(job)
     vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
-    cosines, rows = nearest(shards, job.form.truncated(vectors, normalize=spec.normalize), count, job.form)
+    cosines, rows = nearest(shards, job.form.shortened(vectors, normalize=spec.normalize), count, job.form)
     return [
         [
             Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
