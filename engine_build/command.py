@@ -96,7 +96,7 @@ def main(
     else:
         STDOUT.print(f"{spec.folder} is this engine already (fingerprint {spec.fingerprint}).", highlight=False)
         for line in spec.unusable:
-            STDERR.print(line, highlight=False)
+            STDERR.print(line, highlight=False, soft_wrap=True)
     if plan_too or (plan_too is None and not lacking() and not spec.plans):
         build_plan(spec, PlanOptions(), gpu=0)
     STDOUT.print("Next: python -m producer --dataset imdb", highlight=False)

@@ -22,7 +22,7 @@ def engine_to_add_to(name: str | None) -> EngineSpec:
     """
     spec = load_engine(name)
     for line in spec.unusable:
-        STDERR.print(line, highlight=False)
+        STDERR.print(line, highlight=False, soft_wrap=True)
     return spec
 
 
