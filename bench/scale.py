@@ -128,7 +128,7 @@ def _units(
     batch_rows: int,
 ) -> Units:
     of_kind = [record for record in jobs if record.dataset == kind and record.wire_bytes]
-    on_gpus = [record for record in of_kind if record.gpu_busy and record.system == "embedmill job"]
+    on_gpus = [record for record in of_kind if record.gpus]
     if gpu_rows is None and not on_gpus:
         raise UserError(
             f"docs/benchmarks/job.json has no job on a GPU with {kind}",
@@ -137,10 +137,12 @@ def _units(
         )
     if not of_kind:
         raise UserError(f"docs/benchmarks/job.json has no job with {kind}", hint="measure: python -m bench.job --help")
-    one = max(on_gpus or of_kind, key=lambda record: record.rows_per_s)  # whose rows and speed belong together
+    one = max(
+        on_gpus or of_kind, key=lambda record: record.rows_per_s / max(1, record.gpus)
+    )  # whose rows and speed belong together
     cores = [record for record in tokenizing if record["dataset"] == kind]
     return Units(
-        gpu_rows=gpu_rows or one.rows_per_s,
+        gpu_rows=gpu_rows or one.rows_per_s / max(1, one.gpus),
         core_rows=min(record["rows_per_s"] / record["processes"] for record in cores),
         batch_seconds=_publishing_seconds(int((one.wire_bytes or 0.0) * batch_rows)),
         wire_bytes=one.wire_bytes or 0.0,

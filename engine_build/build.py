@@ -144,7 +144,7 @@ def _compare(model: Prepared, spec: EngineSpec, folder: Path, say: Say) -> dict[
         comparisons = check_export(
             {
                 "ONNX FP32": OnnxEngine(spec, session_of(folder / "model.onnx"), pool),
-                "PyTorch FP32": TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head, spec.max_length)),
+                "PyTorch FP32": TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head)),
                 "ONNX FP16": Fp16OnnxEngine(spec, session_of(folder / "model.fp16.onnx"), pool),
             },
             model.parts,

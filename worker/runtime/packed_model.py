@@ -105,6 +105,8 @@ def _row_by_row(
     context = torch.empty_like(query)
     ends = cu_seqlens.tolist()
     for start, end in itertools.pairwise(ends):
+        if start == end:
+            continue
         mask = None
         if min(before, behind) < end - start - 1:
             offset = torch.arange(end - start)[:, None] - torch.arange(end - start)[None]
@@ -161,13 +163,12 @@ class PackedModel(nn.Module):
         encoder: transformers'; its attention becomes the one of this module.
         pooling: see ``contract.engine``.
         head: what follows it, in FP32.
-        longest: no row has more tokens.
     """
 
-    def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head, longest: int) -> None:
+    def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
         encoder.set_attn_implementation(_ATTENTION)
-        self.encoder, self.pooling, self.head, self.longest = encoder.eval(), pooling, head.eval(), longest
+        self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
         self._takes = inspect.signature(encoder.forward).parameters.keys()
 
     @property
@@ -176,14 +177,15 @@ class PackedModel(nn.Module):
         lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
         return max((list(one) for one in lists), key=len, default=[self.encoder])
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], longest: int) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
+            longest: no row has more tokens. Compiled layers have a graph for each value.
         """
         cu_seqlens = inputs["cu_seqlens"]
-        hidden = self._hidden_states(**inputs).float()
+        hidden = self._hidden_states(**inputs, longest=longest).float()
         if self.pooling == "mean":
             lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
             # Unsafe: without checks of the lengths, each of which would wait for the GPU.
@@ -194,14 +196,14 @@ class PackedModel(nn.Module):
         return vectors
 
     def _hidden_states(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, longest: int
     ) -> Tensor:
         """``[tokens, width]``, of the last layer."""
         some = {"token_type_ids": token_type_ids[None], "position_ids": position_ids[None]}
         made = self.encoder(
             input_ids=input_ids[None],
             cu_seqlens=cu_seqlens,
-            longest=self.longest,
+            longest=longest,
             **{name: values for name, values in some.items() if name in self._takes},
         )
         hidden: Tensor = made.last_hidden_state[0]
