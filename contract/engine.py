@@ -17,15 +17,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from contract.errors import UserError
+from contract.errors import UserError, first_fault
 from contract.files import sha256_of, write_atomically
 from contract.plan import PACKED_INPUTS, PlanSpec
 from contract.settings import settings
 from contract.tuned import CompiledSpec, Measurement
+from contract.unusable import GrowingRecord
 from contract.words import count
 
 Pooling = Literal["mean", "cls", "tokens"]
@@ -59,10 +60,11 @@ DECISIVE = (
 """The attributes of an ``EngineSpec`` that decide an embedding's value."""
 
 
-class EngineSpec(BaseModel):
+class EngineSpec(GrowingRecord, BaseModel):
     """``engine.json``: what the engine computes and what it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LISTS: ClassVar = {"plans": PlanSpec, "compiled": CompiledSpec, "measured": Measurement}
 
     name: str
     """The engine directory's name."""
@@ -127,6 +129,15 @@ class EngineSpec(BaseModel):
     """One for each kind of GPU and runtime."""
 
     @property
+    def unusable(self) -> list[str]:
+        """A line for each entry of ``engine.json`` that this version cannot use: why, and how to replace it."""
+        return [
+            f"{self.folder / 'engine.json'} has an entry of {one.field} that this version cannot use ({one.reason}); "
+            + {"plans": self.rebuild_plan, "compiled": self._compile, "measured": self._tune}[one.field]
+            for one in self._unusable
+        ]
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything that decides an embedding's value: two engines with one fingerprint agree."""
         decisive = [getattr(self, name) for name in DECISIVE]
@@ -145,8 +156,8 @@ class EngineSpec(BaseModel):
         return self.normalize and not cut_last and not self.per_token
 
     @property
-    def truncation(self) -> str:
-        """The longest row in words; also sentence-transformers' own where that differs."""
+    def longest_row(self) -> str:
+        """The most tokens of a row, in words; also sentence-transformers' own where that differs."""
         theirs = f" (sentence-transformers cuts this model's texts at {self.model_length:,})"
         return count(self.max_length, "token") + (theirs if self.model_length != self.max_length else "")
 
@@ -193,7 +204,7 @@ class EngineSpec(BaseModel):
                 return plan
         there = ", ".join(f"TensorRT {plan.tensorrt} on SM {plan.sm}" for plan in self.plans)
         raise UserError(
-            f"engine {self.name} has {f'plans for {there}' if there else 'no plan'}",
+            f"engine {self.name} has {f'plans for {there}' if there else 'no plan'}{self.unusable_plans}",
             f"this machine has TensorRT {tensorrt} on SM {sm}",
             self.rebuild_plan,
         )
@@ -207,9 +218,23 @@ class EngineSpec(BaseModel):
         return self._checked(plan.file, plan.sha256, self.rebuild_plan)
 
     @property
+    def unusable_plans(self) -> str:
+        """Words on those that this version cannot use, to follow upon those that it can; empty if there is none."""
+        reasons = [one.reason for one in self._unusable if one.field == "plans"]
+        return f" besides {len(reasons)} that this version cannot use ({reasons[0]})" if reasons else ""
+
+    @property
     def rebuild_plan(self) -> str:
         """The command that makes this machine's plan."""
         return f"build it on this machine: python -m engine_build plan --engine {self.name}"
+
+    @property
+    def _compile(self) -> str:
+        return f"compile again on this machine: python -m engine_build compile --engine {self.name}"
+
+    @property
+    def _tune(self) -> str:
+        return f"measure again on this machine: python -m engine_build tune --engine {self.name}"
 
     def compiled_for(self, torch: str, sm: int) -> CompiledSpec | None:
         """What this version of PyTorch compiled for this compute capability."""
@@ -221,8 +246,7 @@ class EngineSpec(BaseModel):
         Raises:
             UserError: the file is missing or was changed.
         """
-        hint = f"compile again on this machine: python -m engine_build compile --engine {self.name}"
-        return self._checked(compiled.file, compiled.sha256, hint)
+        return self._checked(compiled.file, compiled.sha256, self._compile)
 
     def with_plan(self, plan: PlanSpec) -> "EngineSpec":
         """Record a plan in ``engine.json``; it replaces one for the same TensorRT and compute capability, which is
@@ -244,7 +268,8 @@ class EngineSpec(BaseModel):
         )
 
     def _with(self, field: str, record: BaseModel, replaces: Callable[[Any], bool]) -> "EngineSpec":
-        """Add a record to one of the last three fields, instead of those that it replaces, whose files are removed."""
+        """Add a record to one of the last three fields, instead of those that it replaces, whose files are removed, and
+        of those that cannot be used, whose files stay."""
         folder = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)  # two GPUs' builds may end at once
@@ -252,7 +277,7 @@ class EngineSpec(BaseModel):
             others: tuple[BaseModel, ...] = getattr(now, field)
             replaced = [other for other in others if replaces(other)]
             kept = [other for other in others if other not in replaced]
-            now = now.model_copy(update={field: (*kept, record)})
+            now = now.with_entries(field, (*kept, record))
             now.write()
             old = {getattr(other, "file", None) for other in replaced} - {getattr(record, "file", None)}
             for file in filter(None, old):
@@ -312,8 +337,7 @@ def _read(folder: Path) -> EngineSpec:
             f"build it: python -m engine_build --model MODEL --name {folder.name}",
         ) from None
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
-            f"{file} is not an engine of this version ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
+            f"{file} is not an engine of this version ({first_fault(error)})",
             hint=f"build it again: rm -r {folder} && python -m engine_build --model MODEL --name {folder.name}",
         ) from None

@@ -1,8 +1,13 @@
 """The one error a user is shown."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from contract.entry import INTERRUPTED
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(click.ClickException):
@@ -25,6 +30,22 @@ class Interrupted(UserError):
     exit_code = INTERRUPTED
 
 
+_LONGEST = 300
+"""Characters of an exception's message that are shown: a few lines in a terminal."""
+
+
 def reason(error: BaseException) -> str:
-    """What an exception says, on one line that is no longer than a few in a terminal."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """All that an exception says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, for libraries whose further lines are of no use to a user; its type
+    where it says nothing."""
+    return str(error).strip().partition("\n")[0].strip()[:_LONGEST] or type(error).__name__
+
+
+def first_fault(error: "ValidationError") -> str:
+    """What is wrong first in a record that pydantic refuses, such as ``plans.0.sm: field required``."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), " ".join(first["msg"].split()).lower()]))

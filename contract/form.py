@@ -58,7 +58,7 @@ class VectorForm(BaseModel):
         """How many values a shard has for a vector of so many elements."""
         return -(-elements // 8) if self.dtype == "binary" else elements
 
-    def truncated(self, vectors: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
+    def shortened(self, vectors: npt.NDArray[np.float32], *, normalize: bool) -> npt.NDArray[np.float32]:
         """The first ``dimensions`` elements, ``[n, dimensions]`` float32.
 
         Args:
@@ -106,7 +106,7 @@ class VectorForm(BaseModel):
 
         Args:
             quantized: ``[n, width(elements)]``.
-            reference: ``[n, elements]``, truncated and not quantized.
+            reference: ``[n, elements]``, shortened and not quantized.
         """
         if self.dtype == "binary":
             bits = self._bits(quantized, reference.shape[1])

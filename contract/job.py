@@ -20,7 +20,7 @@ from typing import NewType
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from contract import template
-from contract.errors import UserError
+from contract.errors import UserError, first_fault
 from contract.form import VectorForm
 from contract.store import Location, LocationField
 
@@ -240,8 +240,7 @@ def load_job(folder: Location) -> Job:
     try:
         job = Job.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{file} is no job ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})") from None
+        raise UserError(f"{file} is no job ({first_fault(error)})") from None
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
         raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
     if job.due_id != job.id:

@@ -9,9 +9,15 @@ from contract.job import NAME, Job, load_job
 from contract.settings import settings
 from contract.store import Location, location
 
+_THAT_ENGINE = "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job"
 
-def engine_of(job: Job) -> EngineSpec:
+
+def engine_of(job: Job, hint: str = _THAT_ENGINE) -> EngineSpec:
     """The engine that a job was begun with.
+
+    Args:
+        job: the job.
+        hint: what to do where another engine has its name by now.
 
     Raises:
         UserError: it is gone, or is another one by now.
@@ -21,7 +27,7 @@ def engine_of(job: Job) -> EngineSpec:
         raise UserError(
             f"engine {spec.name} has fingerprint {spec.fingerprint}",
             f"job {job.id} was made with fingerprint {job.fingerprint}",
-            "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job",
+            hint,
         )
     return spec
 

@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 PACKED_INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens", "longest", "row_of_token")
 """The packed graph's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]`` and ``longest`` ``[length]``; see
@@ -108,6 +109,27 @@ def _numbers(text: str, form: str) -> tuple[int, int]:
     return first, second
 
 
+class _Text:
+    """Pydantic reads a profile from its text, and writes it so. Any other value is refused."""
+
+    def __get_pydantic_core_schema__(self, kind: type[PaddedProfile | PackedProfile], _: object) -> CoreSchema:
+        def read(value: object) -> PaddedProfile | PackedProfile:
+            if isinstance(value, str):
+                return kind.parse(value)
+            if not isinstance(value, kind):
+                raise ValueError(f"{value!r} is no shape: expected a text, such as 32x512")
+            return value
+
+        writes = core_schema.to_string_ser_schema(when_used="always")
+        return core_schema.no_info_plain_validator_function(read, serialization=writes)
+
+
+_Profile = TypeVar("_Profile", PaddedProfile, PackedProfile)
+
+AsText = Annotated[_Profile, _Text()]
+"""A profile that is a text in JSON, such as ``1-32x1-512``."""
+
+
 class PlanSpec(BaseModel):
     """A TensorRT plan of the engine. It runs on one TensorRT version and one compute capability."""
 
@@ -126,9 +148,9 @@ class PlanSpec(BaseModel):
     gpu: str | None
     """The GPU that it was built on, which its tactics were timed on; none of a plan that was built ahead."""
     precision: Literal["fp16"]
-    padded_profiles: tuple[PaddedProfile, ...] = ()
+    padded_profiles: tuple[AsText[PaddedProfile], ...] = ()
     """Of a plan whose rows are each padded; none of a packed plan."""
-    packed_profiles: tuple[PackedProfile, ...] = ()
+    packed_profiles: tuple[AsText[PackedProfile], ...] = ()
     """Of a plan whose rows lie end to end; none of a padded plan."""
     optimization_level: int
     """The builder's, 0 to 5."""
@@ -151,17 +173,3 @@ class PlanSpec(BaseModel):
         if bool(self.padded_profiles) == bool(self.packed_profiles):
             raise ValueError("a plan has padded or packed profiles")
         return self
-
-    @field_validator("padded_profiles", mode="before")
-    @classmethod
-    def _parse_padded(cls, profiles: list[object]) -> list[object]:
-        return [PaddedProfile.parse(one) if isinstance(one, str) else one for one in profiles]
-
-    @field_validator("packed_profiles", mode="before")
-    @classmethod
-    def _parse_packed(cls, profiles: list[object]) -> list[object]:
-        return [PackedProfile.parse(one) if isinstance(one, str) else one for one in profiles]
-
-    @field_serializer("padded_profiles", "packed_profiles")
-    def _write_profiles(self, profiles: tuple[object, ...]) -> list[str]:
-        return [str(profile) for profile in profiles]

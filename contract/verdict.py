@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, computed_field
 
 from contract.compare import Comparison, Tolerance
-from contract.errors import UserError
+from contract.errors import UserError, first_fault
 from contract.findings import NONE, Findings, Tally
 from contract.job import Job
 from contract.store import Location
@@ -153,8 +153,10 @@ class Verdict(_Record):
     """For each precision that a sampled row was computed in."""
     worst_rows: tuple[RowResult, ...]
     """At most 20: failing rows first, then those with the highest relative MSE."""
+    failing: int
+    """Sampled rows that have a problem."""
     failing_rows: tuple[RowResult, ...]
-    """All sampled rows that have a problem, by row id."""
+    """The first 1,000 of them, by row id."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -191,6 +193,8 @@ def repairs(verdict: Verdict, folder: Location) -> list[str]:
         ]
     elif verdict.accounting.missing_shards.count:
         steps.append(f"Make the missing shards: {retry}")
+    elif "sample" in verdict.failed_checks:
+        steps.append("No vector was compared with PyTorch's: the check sample says why, and what to do")
     if "source" in verdict.failed_checks:
         steps.append(
             "Two readers read the dataset differently: look at the rows named above; the vectors may be of another text"
@@ -210,9 +214,8 @@ def load_verdict(job: Job) -> Verdict | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        first = error.errors()[0]
         raise UserError(
-            f"{file} is no verdict ({'.'.join(map(str, first['loc']))}: {first['msg'].lower()})",
+            f"{file} is no verdict ({first_fault(error)})",
             hint=f"verify the job again: python -m verify {job.folder}",
         ) from None
 

@@ -95,6 +95,8 @@ def main(
         STDOUT.print(_table(spec, comparisons, time.monotonic() - began))
     else:
         STDOUT.print(f"{spec.folder} is this engine already (fingerprint {spec.fingerprint}).", highlight=False)
+        for line in spec.unusable:
+            STDERR.print(line, highlight=False, soft_wrap=True)
     if plan_too or (plan_too is None and not lacking() and not spec.plans):
         build_plan(spec, PlanOptions(), gpu=0)
     STDOUT.print("Next: python -m producer --dataset imdb", highlight=False)
@@ -105,7 +107,7 @@ def _table(spec: EngineSpec, comparisons: Mapping[str, Comparison], seconds: flo
     table.add_row("folder", str(spec.folder))
     table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.encoder_width} wide)")
     table.add_row("vectors", _vectors(spec))
-    table.add_row("truncation", spec.truncation)
+    table.add_row("longest row", spec.longest_row)
     table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
     table.add_row("fingerprint", spec.fingerprint)
     for name, comparison in comparisons.items():

@@ -3,9 +3,8 @@
 import click
 from rich.table import Table
 
-from contract.engine import load_engine
 from contract.errors import UserError
-from engine_build.options import ENGINE, GPU, STDERR, STDOUT
+from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
 from worker.runtime.gpus import torch_lacking
 
 _EPILOG = """\b
@@ -34,7 +33,7 @@ def compile_(engine: str | None, gpu: int) -> None:
     with STDERR.status("compiling …"):
         from engine_build.compiling import add_compiled  # here: PyTorch takes seconds to import, and --help needs none
 
-        spec = add_compiled(load_engine(engine), gpu)
+        spec = add_compiled(engine_to_add_to(engine), gpu)
     made = spec.compiled[-1]
     table = Table("compiled", made.file, title=f"Engine {spec.name} compiled", title_justify="left")
     table.add_row("runs on", f"PyTorch {made.torch}, SM {made.sm}")

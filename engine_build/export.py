@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from contract.engine import INPUTS, OUTPUT, Pooling
-from contract.errors import UserError
+from contract.errors import UserError, first_line
 from engine_build.model import hidden_states, pooled
 from worker.runtime.head import Head
 
@@ -88,7 +88,7 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head:
     except torch.onnx.errors.OnnxExporterError as error:
         modules = ", ".join(map(str, head.steps))
         raise UserError(
-            f"the model cannot be exported to ONNX ({str(error).strip().splitlines()[0]})",
+            f"the model cannot be exported to ONNX ({first_line(error)})",
             f"expected that each of its modules after the pooling can be: {modules or 'none'}",
             "choose another model",
         ) from None

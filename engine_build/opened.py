@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
 )
 
-from contract.errors import UserError
+from contract.errors import UserError, first_line
 from contract.words import count
 from engine_build.quiet import quietly
 from engine_build.source import encoder_folder, refuse_code
@@ -64,7 +64,7 @@ def open_folder(folder: Path) -> SentenceTransformer:
             ).eval()
         except Exception as error:
             raise UserError(
-                f"{folder} cannot be loaded ({_first_line(error)})", "expected a model that sentence-transformers opens"
+                f"{folder} cannot be loaded ({first_line(error)})", "expected a model that sentence-transformers opens"
             ) from None
         doubts = [line for line in library_warnings if not line.startswith(_HARMLESS)]
         if doubts:
@@ -86,7 +86,7 @@ def _check_config(folder: Path, encoder: Path) -> None:
     try:
         config = transformers.AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder} is no model ({_first_line(error)})", "expected a transformers model") from None
+        raise UserError(f"{folder} is no model ({first_line(error)})", "expected a transformers model") from None
     if config.model_type not in ARCHITECTURES:
         reason = _WHY_NOT.get(config.model_type, "only encoders whose export is tested are taken")
         raise UserError(
@@ -147,7 +147,7 @@ def _check_weights(folder: Path, encoder: Path, model: Any) -> None:
         )
     except Exception as error:
         raise UserError(
-            f"{folder} cannot be loaded ({_first_line(error)})", "expected weights that fit config.json"
+            f"{folder} cannot be loaded ({first_line(error)})", "expected weights that fit config.json"
         ) from None
     unfit = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
     theirs = model[0].auto_model.state_dict()
@@ -190,8 +190,3 @@ def _check_tokenizer(folder: Path, encoder: Path, model: Any) -> None:
 
 def _unfit(folder: Path, found: str, expected: str) -> UserError:
     return UserError(f"{folder} {found}", f"expected {expected}", "choose another model")
-
-
-def _first_line(error: Exception) -> str:
-    """Of the message of a library's exception about a file. Each library has exceptions of its own."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,10 +8,10 @@ from click.core import ParameterSource
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile, PlanSpec
-from engine_build.options import ENGINE, GPU, STDERR, STDOUT
+from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
 from engine_build.profiles import PlanOptions
 from worker.runtime.gpus import lacking, tensorrt_package
 
@@ -108,7 +108,7 @@ def plan(
             "run this on a machine that has one, with embedmill[gpu] installed; or build ahead with embedmill[rtx]: "
             "--compute-capability 8.6"
         )
-    build_plan(load_engine(engine), options, gpu, sm)
+    build_plan(engine_to_add_to(engine), options, gpu, sm)
 
 
 def _parsed(kind: type[_Profile], texts: tuple[str, ...]) -> tuple[_Profile, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from contract.errors import UserError
+from contract.errors import UserError, first_line
 
 _CONFIGS = ("config.json", "modules.json")
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -51,7 +51,7 @@ def fetch(model: str, revision: str | None = None) -> Source:
         _snapshot(model, revision, ["*pytorch_model*.bin"], [str(folder / "pytorch_model*.bin") for folder in better])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"no model {model} on the Hub, or no network ({str(error).strip().splitlines()[0]})",
+            f"no model {model} on the Hub, or no network ({first_line(error)})",
             "expected a Hub id such as bert-base-cased, or a local folder",
             "without network: python -m engine_build --model /path/to/the/folder",
         ) from None

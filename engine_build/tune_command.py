@@ -3,10 +3,10 @@
 import click
 from rich.table import Table
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.tuned import Measurement
-from engine_build.options import ENGINE, GPU, STDERR, STDOUT
+from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
 
 _EPILOG = """\b
 Examples:
@@ -34,7 +34,7 @@ def tune(engine: str | None, gpu: int, seconds: float) -> None:
     """
     from engine_build.tuning import measure, runtimes  # here: NumPy and the runtimes, of which --help needs none
 
-    spec, chosen = load_engine(engine), []
+    spec, chosen = engine_to_add_to(engine), []
     for runtime, why_not in runtimes(spec):
         if why_not:
             STDERR.print(f"{runtime.name} is left out: {why_not}", highlight=False)

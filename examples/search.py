@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.batch import Batch
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import find_job
+from contract.jobs import engine_of, find_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import Location
@@ -81,24 +81,19 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         UserError: the job has a vector for each token and not for each row, or no shard yet; its engine is missing or
             another one now; its dataset is missing or another one now.
     """
-    spec = load_engine(job.engine)
+    spec = engine_of(job, "vectors of two engines cannot be compared: point EMBEDMILL_ENGINES to the job's own")
     if spec.per_token:
         raise UserError(
             f"job {job.id} has a vector for each token",
             "a search needs one for each row",
             "embed with an engine of another pooling: python -m engine_build --model MODEL --pooling mean",
         )
-    if spec.fingerprint != job.fingerprint:
-        raise UserError(
-            f"engine {spec.name} has the fingerprint {spec.fingerprint}",
-            f"job {job.id} was embedded by {job.fingerprint}, and vectors of two engines cannot be compared",
-        )
     shards = [job.shard(batch) for batch in sorted(job.committed())]
     if not shards:
         raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
     texts = dataset_of(job)
     vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
-    cosines, rows = nearest(shards, job.form.truncated(vectors, normalize=spec.normalize), count, job.form)
+    cosines, rows = nearest(shards, job.form.shortened(vectors, normalize=spec.normalize), count, job.form)
     return [
         [
             Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")

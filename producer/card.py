@@ -96,7 +96,7 @@ def _front_matter(job: Job, spec: EngineSpec) -> dict[str, Any]:
             "max_length": spec.max_length,
             "fingerprint": job.fingerprint,
             "dtype": job.form.dtype,
-            "dimensions": job.form.dimensions or spec.hidden,
+            "dimensions": job.form.elements(spec.hidden),
             # Without them int8 vectors could not be turned into numbers again.
             **({"ranges": [list(edge) for edge in job.form.ranges]} if job.form.ranges else {}),
         },
@@ -117,7 +117,7 @@ def _model_rows(job: Job, spec: EngineSpec, totals: ShardTotals, model: str) -> 
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
-        ("longest row", f"{spec.truncation}; what is longer {_longer(job)}"),
+        ("longest row", f"{spec.longest_row}; what is longer {_longer(job)}"),
         ("text before each row", f"`{job.prefix!r}`" if job.prefix else "none"),
         ("computed by", ", ".join(sorted(totals.runtimes))),
         ("engine", f"`{job.fingerprint}`"),

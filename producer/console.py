@@ -34,7 +34,7 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     table = Table("job", job.id, title="Embedded", title_justify="left")
     earlier = f" ({before.rows:,} were there)" if before.rows else ""
     table.add_row("rows", f"{totals.rows:,} of {job.rows:,}{earlier}")
-    cut = f", at {spec.truncation}" if not job.windowed else ""
+    cut = f", at {spec.longest_row}" if not job.windowed else ""
     table.add_row("truncated", f"{totals.truncated:,}{cut}")
     table.add_row("without a text", f"{totals.without_text:,}")
     if totals.recomputed:

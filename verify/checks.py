@@ -75,6 +75,39 @@ def source_check(readings: "Readings", job: Job) -> Check:
     return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
+def sample_check(compared: int, stats: ShardStats, job: Job) -> Check:
+    """Was any vector compared with PyTorch's? A job of which none was is not verified, whatever else is right.
+
+    Args:
+        compared: sampled rows that were computed again.
+        stats: of all rows.
+        job: the job.
+    """
+    with_vector = stats.rows - stats.without_text - stats.failed.count
+    if compared:
+        detail = f"{count(compared, 'row')} computed again, of {with_vector:,} with a vector"
+    else:
+        failed = stats.failed.count
+        found = f"{count(stats.rows, 'row')} read, {stats.without_text:,} without a text, {failed:,} with an error"
+        detail = (
+            f"no row was computed again ({found}); expected at least one row with a vector; {_no_sample(stats, job)}"
+        )
+    return Check(name="sample", passed=compared > 0, detail=detail)
+
+
+def _no_sample(stats: ShardStats, job: Job) -> str:
+    """What to do about a job of which no row could be computed again."""
+    if stats.rows == 0:
+        return "have the shards made: run python -m producer retry"
+    if stats.without_text == stats.rows:
+        shown = job.parts.shown
+        return f"the job's text is {shown}: see what the dataset has there; --text chooses another, for a new job"
+    if stats.without_text + stats.failed.count < stats.rows:
+        return "see which of the other checks fail"
+    why = "the column error in the shards says why"
+    return f"{why}: repair that, remove the shards and run the producer's command again"
+
+
 def sample_checks(compared: Sequence[ComparedRow], job: Job) -> list[Check]:
     """Are the sampled rows what PyTorch gives? Vectors by precision, since tolerances are."""
     if not compared:

@@ -179,7 +179,7 @@ def _about_engine(evidence: Evidence) -> dict[str, str]:
         "model": spec.model,
         "model's revision": spec.revision or "",
         "vectors": f"{spec.architecture}, pooling {spec.pooling}, {'' if spec.normalize else 'not '}normalized, "
-        f"{spec.hidden:,} wide, at most {spec.truncation}",
+        f"{spec.hidden:,} wide, at most {spec.longest_row}",
         "computed by": "; ".join(f"{name} ({count(shards, 'shard')})" for name, shards in made.most_common()),
     }
 

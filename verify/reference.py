@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from contract.engine import EngineSpec
-from contract.errors import UserError
+from contract.errors import UserError, first_line
 from contract.job import Job
 from contract.weights import model_sha256
 from verify.sample import SampledRow
@@ -71,7 +71,7 @@ class Reference:
 
     def _recompute(self, rows: Sequence[SampledRow], texts: Mapping[int, str | None]) -> Iterator[ExpectedRow]:
         with_text: list[tuple[SampledRow, str]] = []
-        nothing = np.empty((0, self.job.form.dimensions or self.spec.hidden), np.float32)
+        nothing = np.empty((0, self.job.form.elements(self.spec.hidden)), np.float32)
         for row in rows:
             text = texts[row.row_id]
             if text is None:
@@ -100,7 +100,7 @@ class Reference:
                 batch_size=len(texts),
             )
             vectors = [one.float().cpu().numpy() for one in found]
-            return [job.form.truncated(one, normalize=spec.normalize) for one in vectors]
+            return [job.form.shortened(one, normalize=spec.normalize) for one in vectors]
         found = self.model.encode(
             texts,
             prompt=job.prefix,  # an empty one overrules the model's default
@@ -141,7 +141,7 @@ class Reference:
             mean = np.average(windows.cpu().numpy(), axis=0, weights=tokens["attention_mask"].sum(dim=1).numpy())
             if spec.unit_norm:
                 mean /= np.linalg.norm(mean)
-            found.append(self.job.form.truncated(mean[None].astype(np.float32), normalize=spec.normalize))
+            found.append(self.job.form.shortened(mean[None].astype(np.float32), normalize=spec.normalize))
         return found
 
 
@@ -150,7 +150,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
 
     Args:
         job: the job.
-        spec: from ``contract.job.engine_of``.
+        spec: from ``contract.jobs.engine_of``.
 
     Raises:
         UserError: the model is gone or was changed.
@@ -168,9 +168,8 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
             model_kwargs={"dtype": torch.float32},
         ).eval()
     except Exception as error:  # each library has exceptions of its own
-        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"the model {spec.model} cannot be opened ({message})",
+            f"the model {spec.model} cannot be opened ({first_line(error)})",
             f"engine {spec.name} was made from it",
             _repair(spec),
         ) from None

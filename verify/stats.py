@@ -34,8 +34,7 @@ class VectorRules:
 
     @classmethod
     def of(cls, job: Job, spec: EngineSpec) -> "VectorRules":
-        elements = job.form.dimensions or spec.hidden
-        return cls(elements, spec.max_length, spec.unit_norm, job.form, job.overlap is not None)
+        return cls(job.form.elements(spec.hidden), spec.max_length, spec.unit_norm, job.form, job.overlap is not None)
 
     @property
     def most_tokens(self) -> int:

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.store import Location
-from contract.verdict import Figures, Verdict, repairs, summary
+from contract.verdict import FILE, Figures, Verdict, repairs, summary
 from contract.words import count
 from verify.comparison import excerpt
 
@@ -22,8 +22,9 @@ def show(verdict: Verdict, folder: Location, console: Console) -> None:
     console.print(_check_table(verdict))
     for row in verdict.failing_rows[:_NAMED]:
         console.print(Text(f"row {row.row_id}: {row.problem}: {excerpt(row.text, _TEXT)}"), soft_wrap=True)
-    if (more := len(verdict.failing_rows) - _NAMED) > 0:
-        console.print(f"and {count(more, 'more row')}", highlight=False)
+    if (more := verdict.failing - _NAMED) > 0:
+        named = f"{FILE} has {len(verdict.failing_rows):,} of the {verdict.failing:,}"
+        console.print(f"and {count(more, 'more row')}; {named}", highlight=False)
     lines = [summary(verdict, folder), *repairs(verdict, folder)]
     console.print(Text("\n".join(lines), style="green" if verdict.passed else "red"), soft_wrap=True)
 

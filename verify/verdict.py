@@ -1,5 +1,6 @@
 """The verdict: every check judged and every figure computed, once."""
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from contract.findings import NONE, Findings
 from contract.job import Job
 from contract.verdict import Check, Figures, RowResult, Verdict
 from verify.accounting import Accounting
-from verify.checks import accounting_checks, sample_checks, source_check, whole_checks
+from verify.checks import accounting_checks, sample_check, sample_checks, source_check, whole_checks
 from verify.comparison import ComparedRow, ComparedSample, total
 from verify.sample import Sample, SampledRow
 from verify.stats import VectorRules
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _WORST = 20
 """Rows of ``Verdict.worst_rows``."""
+_FAILING = 1000
+"""Most rows of ``Verdict.failing_rows``: all of a large sample may fail, and whoever reads the verdict holds it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def judge(
         *accounting_checks(accounting.counts, sample.stats.unreadable + damaged),
         source_check(readings, job),
         *whole_checks(sample.stats, rules, Findings.of([row.row_id for row in with_text])),
+        sample_check(len(rows), sample.stats, job),
         *sample_checks(rows, job),
     ]
     bad_rows = [*with_text, *(one.row for one in rows if one.problem)]
@@ -90,13 +94,15 @@ def _of_all_rows(sample: Sample) -> dict[str, object]:
 
 
 def _of_sample(strata: Sequence[str], rows: Sequence[ComparedRow]) -> dict[str, object]:
+    failing = [row for row in rows if row.problem]
     return {
         "compared": len(rows),
         "strata": tuple(_strata(strata, rows)),
         "total": _figures(rows),
         "tolerance": {name: TOLERANCES[name] for name in sorted({row.precision for row in rows})},
-        "worst_rows": tuple(_result(row) for row in sorted(rows, key=_badness)[:_WORST]),
-        "failing_rows": tuple(_result(row) for row in rows if row.problem),
+        "worst_rows": tuple(_result(row) for row in heapq.nsmallest(_WORST, rows, key=_badness)),
+        "failing": len(failing),
+        "failing_rows": tuple(_result(row) for row in failing[:_FAILING]),
     }
 
 
@@ -140,6 +146,7 @@ def _without_sample(request: Request, accounting: Accounting, checks: Sequence[C
         total=_figures(()),
         tolerance={},
         worst_rows=(),
+        failing=0,
         failing_rows=(),
     )
 

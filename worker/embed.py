@@ -17,6 +17,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec, load_engine
 from contract.errors import reason
 from contract.job import Job, JobKey
+from contract.jobs import engine_of
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses
@@ -27,7 +28,7 @@ from worker.isolate import failing_rows
 from worker.rows import EmbeddedBatch, into_form, pool_windows, unfit
 from worker.runtime.choose import open_engine, open_fp32_engine
 from worker.runtime.interface import Engine
-from worker.serving import check_engine, check_folder, workers_fault
+from worker.serving import SAME_ENGINE, check_folder, workers_fault
 from worker.stages import Stages
 
 log = logging.getLogger("embedmill.worker")
@@ -84,9 +85,9 @@ class Embedder:
             EngineDead: the GPU failed.
         """
         with workers_fault():
-            check_engine(job)
+            spec = engine_of(job, SAME_ENGINE)
             self.patiently(check_folder, job)
-        self.engine(job.engine)
+        self._loaded(spec)
 
     def engine(self, name: str | None) -> Engine:
         """The engine of this name, loaded on first use.
@@ -100,14 +101,25 @@ class Embedder:
         """
         with workers_fault():
             spec = load_engine(name)
-            if spec.fingerprint not in self._engines:
-                began = time.monotonic()
+        return self._loaded(spec)
+
+    def _loaded(self, spec: EngineSpec) -> Engine:
+        if spec.fingerprint not in self._engines:
+            began = time.monotonic()
+            with workers_fault():
                 engine = self._open.enter_context(open_engine(spec, self._threads, self._gpu))
-                self._engines[spec.fingerprint] = engine
-                log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
+            self._engines[spec.fingerprint] = engine
+            log.info("engine %s loaded: %s, %.1f s", spec.name, engine.runtime, time.monotonic() - began)
         engine = self._engines[spec.fingerprint]
         self._heartbeat.set_fields(engine=spec.name, runtime=engine.runtime)
         return engine
+
+    def _of(self, job: Job) -> Engine:
+        """The job's engine: the loaded one, without a look at ``engine.json``, if ``get_ready_for`` was called."""
+        if job.fingerprint not in self._engines:
+            with workers_fault():
+                self._loaded(engine_of(job, SAME_ENGINE))
+        return self._engines[job.fingerprint]
 
     def embed(self, job: Job, number: int, payload: bytes, ledger: WorkerLedger | None = None) -> int:
         """Make and commit one batch's shard.
@@ -129,7 +141,7 @@ class Embedder:
         began, stages = time.monotonic(), self.stages
         with stages.timed("decode"):
             batch = _decoded(job, number, payload)
-        engine = self.engine(job.engine)
+        engine = self._of(job)
         with stages.timed("compute"):
             errors = _search(engine, job, batch, ledger) if ledger else {}
             rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)

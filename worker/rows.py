@@ -77,9 +77,9 @@ def into_form(batch: Batch, found: EmbeddedBatch, form: VectorForm, spec: Engine
     lengths = batch.lengths
     rows = np.array([row for row in np.flatnonzero(lengths) if row not in found.errors], np.intp)
     owners = np.repeat(rows, lengths[rows] if spec.per_token else 1)
-    truncated = form.truncated(found.vectors, normalize=spec.normalize)
-    quantized = form.quantized(truncated)
-    bad = unfit(quantized if form.dtype == "float16" else truncated, owners)
+    shortened = form.shortened(found.vectors, normalize=spec.normalize)
+    quantized = form.quantized(shortened)
+    bad = unfit(quantized if form.dtype == "float16" else shortened, owners)
     if not len(bad):
         return EmbeddedBatch(quantized, found.errors, found.recomputed, found.computed_tokens)
     what = f"{count(form.elements(spec.hidden), 'dimension')} as {form.dtype}"

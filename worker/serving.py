@@ -4,10 +4,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from contract.engine import load_engine
 from contract.errors import UserError, reason
 from contract.job import Job, load_job
+from contract.jobs import engine_of
 from contract.store import StoreError
+
+SAME_ENGINE = "give every worker the engine directory that the producer used"
+"""What to do where this worker has another engine than the job's under its name."""
 
 _PROBE = 64 * 1024
 """Bytes that there must be space for before a batch is computed for nothing."""
@@ -48,7 +51,7 @@ def check(job: Job) -> None:
         CannotServe: it has not.
     """
     with workers_fault():
-        check_engine(job)
+        engine_of(job, SAME_ENGINE)
         if job.folder.local:
             check_folder(job)
             staging = job.folder / "staging"
@@ -57,21 +60,6 @@ def check(job: Job) -> None:
                     probe.write(bytes(_PROBE))
             except OSError as error:  # whose own name is that of the file, or none
                 raise CannotServe(f"{error.strerror}: {staging}") from None
-
-
-def check_engine(job: Job) -> None:
-    """See whether the job's engine is here.
-
-    Raises:
-        UserError: it is not, or another one has its name.
-    """
-    spec = load_engine(job.engine)
-    if spec.fingerprint != job.fingerprint:
-        raise UserError(
-            f"engine {spec.name} has the fingerprint {spec.fingerprint} on this worker",
-            f"the job was made for {job.fingerprint}",
-            "give every worker the engine directory that the producer used",
-        )
 
 
 def check_folder(job: Job) -> None:

@@ -178,6 +178,7 @@ def a_verdict(job: Job, **changes: object) -> Verdict:
         "total": figures(),
         "tolerance": {},
         "worst_rows": (),
+        "failing": 0,
         "failing_rows": (),
     }
     return Verdict.model_validate(fields | changes)

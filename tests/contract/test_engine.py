@@ -229,6 +229,79 @@ def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
     assert json.loads((spec.folder / "engine.json").read_text())["plans"][0]["padded_profiles"] == ["1-32x1-512"]
 
 
+def with_entry(field: str, entry: object) -> EngineSpec:
+    """An engine with a good plan and, in one field, an entry that was put there by another version or by hand."""
+    spec = an_engine("one").with_plan(plan_spec())
+    record = json.loads((spec.folder / "engine.json").read_text())
+    record[field] = [entry, *record[field]]
+    (spec.folder / "engine.json").write_text(json.dumps(record))
+    return load_engine("one")
+
+
+_OLD_PLAN = {key: value for key, value in PLAN_FIELDS.items() if key != "gpu"}
+
+
+@pytest.mark.parametrize(
+    ("field", "entry", "why"),
+    [
+        ("plans", _OLD_PLAN, "gpu: field required"),
+        ("plans", PLAN_FIELDS | {"shapes": ["32x512"]}, "shapes: extra inputs are not permitted"),
+        ("plans", PLAN_FIELDS | {"padded_profiles": None}, "padded_profiles: input should be a valid tuple"),
+        ("plans", PLAN_FIELDS | {"padded_profiles": [None]}, "padded_profiles.0: value error, none is no shape"),
+        (
+            "plans",
+            PLAN_FIELDS | {"padded_profiles": [{"rows": 0}]},
+            "padded_profiles.0: value error, {'rows': 0} is no",
+        ),
+        ("plans", PLAN_FIELDS | {"padded_profiles": ["512"]}, "padded_profiles.0: value error, '512' is no shape"),
+        (
+            "plans",
+            PLAN_FIELDS | {"packed_profiles": [7], "padded_profiles": []},
+            "packed_profiles.0: value error, 7 is",
+        ),
+        ("plans", PLAN_FIELDS | {"padded_profiles": []}, "value error, a plan has padded or packed profiles"),
+        ("plans", None, "input should be a valid dictionary or instance of planspec"),
+        ("plans", "plans/a.plan", "input should be a valid dictionary"),
+        ("compiled", {"file": "compiled/a"}, "sha256: field required"),
+        ("measured", {"gpu": "NVIDIA H200", "speed": 1}, "runtime: field required"),
+    ],
+)
+def test_an_entry_that_cannot_be_used_spoils_nothing_but_itself(field: str, entry: object, why: str) -> None:
+    spec = with_entry(field, entry)
+    assert (spec.fingerprint, spec.compiled, spec.measured) == (_fingerprint(), (), ())
+    assert spec.plan_for("10.13.3.9", 90) == plan_spec()
+    (line,) = spec.unusable
+    assert line.startswith(f"{spec.folder / 'engine.json'} has an entry of {field} that this version cannot use ({why}")
+    command = {"plans": "plan", "compiled": "compile", "measured": "tune"}[field]
+    assert line.endswith(f": python -m engine_build {command} --engine one")
+    assert "\n" not in line
+    now = spec.with_plan(plan_spec(sm=75))  # what is added anew replaces what cannot be used; the rest stays
+    assert now.unusable == load_engine("one").unusable == ([] if field == "plans" else [line])
+    assert [plan.sm for plan in load_engine("one").plans] == [90, 75]
+    assert (entry in json.loads((spec.folder / "engine.json").read_text())[field]) == (field != "plans")
+
+
+def test_a_machine_whose_only_plan_cannot_be_used_is_told_why() -> None:
+    spec = with_entry("plans", _OLD_PLAN)
+    told = (
+        r"plans for TensorRT 10\.13\.3\.9 on SM 90 besides 1 that this version cannot use \(gpu: field required\); this"
+    )
+    with pytest.raises(UserError, match=told):
+        spec.plan_for("10.13.3.9", 89)
+    alone = spec.with_entries("measured", ()).model_copy(update={"plans": ()})
+    with pytest.raises(UserError, match=r"has no plan besides 1 that .*; build it on this machine: .* --engine one"):
+        alone.plan_for("10.13.3.9", 89)
+
+
+@pytest.mark.parametrize("field", ["plans", "compiled", "measured"])
+@pytest.mark.parametrize("value", [None, 7, {"a": 1}])
+def test_what_is_no_list_of_entries_is_refused_with_a_reason(field: str, value: object) -> None:
+    spec = an_engine("one")
+    (spec.folder / "engine.json").write_text(json.dumps(ENGINE_FIELDS | {field: value}))
+    with pytest.raises(UserError, match=rf"engine.json is not an engine of this version \({field}: input should be"):
+        load_engine("one")
+
+
 @pytest.mark.parametrize(("tensorrt", "sm"), [("10.13.3.9", 89), ("11.4.0.106", 90)])
 def test_a_plan_for_another_machine_is_refused_with_both_sides_and_the_command(tensorrt: str, sm: int) -> None:
     spec = an_engine("one").with_plan(plan_spec())

@@ -44,8 +44,8 @@ def test_binary_is_sentence_transformers(elements: int) -> None:
 @pytest.mark.parametrize("dimensions", [1, 8, 36])
 def test_fewer_dimensions_are_sentence_transformers(dimensions: int) -> None:
     form = VectorForm(dimensions=dimensions)
-    assert np.array_equal(form.truncated(VECTORS, normalize=False), truncate_embeddings(VECTORS, dimensions))
-    again = form.truncated(VECTORS, normalize=True)
+    assert np.array_equal(form.shortened(VECTORS, normalize=False), truncate_embeddings(VECTORS, dimensions))
+    again = form.shortened(VECTORS, normalize=True)
     np.testing.assert_allclose(np.linalg.norm(again, axis=1), 1, rtol=1e-6)
     assert (again * truncate_embeddings(VECTORS, dimensions) >= 0).all()
 

@@ -78,6 +78,9 @@ def test_missing_shards_and_readers_that_differ_have_repairs(job: Job) -> None:
     missing, readers = repairs(a_verdict(job, checks=failed, accounting=accounting), job.folder)
     assert missing == f"Make the missing shards: python -m producer retry {job.folder}"
     assert "look at the rows named above" in readers
+    failed = (Check(name="sample", passed=False, detail=""),)
+    (nothing,) = repairs(a_verdict(job, checks=failed, compared=0), job.folder)
+    assert nothing.startswith("No vector was compared with PyTorch's: the check sample says why")
 
 
 def test_what_a_verdict_does_not_cover_is_said(job: Job) -> None:

@@ -348,11 +348,11 @@ def test_code_that_a_model_brings_along_is_refused_before_anything_is_loaded(tmp
 
 def test_the_length_of_the_model_is_taken_by_that_word_and_recorded(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"), max_seq_length=100)
-    assert build_engine(folder, "by-default").truncation == (
+    assert build_engine(folder, "by-default").longest_row == (
         "512 tokens (sentence-transformers cuts this model's texts at 100)"
     )
     spec = build_engine(folder, "by-word", max_length="model")
-    assert (spec.max_length, spec.model_length, spec.truncation) == (100, 100, "100 tokens")
+    assert (spec.max_length, spec.model_length, spec.longest_row) == (100, 100, "100 tokens")
 
 
 def test_an_activation_that_would_be_replaced_is_refused(tmp_path: Path) -> None:

@@ -129,6 +129,24 @@ def test_one_vector_in_many_is_caught_even_if_the_whole_sample_keeps_to_the_tole
     assert failing_rows(job) == [4]
 
 
+def test_however_many_rows_fail_the_file_names_a_thousand(tiny: EngineSpec, tmp_path: Path) -> None:
+    texts: list[str | None] = [f"{number} bits" for number in range(1040)]
+    job = finished_job(tiny, save_texts(tmp_path / "many", texts), batch_rows=520)
+    for batch in range(2):
+        rewrite(job, batch, lambda table: with_column(table, "embedding", negated(table["embedding"])))
+    result = verify("--sample", "all")
+    assert result.exit_code == 1
+    assert failed(job) == {"fp32 vectors"}
+    assert (verdict(job)["compared"], verdict(job)["failing"]) == (1040, 1040)
+    assert failing_rows(job) == list(range(1000))
+    assert result.stdout.count("\nrow ") == 20
+    assert "\nand 1,020 more rows; verify.json has 1,000 of the 1,040\n" in result.stdout
+
+
+def negated(vectors: pa.ChunkedArray) -> pa.Array:
+    return pa.array((-np.stack(vectors.to_numpy())).tolist(), vectors.type)
+
+
 def test_a_wrong_n_tokens_is_caught(job: Job) -> None:
     right = pq.read_table(job.shard(0))["n_tokens"].to_pylist()
     tokens = json.loads(pq.read_schema(job.shard(0)).metadata[b"embedmill"])["tokens"]
@@ -194,6 +212,8 @@ def test_nothing_but_missing_shards(job: Job) -> None:
     assert result.exit_code == 1
     assert f"Make the missing shards: python -m producer retry {job.folder}" in result.stdout
     assert verdict(job)["compared"] == 0
+    assert failed(job) == {"shards", "rows", "sample"}
+    assert "No vector was compared" not in result.stdout  # the line above is what to do
 
 
 def test_a_text_whose_row_claims_to_have_none_is_caught(job: Job) -> None:
@@ -219,10 +239,46 @@ def test_a_vector_where_the_dataset_has_no_text_is_caught(job: Job, tiny: Engine
     assert "row 40: n_tokens 3, recomputed 0" in result.stdout
 
 
-def test_a_dataset_without_any_text_has_nothing_to_compare(tiny: EngineSpec, tmp_path: Path) -> None:
-    job = finished_job(tiny, save_texts(tmp_path / "nulls", [None, None, None]))
-    assert verify().exit_code == 0
+def nothing_compared(job: Job) -> str:
+    """The detail of the check ``sample``, which alone fails: terminal, page, file and exit status agree on it."""
+    result = verify()
+    assert result.exit_code == 1
+    assert (failed(job), verdict(job)["passed"], verdict(job)["compared"]) == ({"sample"}, False, 0)
+    page = (job.folder / "report.html").read_text(encoding="utf-8")
+    for told in (result.stdout, page):
+        assert "Not verified (sample)" in told
+        assert "Verified: " not in told.replace("Not verified: ", "")
+        assert "No vector was compared with PyTorch" in told
+    (detail,) = [check["detail"] for check in verdict(job)["checks"] if check["name"] == "sample"]
+    return str(detail)
+
+
+def test_a_dataset_without_any_text_is_not_verified(tiny: EngineSpec, tmp_path: Path) -> None:
+    job = finished_job(tiny, save_texts(tmp_path / "nulls", [None, " ", None]))
+    told = nothing_compared(job)
+    assert "no row was computed again (3 rows read, 3 without a text, 0 with an error); expected at least one" in told
+    assert "the job's text is text: see what the dataset has there; --text chooses another" in told
     assert verdict(job)["without_text"] == 3
+
+
+def test_a_job_whose_every_row_has_an_error_is_not_verified(tiny: EngineSpec, tmp_path: Path) -> None:
+    job = finished_job(tiny, save_texts(tmp_path / "all", ["one", "two", None]))
+
+    def fail_all(table: pa.Table) -> pa.Table:
+        errors = pa.array(["out of luck", "out of luck", None], pa.string())
+        kind = table.schema.field("embedding").type
+        return with_column(with_column(table, "embedding", pa.nulls(3, kind)), "error", errors)
+
+    rewrite(job, 0, fail_all, failed=2, tokens=0)
+    told = nothing_compared(job)
+    assert "no row was computed again (3 rows read, 1 without a text, 2 with an error); expected at least one" in told
+    assert "the column error in the shards says why" in told
+
+
+def test_the_check_of_a_sample_says_how_many_rows_it_is_of(job: Job) -> None:
+    assert verify("--sample", 3).exit_code == 0
+    details = {check["name"]: check["detail"] for check in verdict(job)["checks"]}
+    assert details["sample"] == "3 rows computed again, of 46 with a vector"
 
 
 def test_shards_of_two_precisions_are_held_to_their_own_tolerances(job: Job) -> None:

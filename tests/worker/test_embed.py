@@ -89,6 +89,24 @@ def test_an_engine_other_than_the_jobs_is_refused(tiny: EngineSpec, tmp_path: Pa
         Embedder(threads=1).get_ready_for(job)
 
 
+def test_a_batch_costs_one_reading_of_the_engines_record(
+    tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, embedder, read = job_for(tiny, tmp_path), Embedder(threads=1), []
+    record = tiny.folder / "engine.json"
+    read_bytes = Path.read_bytes
+
+    def counted(file: Path) -> bytes:
+        read.extend([file] if file == record else [])
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    for batches in (1, 2):
+        embedder.get_ready_for(job)
+        embedder.embed(job, 0, batch_for(job, tiny).to_bytes())
+        assert len(read) == batches
+
+
 def test_a_folder_that_holds_another_job_or_none_is_refused(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path)
     for other in (job.model_copy(update={"folder": tmp_path}), job.model_copy(update={"revision": "other"})):

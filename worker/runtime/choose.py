@@ -43,7 +43,7 @@ def _nothing(*_: object) -> str:
 
 
 def _no_plan(spec: EngineSpec) -> str:
-    return "" if spec.plans else f"engine {spec.name} has no plan; {spec.rebuild_plan}"
+    return "" if spec.plans else f"engine {spec.name} has no plan{spec.unusable_plans}; {spec.rebuild_plan}"
 
 
 def _no_torch() -> str:
@@ -160,6 +160,8 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
             loaded.
         EngineDead: on entering, the GPU failed.
     """
+    for line in spec.unusable:
+        log.warning(line)
     runtime, why = choose(spec)
     log.info(
         "engine %s is computed by %s on a %s: %s", spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", why

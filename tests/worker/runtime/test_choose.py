@@ -45,6 +45,16 @@ def test_without_a_gpu_onnx_runtime_computes(
     assert not caplog.records
 
 
+def test_a_plan_that_cannot_be_used_is_said_where_the_engine_is_opened(
+    tiny: EngineSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = EngineSpec.model_validate(tiny.model_dump() | {"plans": [{"file": "plans/a.plan"}]})
+    with caplog.at_level(logging.WARNING), open_engine(damaged, threads=1) as engine:
+        assert isinstance(engine, OnnxEngine)
+    (line,) = caplog.messages
+    assert "has an entry of plans that this version cannot use (sha256: field required); build it on" in line
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has all that TensorRT and PyTorch need, and an H200."""
@@ -122,6 +132,10 @@ def test_a_gpu_that_the_engine_leaves_idle_is_a_warning(
         assert choose(tiny).runtime.name == "onnxruntime"
     (record,) = caplog.records
     assert record.message.startswith("the GPU is left idle: engine tiny has no plan; build it on this machine")
+    caplog.clear()
+    choose(EngineSpec.model_validate(tiny.model_dump() | {"plans": [{}]}))
+    (record,) = caplog.records
+    assert "no plan besides 1 that this version cannot use (file: field required); build it" in record.message
 
 
 def test_pytorch_computes_on_a_cpu_when_it_is_asked_for(tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
