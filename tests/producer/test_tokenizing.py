@@ -120,8 +120,9 @@ def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
         with tokenizing_apart(work, 2) as source:
             source.make(0).result(60)
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-            while True:
-                source.make(1).result(60)
+            while True:  # one for each process
+                for made in [source.make(1), source.make(2)]:
+                    made.result(60)
 
     with pytest.raises(UserError, match="a tokenizing process was killed; most often the machine is out of memory"):
         begin_until_it_raises()
