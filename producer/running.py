@@ -1,6 +1,7 @@
 """Runs a job: makes its folder, drives it under a display, and prints what came of it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from contract.engine import EngineSpec
@@ -10,13 +11,13 @@ from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
 from producer.batches import open_tokenizer
-from producer.calibrate import Ranges, ranges_of
+from producer.calibrate import Ranges, ranges_from, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
-from producer.request import JobRequest, resolve
+from producer.request import JobRequest, elements_of, resolve
 from producer.texts import TextDataset
 from producer.tokenizing import Work, processes_for, tokenizing
 from producer.view import view_of
@@ -74,14 +75,10 @@ def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, 
     Raises:
         UserError: batches were given up, Redis does not answer, or somebody cancelled the job.
     """
-    work = Work(job, texts, open_tokenizer(spec))
     began = time.monotonic()
     try:
-        with (
-            tokenizing(work, processes_for(job.batches - len(job.committed()))) as source,
-            progress_display(STDERR) as report,
-        ):
-            progress = Driver(job, source, ledger, detach=detach).run(report)
+        with progress_display(STDERR) as report:
+            progress = drive(job, texts, spec, ledger, report, detach=detach)
     except KeyboardInterrupt:
         raise _interrupted(job) from None
     if detach and progress.totals.shards + len(progress.dead) < job.batches:
@@ -93,6 +90,45 @@ def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, 
     if progress.dead:
         raise _given_up(progress)
     return True
+
+
+def drive(
+    job: Job,
+    texts: TextDataset,
+    spec: EngineSpec,
+    ledger: ProducerLedger,
+    report: Callable[[Progress], None],
+    *,
+    detach: bool = False,
+) -> Progress:
+    """Drive a job, as ``run`` does, and print nothing.
+
+    Args:
+        report: called with how far the job is, a few times a second.
+
+    Returns:
+        How far the job is at the end.
+    """
+    work = Work(job, texts, open_tokenizer(spec))
+    with tokenizing(work, processes_for(job.batches - len(job.committed()))) as source:
+        return Driver(job, source, ledger, detach=detach).run(report)
+
+
+def job_for(request: JobRequest, ranges: str | None, texts: TextDataset, spec: EngineSpec) -> Job:
+    """The job that a request makes. For int8 without ``ranges``, the dataset's first rows are embedded for them.
+
+    Args:
+        request: what is asked for, without the ranges of int8.
+        ranges: what gives the ranges of int8; None for the dataset's first rows.
+
+    Raises:
+        UserError: the engine or the dataset cannot do what is asked for.
+    """
+    if request.dtype == "int8":
+        elements = elements_of(request, spec)
+        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec)
+        request = replace(request, ranges=found)
+    return resolve(request, texts, spec)
 
 
 def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Ranges:
