@@ -10,10 +10,11 @@ from typing import NamedTuple
 import pytest
 
 from contract.settings import Settings
-from tests.test_docs import COMMANDS, flags
+from embedmill.command import PARTS
+from tests.test_docs import COMMANDS, flags, part
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("contract", "engine_build", "producer", "verify", "worker")
+PACKAGES = ("contract", "embedmill", "engine_build", "producer", "verify", "worker")
 
 
 class Text(NamedTuple):
@@ -77,7 +78,9 @@ def test_every_count_agrees_with_its_number() -> None:
 
 
 ADVICE = [
-    one for one in texts() if re.search(r"python -m \w|celery -A|EMBEDMILL_|pip install|(?<!\S)--[a-z]", one.text)
+    one
+    for one in texts()
+    if re.search(r"python -m \w|embedmill [a-z]+ |celery -A|EMBEDMILL_|pip install|(?<!\S)--[a-z]", one.text)
 ]
 
 
@@ -98,6 +101,6 @@ def test_what_a_message_advises_exists(one: Text) -> None:
         if words and re.fullmatch("[a-z]+", words[0]) and parts:
             assert words[0] in parts
         assert {word for word in words if word.startswith("--")} <= flags(command)
-    every = set().union(*map(flags, COMMANDS.values()))
+    every = {"--version"}.union(*map(flags, COMMANDS.values()), *map(flags, map(part, PARTS)))
     named = set(re.findall(r"(?<![\w(-])--[a-z][a-z-]+", one.text))
     assert named <= every
