@@ -159,9 +159,10 @@ class Notebook:
         if event.step not in self._bars:
             self._bars[event.step] = tqdm(desc=event.step, total=event.total, initial=event.done, unit="row")
         bar = self._bars[event.step]
-        if event.total and bar.total != event.total:
-            bar.reset(event.total)
-        bar.update(event.done - bar.n)
+        if event.total:
+            if bar.total != event.total:
+                bar.reset(event.total)
+            bar.update(event.done - bar.n)
         bar.set_postfix_str(event.text)
 
     def paused(self) -> contextlib.AbstractContextManager[object]:

@@ -146,6 +146,8 @@ def _print(job: Job) -> None:
     """The verdict, and what to do next."""
     if verdict := load_verdict(job):
         show(verdict, job.folder, Console(markup=False))
+        if verdict.at_fault:
+            print_line("Or run the same command again: it sets them aside, and makes them again")
         if verdict.passed:
             folder = _short(job.folder)
             print_line(f'Search it:   embedmill search --job {shlex.quote(folder)} "a few words"')

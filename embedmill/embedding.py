@@ -18,6 +18,7 @@ from embedmill.children import Child, child
 from embedmill.display import Display
 from embedmill.engines import EngineRequest, build
 from embedmill.events import Event
+from embedmill.repair import set_faulty_aside
 from embedmill.station import Worker, private_redis, worker
 from producer.console import STDERR, print_note
 from producer.dataset import open_dataset
@@ -116,7 +117,9 @@ class Run:
                 if left < _WARM_UP:
                     self._start_verifier()
 
-        progress = drive(job, texts, spec, begin(job), report)
+        ledger = begin(job)
+        set_faulty_aside(job)
+        progress = drive(job, texts, spec, ledger, report)
         self._show(progress, ended=True)
         _check(progress)
 

@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedmill
+from contract.job import load_job
+from contract.store import location
 from contract.verdict import Verdict
 from tests.conftest import JARGON
 from tests.left import processes_of, wait_until
+from tests.verify.jobs import plant, with_value
 
 ROWS = 50
 
@@ -101,6 +104,25 @@ def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on(
     assert {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()} == shards
     assert "importing PyTorch" not in again.err.split("verification")[0]
     assert list((home / "embedmill" / "engines").iterdir()) == [engine]
+
+
+def test_what_is_at_fault_is_made_again(environment: dict[str, str], reviews: Path, tiny_model: Path) -> None:
+    words = command(reviews, tiny_model, "--text-column", "body", "--batch-rows", "25", "--sample", "4")
+    first = run(words, environment)
+    assert first.status == 0, first.err
+    folder = folder_of(first)
+    one, other = sorted((folder / "data").iterdir())
+    good = pq.read_table(one), pq.read_table(other)
+    one.write_bytes(one.read_bytes()[:-20])  # no shard any more
+    plant(load_job(location(str(folder))), 1, with_value("n_tokens", 3, 1))
+    found = run(words, environment)
+    assert found.status == 1
+    assert f"Set aside: {folder / 'aside' / one.name}.1" in found.err
+    assert "Or run the same command again" in found.out
+    again = run(words, environment)
+    assert again.status == 0, again.err
+    assert f"Set aside: {folder / 'aside' / other.name}.1" in again.err
+    assert (pq.read_table(one), pq.read_table(other)) == good
 
 
 @pytest.fixture

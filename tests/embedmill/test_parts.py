@@ -13,7 +13,7 @@ from rich.console import Console
 import embedmill
 from embedmill.api import _flags
 from embedmill.command import PARTS, main
-from embedmill.display import Lines, Live, Pace
+from embedmill.display import Lines, Live, Notebook, Pace
 from embedmill.embed_command import main as embed
 from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
@@ -77,6 +77,16 @@ def test_a_terminal_shows_every_step_at_once() -> None:
     assert "model-0123456789" in last
     assert "10/50" in last
     assert "verification" in last
+
+
+def test_a_notebook_has_a_bar_for_each_step_that_began(capfd: pytest.CaptureFixture[str]) -> None:
+    with Notebook() as display:
+        display.show(Event("vectors", "1 worker", 0, 50))
+        display.show(Event("vectors", "1 worker", 50, 50))
+        display.show(Event("vectors", ended=True))
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "vectors: 100%" in last
+    assert "50/50" in last
 
 
 def test_options_from_python_are_the_commands() -> None:
