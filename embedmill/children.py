@@ -13,6 +13,9 @@ from embedmill.environment import python, python_path
 from embedmill.events import Event
 from embedmill.processes import die_with_parent, end_group
 
+_EXIT = 3.0
+"""Seconds that a child has to exit once its task is done."""
+
 
 class Child:
     """A child process that waits for its task.
@@ -25,6 +28,7 @@ class Child:
 
     def __init__(self, process: "subprocess.Popen[bytes]", events: int, log: Path) -> None:
         self._process, self._events, self._log = process, events, log
+        self._finished = False
 
     def run(self, request: dict[str, Any], show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
         """Have the task done.
@@ -53,8 +57,16 @@ class Child:
                 elif "error" in record:
                     raise UserError(*record["error"])
                 else:
+                    self._finished = True
                     return record["result"]
         raise self._died()
+
+    def end(self) -> None:
+        """End the process: by itself if it has done its task, so that its libraries remove their temporary files."""
+        if self._finished:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT)
+        end_group(self._process, patience=0)
 
     def _died(self) -> UserError:
         said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -70,7 +82,7 @@ def child(what: Literal["build", "verify"], log: Path) -> Iterator[Child]:
 
     Args:
         what: it does.
-        log: where its output goes.
+        log: where its output goes; what its libraries leave behind when it is killed lies beside it.
     """
     reading, writing = os.pipe()
     with contextlib.ExitStack() as stack:
@@ -82,12 +94,13 @@ def child(what: Literal["build", "verify"], log: Path) -> Iterator[Child]:
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,
-                    env=os.environ | python_path(),
+                    env=os.environ | python_path() | {"TMPDIR": str(log.parent)},
                     pass_fds=[writing],
                     start_new_session=True,
                     preexec_fn=die_with_parent,
                 )
         finally:
             os.close(writing)
-        stack.callback(end_group, started, patience=0)
-        yield Child(started, reading, log)
+        begun = Child(started, reading, log)
+        stack.callback(begun.end)
+        yield begun
