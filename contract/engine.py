@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from contract.errors import UserError, first_fault
 from contract.files import sha256_of, write_atomically
 from contract.plan import PACKED_INPUTS, PlanSpec
-from contract.settings import settings
+from contract.settings import engines_in_cache, settings
 from contract.tuned import CompiledSpec, Measurement
 from contract.unusable import GrowingRecord
 from contract.words import count
@@ -296,14 +296,16 @@ class EngineSpec(GrowingRecord, BaseModel):
 
 
 def engine_folder(name: str) -> Path:
-    """Where an engine of this name lives.
+    """Where an engine of this name lives: in the folder of ``EMBEDMILL_ENGINES``, or else in the user's cache, where
+    ``embedmill embed`` keeps those that it builds.
 
     Raises:
         UserError: the name would lead out of the engines folder.
     """
     if name in ("", ".", "..") or Path(name).name != name or "\0" in name:
         raise UserError(f"{name!r} is no engine name", "expected a plain folder name, such as bert-base-cased")
-    return settings().engines / name
+    folder, kept = settings().engines / name, engines_in_cache() / name
+    return kept if not folder.exists() and (kept / "engine.json").is_file() else folder
 
 
 def load_engine(name: str | None = None) -> EngineSpec:

@@ -1,6 +1,7 @@
 """Settings: the only module that reads the environment. Each is ``EMBEDMILL_<NAME>``."""
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -109,9 +110,30 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        variable = f"EMBEDMILL_{str(first['loc'][0]).upper()}"
+        variable = _variable(str(first["loc"][0]))
         # A URL's password is not for a terminal or a log.
         value = re.sub("//.*@", "//…@", str(first["input"]), flags=re.DOTALL)
         raise UserError(
             f"{variable} is {value!r}", first["msg"].lower(), f"set {variable} right, or unset it"
         ) from None
+
+
+def engines_in_cache() -> Path:
+    """Where ``embedmill embed`` keeps engines: ``~/.cache/embedmill/engines``, or below ``XDG_CACHE_HOME``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "embedmill" / "engines"
+
+
+def is_set(name: str) -> bool:
+    """Whether the environment has the setting of this name, a field of ``Settings``."""
+    return _variable(name) in os.environ
+
+
+def put(**values: str) -> None:
+    """Set settings for this process and all that it starts, over what the environment says."""
+    os.environ |= {_variable(name): value for name, value in values.items()}
+    settings.cache_clear()
+
+
+def _variable(name: str) -> str:
+    return f"EMBEDMILL_{name.upper()}"

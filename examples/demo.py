@@ -41,7 +41,7 @@ CITATION = (
 )
 
 _REDIS_LOG, _WORKER_LOG = "redis.log", "worker.log"
-_LEAVES = {_REDIS_LOG, _WORKER_LOG, "engines", "output"}
+_LEAVES = {_REDIS_LOG, "redis.conf", _WORKER_LOG, "engines", "output"}
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -97,7 +97,7 @@ def _demo(folder: Path, limit: int | None, stack: contextlib.ExitStack) -> None:
     for line in _shard_lines(log):
         _console.print(f"  {line}", markup=False)
     _run("-m", "verify")
-    _run("examples/search.py", *QUERIES)
+    _run("-m", "embedmill", "search", *QUERIES)
 
     job = latest_job()
     _console.print(

@@ -1,7 +1,6 @@
 """``python -m producer``: embeds a dataset. Its other commands are in the ``…_command`` files beside this one."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,16 +14,15 @@ from contract.settings import settings
 from contract.store import Location
 from contract.words import count
 from producer.batches import open_tokenizer
-from producer.calibrate import ranges_from
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.jobs_commands import cancel, clean, list_jobs
 from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
-from producer.request import OVERLAP, JobRequest, elements_of, resolve
+from producer.request import OVERLAP, JobRequest
 from producer.retry_command import retry
-from producer.running import CALIBRATION_ROWS, NEXT, begin, calibrate, run
+from producer.running import CALIBRATION_ROWS, NEXT, begin, job_for, run
 from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
 from producer.texts import CsvOptions, DatasetSource
@@ -190,7 +188,8 @@ def main(
         long_texts=long_texts,
         overlap=overlap,
     )
-    _embed(request, ranges, detach=detach)
+    # A program that has these options too, and goes on in its own way, is the context's object.
+    (context.obj or _embed)(request, ranges, detach=detach)
 
 
 for _command in (status, retry, list_jobs, cancel, clean, push):
@@ -208,10 +207,6 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool) -> None:
     spec = load_engine(request.engine)
     tokenizer = open_tokenizer(spec)  # one for the whole command: it gets faster with the words that it has met
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
-    if request.dtype == "int8":
-        elements = elements_of(request, spec)
-        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer)
-        request = replace(request, ranges=found)
-    job = resolve(request, texts, spec, tokenizer)
+    job = job_for(request, ranges, texts, spec, tokenizer)
     if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):
         print_line(NEXT)

@@ -22,7 +22,7 @@ from contract.words import count
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 
-_LINE_EVERY = 10.0
+LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal for a bar, and for which no shard must come before it is
 reported why."""
 
@@ -73,7 +73,7 @@ class StallReport:
             now: by the monotonic clock.
         """
         still = now - progress.last_shard
-        if still < _LINE_EVERY:
+        if still < LINE_EVERY:
             self._kind = ""
             return None
         if progress.view is None:
@@ -112,7 +112,7 @@ def _lines(console: Console, began: float) -> Callable[[Progress, float], None]:
 
     def show(progress: Progress, now: float) -> None:
         nonlocal printed, rows
-        if now - printed >= _LINE_EVERY and progress.totals.rows != rows:
+        if now - printed >= LINE_EVERY and progress.totals.rows != rows:
             console.print(_rows_line(progress, now - began), highlight=False, soft_wrap=True)
             printed, rows = now, progress.totals.rows
 

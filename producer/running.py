@@ -1,6 +1,7 @@
 """Runs a job: makes its folder, drives it under a display, and prints what came of it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from contract.engine import EngineSpec
@@ -10,14 +11,14 @@ from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
 from producer.batches import RowTokenizer
-from producer.calibrate import Ranges, ranges_of
+from producer.calibrate import Ranges, ranges_from, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
-from producer.request import JobRequest, resolve
+from producer.request import JobRequest, elements_of, resolve
 from producer.texts import TextDataset
 from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
@@ -76,11 +77,8 @@ def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -
     """
     job, began = work.job, time.monotonic()
     try:
-        with (
-            tokenizing(work, processes_for(job.batches - len(job.committed()))) as source,
-            progress_display(STDERR) as report,
-        ):
-            progress = Driver(job, source, ledger, detach=detach).run(report)
+        with progress_display(STDERR) as report:
+            progress = drive(work, ledger, report, detach=detach)
     except KeyboardInterrupt:
         raise _interrupted(job) from None
     if detach and progress.totals.shards + len(progress.dead) < job.batches:
@@ -92,6 +90,45 @@ def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -
     if progress.dead:
         raise _given_up(progress)
     return True
+
+
+def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None], *, detach: bool = False) -> Progress:
+    """Drive a job, as ``run`` does, and print nothing.
+
+    Args:
+        work: the job, its dataset and its tokenizer.
+        ledger: of the job's Redis.
+        report: called with how far the job is, a few times a second.
+        detach: leave once everything is published.
+
+    Returns:
+        How far the job is at the end.
+    """
+    job = work.job
+    with tokenizing(work, processes_for(job.batches - len(job.committed()))) as source:
+        return Driver(job, source, ledger, detach=detach).run(report)
+
+
+def job_for(
+    request: JobRequest, ranges: str | None, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer
+) -> Job:
+    """The job that a request makes. For int8 without ``ranges``, the dataset's first rows are embedded for them.
+
+    Args:
+        request: what is asked for, without the ranges of int8.
+        ranges: what gives the ranges of int8; None for the dataset's first rows.
+        texts: the dataset.
+        spec: the engine.
+        tokenizer: the engine's.
+
+    Raises:
+        UserError: the engine or the dataset cannot do what is asked for.
+    """
+    if request.dtype == "int8":
+        elements = elements_of(request, spec)
+        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer)
+        request = replace(request, ranges=found)
+    return resolve(request, texts, spec, tokenizer)
 
 
 def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Ranges:

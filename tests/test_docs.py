@@ -15,10 +15,12 @@ import click
 import pytest
 import yaml
 
+import embedmill.command
 import engine_build.command
 import producer.command
 import verify.command
 from contract.settings import Settings
+from embedmill.command import PARTS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -55,6 +57,13 @@ def help_of(script: str) -> str:
     return told.stdout
 
 
+def part(name: str) -> click.Command:
+    """A command of ``embedmill``."""
+    found = embedmill.command.main.get_command(click.Context(embedmill.command.main), name)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_flags_exist(page: Path) -> None:
     for line in shown(page):
@@ -65,23 +74,29 @@ def test_commands_and_flags_exist(page: Path) -> None:
         elif match := re.search(r"python ((?:examples|bench)/\w+\.py|-m (?:examples|bench)\.\w+)(.*)", line):
             told = help_of(match[1])
             assert all(flag in told for flag in re.findall(r"(?<!\S)--[a-z-]+", match[2])), line
+        elif match := re.match(r"(?:\w+=\S+ )*embedmill (--version$|\w+)(.*)", line):
+            name, rest = match.groups()
+            if name != "--version":
+                assert name in PARTS, line
+                assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= flags(part(name)), line
         elif match := re.match(r"bench/\w+\.sh", line):
             assert os.access(ROOT / match[0], os.X_OK), line
         elif match := re.match(r"make (\w+)", line):
             assert re.search(rf"^{match[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
 
 
-def test_the_readme_shows_the_four_commands_and_the_two() -> None:
+def test_the_readme_shows_the_one_command_the_four_and_the_two() -> None:
     lines = shown(ROOT / "README.md")
+    assert any(line.startswith("embedmill embed reviews.csv --model") for line in lines[:5])
     for command in ("make demo", "make test", "celery -A worker worker", "python -m verify"):
         assert command in lines
     assert any(line.startswith("python -m engine_build --model") for line in lines)
     assert any(line.startswith("python -m producer --dataset") for line in lines)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "embedmill embed"])
 def test_every_flag_and_command_explains_itself(name: str) -> None:
-    command = COMMANDS[name]
+    command = COMMANDS[name] if name in COMMANDS else part("embed")
     assert command.help
     assert command.epilog is not None
     assert "Examples:" in command.epilog
@@ -129,7 +144,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def templates() -> set[str]:
     """Every text in the packages' code, with … for what is filled in."""
     found = set()
-    for package in ("contract", "engine_build", "producer", "verify", "worker"):
+    for package in ("contract", "embedmill", "engine_build", "producer", "verify", "worker"):
         for file in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import pytest
 
 from contract.settings import Settings
-from tests.test_docs import COMMANDS, flags
+from embedmill.command import PARTS
+from tests.test_docs import COMMANDS, flags, part
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("contract", "engine_build", "producer", "verify", "worker")
+PACKAGES = ("contract", "embedmill", "engine_build", "producer", "verify", "worker")
 
 
 class Text(NamedTuple):
@@ -78,7 +79,7 @@ def test_every_count_agrees_with_its_number() -> None:
 
 SETTINGS = {f"EMBEDMILL_{name.upper()}" for name in Settings.model_fields}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"].keys()
-ADVICE = re.compile(r"python -m \w|celery -A|EMBEDMILL_|pip install|(?<!\S)--[a-z]")
+ADVICE = re.compile(r"python -m \w|embedmill [a-z]+ |celery -A|EMBEDMILL_|pip install|(?<!\S)--[a-z]")
 
 
 def unknown_to(text: str) -> Iterator[str]:
@@ -93,7 +94,7 @@ def unknown_to(text: str) -> Iterator[str]:
         if words and re.fullmatch("[a-z]+", words[0]) and parts and words[0] not in parts:
             yield words[0]
         yield from {word for word in words if word.startswith("--")} - flags(COMMANDS[name])
-    every = set().union(*map(flags, COMMANDS.values()))
+    every = {"--version"}.union(*map(flags, COMMANDS.values()), *map(flags, map(part, PARTS)))
     yield from set(re.findall(r"(?<![\w(-])--[a-z][a-z-]+", text)) - every
 
 

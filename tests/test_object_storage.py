@@ -117,7 +117,7 @@ def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     told = called("verify", "--sample", 30)
     assert "Verified: 300 rows accounted for" in told.output
     assert str(job.folder) in told.output
-    assert "cosine" in ended(command(ROOT / "examples/search.py", "junk mail", cwd=here))
+    assert "cosine" in ended(command("-m", "embedmill", "search", "junk mail", cwd=here))
     # In the bucket is the job and nothing else, and nothing of it is on a disk.
     assert sorted(job.folder.names()) == ["data", "job.json", "report.html", "verify.json"]
     assert len(job.data.names()) == job.batches == 30

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("contract", "engine_build", "producer", "worker", "verify")
+PACKAGES = ("contract", "engine_build", "producer", "worker", "verify", "embedmill")
 ALLOWED = {
     "contract": set(),
     # A plan is built and timed for the runtime that runs it.
@@ -23,6 +23,8 @@ ALLOWED = {
     "worker": {"contract"},
     # The dataset as the producer reads it, to compare with, and which files it is made of; no reader of the producer's.
     "verify": {"contract", "producer.dataset", "producer.files", "producer.remote", "producer.texts"},
+    # The command over all of them.
+    "embedmill": {"contract", "engine_build", "producer", "worker", "verify"},
 }
 
 
@@ -79,6 +81,10 @@ GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda")
         ("engine_build.command", ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", *GPU_LIBRARIES)),
         ("producer.command", ("torch", "transformers", "onnx", "onnxruntime", "datasets", "pandas", "huggingface_hub")),
         ("verify.command", ("torch", "transformers", "sentence_transformers", "datasets", "matplotlib")),
+        (
+            "embedmill.embed_command",
+            ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "celery"),
+        ),
         ("contract.redis.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],
 )

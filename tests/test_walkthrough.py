@@ -56,10 +56,10 @@ def test_the_code_runs_and_both_searches_find_the_same(job: Job, workplace: Path
 
 def test_the_commands_run(job: Job) -> None:
     lines = [line for block in blocks("using.md", "sh") for line in block.splitlines()]
-    searches = [shlex.split(line) for line in lines if line.startswith("python examples/search.py")]
+    searches = [shlex.split(line) for line in lines if line.startswith("embedmill search")]
     assert len(searches) == 2
     for _, *arguments in searches:
-        told = run(sys.executable, *arguments)
+        told = run(sys.executable, "-m", "embedmill", *arguments)
         assert all(query in told for query in arguments if " " in query)
 
 

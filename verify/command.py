@@ -1,14 +1,9 @@
 """``python -m verify``: the command."""
 
-import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from contract.engine import EngineSpec
 from contract.entry import importing
@@ -21,14 +16,15 @@ from verify.accounting import Accounting, account
 from verify.comparison import compare_sample
 from verify.sample import draw
 from verify.stats import VectorRules
-from verify.terminal import show
+from verify.terminal import Shown, Terminal
 from verify.verdict import Evidence, Request, judge, judge_without_sample
 
 if TYPE_CHECKING:
     from producer.texts import TextDataset
     from verify.reference import Reference
 
-_ALL = sys.maxsize
+ALL = sys.maxsize
+"""A sample of all rows."""
 
 _EPILOG = """\b
 Examples:
@@ -50,7 +46,7 @@ class SampleSize(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if value == "all":
-            return _ALL
+            return ALL
         if not str(value).isdecimal() or int(str(value)) < 1:
             self.fail(f"{value!r}: expected a number of rows from 1 up, or all", param, ctx)
         return int(str(value))
@@ -71,26 +67,40 @@ def main(job_folder: str | None, sample: int, seed: int) -> None:
     the dataset again, by another reader than the producer's, computed by sentence-transformers' encode() and compared
     with what the shards hold.
     """
-    job, console = find_job(job_folder), Console(stderr=True, markup=False)
-    request = Request(job, job.rows if sample == _ALL else sample, seed)
-    with console.status("counting rows …"):
+    if not run(find_job(job_folder), sample, seed, Terminal()).passed:
+        sys.exit(1)
+
+
+def run(job: Job, sample: int, seed: int, shown: Shown) -> Verdict:
+    """Verify a job, and write the verdict into its folder.
+
+    Args:
+        job: the job.
+        sample: rows to compute again; ``ALL`` for all.
+        seed: of the sample.
+        shown: takes what is done, and the verdict.
+
+    Raises:
+        UserError: the job's dataset, engine or model cannot be used.
+    """
+    request = Request(job, job.rows if sample == ALL else sample, seed)
+    with shown.doing("counting rows"):
         accounting = account(job)
     with importing():
         from producer.dataset import dataset_of
 
     try:
         spec, texts = engine_of(job), dataset_of(job)
-        with console.status("opening the model …"):
+        with shown.doing("opening the model"):
             reference = _reference_of(job, spec)
-        verdict, evidence = verify(request, accounting, texts, reference, console)
+        verdict, evidence = verify(request, accounting, texts, reference, shown)
     except UserError as refusal:
         # Without a reference there is no verdict, unless the accounting alone gives one.
         if not accounting.passed:
-            _publish(job, judge_without_sample(request, accounting, refusal.message), None)
+            _publish(job, judge_without_sample(request, accounting, refusal.message), None, shown)
         raise
-    _publish(job, verdict, evidence)
-    if not verdict.passed:
-        sys.exit(1)
+    _publish(job, verdict, evidence, shown)
+    return verdict
 
 
 def _reference_of(job: Job, spec: EngineSpec) -> "Reference":
@@ -101,7 +111,7 @@ def _reference_of(job: Job, spec: EngineSpec) -> "Reference":
 
 
 def verify(
-    request: Request, accounting: Accounting, texts: "TextDataset", reference: "Reference", console: Console
+    request: Request, accounting: Accounting, texts: "TextDataset", reference: "Reference", shown: Shown
 ) -> tuple[Verdict, Evidence]:
     """Draw a sample, compute it again and judge.
 
@@ -110,7 +120,7 @@ def verify(
         accounting: the job's row accounting.
         texts: its dataset, as the producer reads it.
         reference: its model.
-        console: takes the progress bar, if it is a terminal.
+        shown: takes what is done.
 
     Raises:
         UserError: the dataset cannot be read a second time.
@@ -119,33 +129,25 @@ def verify(
 
     job, spec = request.job, reference.spec
     rules = VectorRules.of(job, spec)
-    with console.status("reading every vector …"):
+    with shown.doing("reading every vector"):
         sample = draw(job, accounting.readable, rules, rows=request.rows, seed=request.seed)
-    with console.status("reading the dataset a second time …"):
+    with shown.doing("reading the dataset a second time"):
         readings = read_twice(job, texts, [row.row_id for row in (*sample.rows, *sample.without_text)])
-    with _progress(len(sample.rows), console) as step:
+    with shown.comparing(len(sample.rows)) as step:
         compared = compare_sample(sample.rows, readings, reference, rules, step)
     verdict = judge(request, accounting, rules, sample, readings, compared)
     max_length = None if rules.windowed else rules.max_length
     return verdict, Evidence(spec, sample, compared.rows, max_length)
 
 
-@contextmanager
-def _progress(total: int, console: Console) -> Iterator[Callable[[], None]]:
-    """A progress bar, and a function that moves it on by one row."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield functools.partial(bar.advance, bar.add_task("encode() in FP32", total=total))
-
-
-def _publish(job: Job, verdict: Verdict, evidence: Evidence | None) -> None:
+def _publish(job: Job, verdict: Verdict, evidence: Evidence | None, shown: Shown) -> None:
     from verify.page import page  # here, because matplotlib takes a second to import
 
     report = job.folder / "report.html"
-    show(verdict, job.folder, Console(markup=False))
+    shown.judged(verdict, job.folder)
     _write(job.folder / FILE, verdict.to_json())
     _write(report, page(verdict, job, evidence))
-    Console().print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
+    shown.reported(report)
 
 
 def _write(file: Location, text: str) -> None:

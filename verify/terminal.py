@@ -1,6 +1,12 @@
-"""The verdict in the terminal."""
+"""What a run of the verifier shows: what it does, and the verdict."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +19,44 @@ _NAMED = 20
 """Failing rows that are listed."""
 _TEXT = 60
 """Characters of a row's text that are shown."""
+
+
+class Shown(Protocol):
+    """Takes what the verifier does, as it does it."""
+
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        """Something is done in the ``with`` block, such as ``counting rows``."""
+
+    def comparing(self, rows: int) -> AbstractContextManager[Callable[[], None]]:
+        """So many rows are compared in the ``with`` block; yields what is called for each of them."""
+
+    def judged(self, verdict: Verdict, folder: Location) -> None:
+        """There is a verdict on the job in this folder."""
+
+    def reported(self, report: Location) -> None:
+        """The report is written."""
+
+
+class Terminal:
+    """Shows what is done on stderr if that is a terminal, and the verdict on stdout."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, markup=False)
+
+    def doing(self, what: str) -> AbstractContextManager[object]:
+        return self._console.status(f"{what} …")
+
+    @contextmanager
+    def comparing(self, rows: int) -> Iterator[Callable[[], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
+            yield functools.partial(bar.advance, bar.add_task("encode() in FP32", total=rows))
+
+    def judged(self, verdict: Verdict, folder: Location) -> None:
+        show(verdict, folder, Console(markup=False))
+
+    def reported(self, report: Location) -> None:
+        Console().print(f"Report: {report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def show(verdict: Verdict, folder: Location, console: Console) -> None:

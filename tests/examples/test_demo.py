@@ -1,19 +1,17 @@
 """The demo leaves no process behind. That it does its work to the end is what ``make demo`` shows."""
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from examples.demo import _shard_lines
+from tests.left import processes_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +26,7 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _wait_until(lambda: b" rows of " in log.read_bytes() or started.poll() is not None)
+        wait_until(lambda: b" rows of " in log.read_bytes() or started.poll() is not None)
         assert started.poll() is None, log.read_text(encoding="utf-8")
         yield started
     finally:
@@ -44,33 +42,12 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_no_process_of_an_interrupted_demo_is_left(
     demo: subprocess.Popen[bytes], tmp_path: Path, kill: Callable[[int, int], None], number: int, status: int
 ) -> None:
-    before = _processes_of(tmp_path / "demo")
+    before = processes_of(tmp_path / "demo")
     for part in ("redis-server", "celery", "producer", "examples.demo"):
         assert any(part in command for command in before), before
     kill(demo.pid, number)
     assert demo.wait(60) == status
-    _wait_until(lambda: not _processes_of(tmp_path / "demo"), seconds=5)
-
-
-def _processes_of(folder: Path) -> list[str]:
-    """The command lines of the live processes that have to do with this folder.
-
-    A Redis server writes its title over its command line and environment, but works in the folder.
-    """
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            command = " ".join(process.cmdline())
-            if str(folder) in " ".join([command, process.cwd(), *process.environ().values()]):
-                found.append(command)
-    return found
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.1)
+    wait_until(lambda: not processes_of(tmp_path / "demo"), seconds=5)
 
 
 def test_the_demo_shows_the_workers_lines_about_shards(tmp_path: Path) -> None:

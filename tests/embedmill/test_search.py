@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
-from examples.search import embed, main, search
+from embedmill.search import embed, main, search
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
@@ -76,6 +76,6 @@ def test_what_cannot_be_searched_is_said_in_one_line(job: Job, monkeypatch: pyte
     with pytest.raises(UserError, match="no shard"):
         search(job.model_copy(update={"split": "test"}), ("a",), count=1)
     per_token = EngineSpec.model_construct(name="tiny", pooling="tokens")
-    monkeypatch.setattr("examples.search.engine_of", lambda *_: per_token)
+    monkeypatch.setattr("embedmill.search.engine_of", lambda *_: per_token)
     with pytest.raises(UserError, match="a vector for each token"):
         search(job, ("a",), count=1)

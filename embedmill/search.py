@@ -1,6 +1,6 @@
 """Nearest neighbours over a job's shards: what the vectors are for, in one file.
 
-    python examples/search.py "a program that breaks when you look at it closely"
+    embedmill search "a program that breaks when you look at it closely"
 
 No index and no database: every vector is compared with the query. One shard is in memory at a time.
 """
@@ -31,9 +31,9 @@ from worker.runtime.choose import open_engine
 
 _EPILOG = """\b
 Examples:
-  python examples/search.py "unsolicited bulk email"
-  python examples/search.py --count 10 "a slow computer" "a fast one"
-  python examples/search.py --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
+  embedmill search "unsolicited bulk email"
+  embedmill search --count 10 "a slow computer" "a fast one"
+  embedmill search --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
 """
 
 _PLAIN = VectorForm()
@@ -171,4 +171,4 @@ def table_of(query: str, hits: list[Hit]) -> Table:
 
 
 if __name__ == "__main__":
-    main(prog_name="python examples/search.py")
+    main(prog_name="embedmill search")

@@ -1,0 +1,182 @@
+"""From a dataset and a model to verified vectors, with nothing that was started before."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from contract.engine import load_engine
+from contract.errors import Interrupted, UserError
+from contract.job import Job
+from contract.settings import put
+from contract.words import count
+from embedmill.children import Child, child
+from embedmill.display import Display
+from embedmill.engines import EngineRequest, build
+from embedmill.events import Event
+from embedmill.repair import set_faulty_aside
+from embedmill.station import Worker, private_redis, worker
+from producer.batches import open_tokenizer
+from producer.console import STDERR, print_note
+from producer.dataset import open_dataset
+from producer.display import StallReport
+from producer.making import Work
+from producer.progress import Progress
+from producer.reasons import reason, workers_line
+from producer.request import JobRequest
+from producer.running import begin, drive, job_for
+
+_WARM_UP = 30.0
+"""Seconds before a job's end, as far as that is known, at which the verifier begins to import PyTorch."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks for."""
+
+    engine: EngineRequest
+    job: JobRequest
+    """Its engine has the name of ``engine``."""
+    ranges: str | None
+    """What gives the ranges of int8."""
+    sample: int | None
+    """Rows that the verifier computes again; None for all."""
+    seed: int
+
+
+@dataclass
+class Run:
+    """One run, whose processes are gone when ``stack`` is closed."""
+
+    asked: Asked
+    display: Display
+    folder: Path
+    """For logs; this user's alone."""
+    stack: contextlib.ExitStack
+    job: Job | None = None
+    """Once it is known."""
+    _verifier: Child | None = None
+    _worker: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def embed(self) -> Job:
+        """See to it that every row has its vector.
+
+        Raises:
+            UserError: of any of the programs.
+        """
+        request, built = self.asked.job, self.asked.engine.is_built()
+        self.stack.enter_context(private_redis(self.folder))
+        put(engine=self.asked.engine.name)
+        working = self._start_worker() if built else None
+        texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+        if not built:
+            build(self.asked.engine, self.folder / "engine.log", self.display.show, print_note)
+        self.display.show(Event("engine", self.asked.engine.name, ended=True))
+        working = working or self._start_worker()
+        spec = load_engine(request.engine)
+        tokenizer = open_tokenizer(spec)
+        with self.display.paused() if request.dtype == "int8" else contextlib.nullcontext():
+            self.job = job_for(request, self.asked.ranges, texts, spec, tokenizer)
+        self._drive(Work(self.job, texts, tokenizer), working)
+        self._worker.close()  # its cores are the verifier's now
+        return self.job
+
+    def verify(self, job: Job) -> bool:
+        """Verify the job; returns whether it passed. The verdict is in its folder."""
+        task = {"job": str(job.folder), "sample": self.asked.sample, "seed": self.asked.seed}
+        self.display.show(Event("verification", "importing PyTorch"))
+        passed = bool(self._start_verifier().run(task, self.display.show, print_note))
+        self.display.show(Event("verification", "passed" if passed else "failed", ended=True))
+        return passed
+
+    def _start_worker(self) -> Worker:
+        self.stack.push(self._worker)
+        return self._worker.enter_context(worker(self.folder))
+
+    def _start_verifier(self) -> Child:
+        if self._verifier is None:
+            self._verifier = self.stack.enter_context(child("verify", self.folder / "verify.log"))
+        return self._verifier
+
+    def _drive(self, work: Work, working: Worker) -> None:
+        job, began = work.job, time.monotonic()
+        stall = StallReport(began)
+
+        def report(progress: Progress) -> None:
+            working.check()
+            now, view = time.monotonic(), progress.view
+            self._show(progress)
+            if line := stall.line(progress, now):
+                if view and reason(view).kind == "no worker":
+                    line = f"The worker has not started for {timedelta(seconds=round(now - began))}"
+                STDERR.print(line, highlight=False, soft_wrap=True)
+            if progress.new.rows:
+                left = (job.rows - progress.totals.rows) * (now - began) / progress.new.rows
+                if left < _WARM_UP:
+                    self._start_verifier()
+
+        ledger = begin(job)
+        set_faulty_aside(job)
+        progress = drive(work, ledger, report)
+        self._show(progress, ended=True)
+        _check(progress)
+
+    def _show(self, progress: Progress, *, ended: bool = False) -> None:
+        text = workers_line(progress.view) if progress.view and not ended else ""
+        rows, tokens = progress.totals.rows, progress.new.tokens
+        self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
+
+
+def _check(progress: Progress) -> None:
+    """See that every batch has its shard."""
+    job, dead = progress.job, progress.dead
+    if dead:
+        raise UserError(
+            f"{len(dead)} of {count(job.batches, 'batch', 'batches')} given up; batch {min(dead)}: "
+            f"{dead[min(dead)].error}",
+            hint="fix the cause, then run the same command again",
+        )
+    if missing := job.batches - progress.totals.shards:
+        raise UserError(f"{count(missing, 'shard')} of {job.id} missing", hint="run the same command again")
+
+
+def embed(asked: Asked, display: Display, signals: Callable[[], int]) -> tuple[Job, bool]:
+    """Embed a dataset and verify the result. No process is left behind, however this ends.
+
+    Args:
+        asked: what is asked for.
+        display: takes what happens.
+        signals: gives the number of the signal that a ``KeyboardInterrupt`` came from.
+
+    Returns:
+        The job, and whether every check passed.
+
+    Raises:
+        UserError: of any of the programs.
+        SystemExit: 128 and the number of the signal that interrupted this.
+    """
+    job, keep = None, False
+    folder = Path(tempfile.mkdtemp(prefix="embedmill-"))
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(display)
+            run = Run(asked, display, folder, stack)
+            try:
+                job = run.embed()
+                return job, run.verify(job)
+            finally:
+                job = run.job
+    except (KeyboardInterrupt, Interrupted):
+        there = f"; {len(job.committed())} of {count(job.batches, 'shard')} there" if job else ""
+        Interrupted(f"interrupted{there}; no process is left", hint="run the same command again to go on").show()
+        raise SystemExit(128 + signals()) from None
+    except UserError as error:
+        keep = str(folder) in error.message  # it names a log
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,240 @@
+"""``embedmill embed`` with real processes: a model's folder and a csv, and nothing that was started before."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+
+import embedmill
+from contract.job import load_job
+from contract.store import location
+from contract.verdict import Verdict
+from tests.conftest import JARGON
+from tests.left import processes_of, wait_until
+from tests.verify.jobs import plant, with_value
+
+ROWS = 50
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the user's cache is, which the tests of this module share."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def environment(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A user's, with nothing of embedmill set. Whatever is started has ``tmp_path`` in its environment."""
+    for name in [name for name in os.environ if name.startswith("EMBEDMILL_")]:
+        monkeypatch.delenv(name)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    for name, value in {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return dict(os.environ)
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    return write_csv(tmp_path / "reviews.csv", ROWS)
+
+
+def write_csv(file: Path, rows: int) -> Path:
+    entries = [json.loads(line) for line in JARGON.read_text(encoding="utf-8").splitlines()[:rows]]
+    with file.open("w", newline="", encoding="utf-8") as output:
+        writer = csv.writer(output)
+        writer.writerow(["title", "body"])
+        writer.writerows([entry["term"], entry["text"][:300]] for entry in entries)
+    return file
+
+
+def command(dataset: Path | str, model: Path, *options: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "embedmill", "embed", str(dataset), "--model", str(model), *options]
+
+
+def run(words: list[str], environment: dict[str, str]) -> Done:
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def folder_of(done: Done) -> Path:
+    (named,) = re.findall(r"embedmill search --job (\S+)", done.out)
+    return Path(named).absolute()
+
+
+def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on(
+    environment: dict[str, str], home: Path, reviews: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = command(reviews, tiny_model, "--text", "{title}\n{body}")
+    first = run(words, environment)
+    assert first.status == 0, first.err
+    assert not processes_of(tmp_path)
+    assert not list((tmp_path / "temporary").glob("embedmill-*"))
+    folder = folder_of(first)
+    assert folder.parent == tmp_path / "output"
+    assert Verdict.model_validate_json((folder / "verify.json").read_bytes()).passed
+    assert "Verified: 50 rows accounted for" in first.out
+    assert len(first.out.split("Verified: ")[1].splitlines()) == 4  # and three lines of what to do next
+    assert "engine: importing PyTorch" in first.err
+    table = pq.read_table(folder / "data")
+    assert table["row_id"].to_pylist() == list(range(ROWS))
+    assert table["embedding"].null_count == 0
+
+    (engine,) = (home / "embedmill" / "engines").iterdir()
+    shards = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
+    again = run(words, environment)
+    assert again.status == 0, again.err
+    assert folder_of(again) == folder
+    assert {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()} == shards
+    assert "importing PyTorch" not in again.err.split("verification")[0]
+    assert list((home / "embedmill" / "engines").iterdir()) == [engine]
+
+
+def test_what_is_at_fault_is_made_again(environment: dict[str, str], reviews: Path, tiny_model: Path) -> None:
+    words = command(reviews, tiny_model, "--text-column", "body", "--batch-rows", "25", "--sample", "4")
+    first = run(words, environment)
+    assert first.status == 0, first.err
+    folder = folder_of(first)
+    one, other = sorted((folder / "data").iterdir())
+    good = pq.read_table(one), pq.read_table(other)
+    one.write_bytes(one.read_bytes()[:-20])  # no shard any more
+    plant(load_job(location(str(folder))), 1, with_value("n_tokens", 3, 1))
+    found = run(words, environment)
+    assert found.status == 1
+    assert f"Set aside: {folder / 'aside' / one.name}.1" in found.err
+    assert "Or run the same command again" in found.out
+    again = run(words, environment)
+    assert again.status == 0, again.err
+    assert f"Set aside: {folder / 'aside' / other.name}.1" in again.err
+    assert (pq.read_table(one), pq.read_table(other)) == good
+
+
+@pytest.fixture
+def interrupted(
+    environment: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> Iterator[tuple[list[str], "subprocess.Popen[bytes]"]]:
+    """A job of many batches under way, in a session of its own, and its command."""
+    many = write_csv(tmp_path / "many.csv", 2000)
+    words = command(many, tiny_model, "--text-column", "body", "--batch-rows", "2", "--sample", "4")
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: list(tmp_path.glob("output/*/data/*.parquet")) or started.poll() is not None)
+        assert started.poll() is None, (tmp_path / "log").read_text()
+        yield words, started
+    finally:
+        started.kill()
+        started.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_of_an_interrupted_run_is_left(
+    number: signal.Signals, interrupted: tuple[list[str], "subprocess.Popen[bytes]"], tmp_path: Path
+) -> None:
+    _, started = interrupted
+    before = processes_of(tmp_path)
+    assert any("redis-server" in one for one in before), before
+    assert sum("-m worker" in one for one in before) > 1, before  # the worker and its child
+    os.killpg(started.pid, number) if number == signal.SIGINT else os.kill(started.pid, number)
+    status = started.wait(30)
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not processes_of(tmp_path), seconds=20)
+    if number != signal.SIGKILL:
+        last = (tmp_path / "log").read_text().splitlines()[-1]
+        assert re.fullmatch(r"Error: interrupted; \d+ of 1,000 shards there; no process is left; run .* to go on", last)
+        assert not list((tmp_path / "temporary").glob("embedmill-*"))
+
+
+def test_an_interrupted_run_goes_on(
+    interrupted: tuple[list[str], "subprocess.Popen[bytes]"], environment: dict[str, str], tmp_path: Path
+) -> None:
+    words, started = interrupted
+    started.kill()
+    started.wait()
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("output/*/data/*.parquet")}
+    done = run(words, environment)
+    assert done.status == 0, done.err
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    assert len(list(folder_of(done).glob("data/*.parquet"))) == 1000
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "expected"),
+    [
+        ("nowhere.csv", (), "Error: no dataset nowhere.csv; expected a Hub id, a file or a folder; look: ls ."),
+        ("reviews.csv", ("--text-column", "boddy"), "Error: no text-column 'boddy' in .*; there: title, body; .*"),
+        ("reviews.csv", ("--text", "{title", "--limit", "3"), "Error: --text .* is no template: .*"),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_an_engine_is_built(
+    dataset: str, options: tuple[str, ...], expected: str, environment: dict[str, str], reviews: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "no-model"
+    empty.mkdir()
+    done = run(command(dataset, empty, *options), environment)
+    assert done.status == 1
+    assert re.fullmatch(expected, done.err.splitlines()[-1]), done.err
+    assert not done.out
+    assert not processes_of(tmp_path)
+
+
+def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "no-model"
+    empty.mkdir()
+    done = run(command(reviews, empty, "--text-column", "body"), environment)
+    assert done.status == 1
+    assert "is no model folder" in done.err.splitlines()[-1]
+    assert not processes_of(tmp_path)
+
+
+def test_from_python_in_a_thread(
+    environment: dict[str, str], reviews: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found: list[embedmill.Embedded] = []
+    asked = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
+    thread = threading.Thread(
+        target=lambda: found.append(embedmill.embed(reviews, model=tiny_model, **asked))  # type: ignore[arg-type]
+    )
+    thread.start()
+    thread.join()
+    (job,) = found
+    assert job.verdict.passed
+    table = job.vectors()
+    assert table.column_names == ["row_id", "embedding", "n_tokens", "truncated", "error", "title"]
+    assert table["row_id"].to_pylist() == list(range(20))
+    assert table["title"].to_pylist() == [row["title"] for row in csv.DictReader(reviews.open(newline=""))][:20]
+    assert job.reader().read_all().equals(table)
+    assert ", verified, in " in repr(job)
+    assert "vectors: " in capfd.readouterr().err
+    assert not processes_of(tmp_path / "temporary")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"dataset": "nowhere.csv"}, "no dataset nowhere.csv"),
+        ({"txt_column": "body"}, "No such option: --txt-column|No such option '--txt-column'"),
+        ({"limit": 0}, "Invalid value for '--limit'"),
+    ],
+)
+def test_an_error_in_python_is_the_commands_line(
+    options: dict[str, object], line: str, environment: dict[str, str], reviews: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(embedmill.UserError, match=line):
+        embedmill.embed(str(options.pop("dataset", reviews)), model=tmp_path, progress=False, **options)

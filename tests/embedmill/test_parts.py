@@ -1,0 +1,135 @@
+"""The decisions of ``embedmill`` that need no process."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+import embedmill
+from embedmill.api import _flags
+from embedmill.command import PARTS, main
+from embedmill.display import Lines, Live, Notebook, Pace
+from embedmill.embed_command import main as embed
+from embedmill.engines import EngineRequest
+from embedmill.environment import PACKAGES
+from embedmill.events import Event
+
+ROOT = Path(embedmill.__file__).parent.parent
+
+
+def test_another_model_revision_or_option_is_another_engine(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    folder = str(tmp_path / "model")
+    requests = [
+        EngineRequest("org/model"),
+        EngineRequest("other/model"),
+        EngineRequest("org/model", revision="v2"),
+        EngineRequest("org/model", pooling="cls"),
+        EngineRequest("org/model", normalize=True),
+        EngineRequest("org/model", normalize=False),
+        EngineRequest("org/model", max_length=128),
+        EngineRequest("org/model", max_length="model"),
+        EngineRequest(folder),
+    ]
+    names = {request.name for request in requests}
+    assert len(names) == len(requests)
+    assert all(name.startswith("model-") for name in names)
+    assert EngineRequest(folder).name == EngineRequest(os.path.relpath(folder)).name
+    (tmp_path / "model" / "config.json").write_text('{"a": 1}')
+    assert EngineRequest(folder).name not in names
+
+
+def test_a_pace_counts_from_the_first_event() -> None:
+    pace = Pace()
+    assert pace.of(Event("vectors", done=100, total=300), 10.0) == ""
+    told = pace.of(Event("vectors", done=150, total=300, tokens=2000), 20.0)
+    assert told == "5 rows/s, 200 tokens/s, 0:00:30 left"
+    assert pace.of(Event("vectors", done=300, total=300, ended=True), 50.0) == "5 rows/s"
+
+
+def test_lines_are_few_where_there_is_no_terminal() -> None:
+    told = io.StringIO()
+    with Lines(Console(file=told, width=40)) as display:
+        display.show(Event("engine", "reading the model"))
+        display.show(Event("engine", "exporting to ONNX"))
+        display.show(Event("engine", "model-0123456789", ended=True))
+        for done in range(0, 51, 10):
+            display.show(Event("vectors", "1 worker: 1 computing", done, 50))
+    assert told.getvalue().splitlines() == [
+        "engine: reading the model",
+        "engine: model-0123456789",
+        "vectors: 0 of 50 rows, 1 worker: 1 computing",
+    ]
+
+
+def test_a_terminal_shows_every_step_at_once() -> None:
+    told = io.StringIO()
+    with Live(Console(file=told, force_terminal=True, width=120)) as display:
+        display.show(Event("engine", "model-0123456789", ended=True))
+        display.show(Event("vectors", "1 worker", 10, 50))
+    last = told.getvalue().split("engine")[-1]
+    assert "model-0123456789" in last
+    assert "10/50" in last
+    assert "verification" in last
+
+
+def test_a_notebook_has_a_bar_for_each_step_that_began(capfd: pytest.CaptureFixture[str]) -> None:
+    with Notebook() as display:
+        display.show(Event("vectors", "1 worker", 0, 50))
+        display.show(Event("vectors", "1 worker", 50, 50))
+        display.show(Event("vectors", ended=True))
+    last = capfd.readouterr().err.split("\r")[-1]
+    assert "vectors: 100%" in last
+    assert "50/50" in last
+
+
+def test_options_from_python_are_the_commands() -> None:
+    options = {"text": "{a}", "keep_columns": ["a", "b"], "no_header": True, "stream": False, "normalize": False}
+    assert list(_flags(options | {"limit": None})) == [
+        "--text={a}",
+        "--keep-columns=a,b",
+        "--no-header",
+        "--no-normalize",
+    ]
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    told = CliRunner().invoke(main, ["--help"])
+    assert told.exit_code == 0, told.output
+    for name in PARTS:
+        assert f"\n  {name} " in told.output
+        shown = CliRunner().invoke(main, [name, "--help"], prog_name="embedmill")
+        assert shown.exit_code == 0, shown.output
+        assert "Example" in shown.output
+        assert f"embedmill {name}" in shown.output
+
+
+def test_embed_takes_every_option_of_the_producer_and_none_twice() -> None:
+    flags = [flag for parameter in embed.params for flag in [*parameter.opts, *parameter.secondary_opts]]
+    assert len(flags) == len(set(flags))
+    import producer.command
+
+    theirs = {flag for parameter in producer.command.main.params for flag in parameter.opts}
+    assert theirs - set(flags) == {"--dataset", "--engine", "--detach"}
+
+
+def test_the_version_is_the_distributions() -> None:
+    told = CliRunner().invoke(main, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"embedmill {embedmill.__version__}\n")
+
+
+@pytest.mark.parametrize("name", [name for name in PACKAGES if name not in ("contract", "embedmill")])
+def test_another_module_of_a_packages_name_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    found = subprocess.run(
+        [sys.executable, "-m", "embedmill", "list"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"Error: Python's module {name} is {tmp_path / name}.py; expected embedmill's, ")
+    assert len(found.stderr.splitlines()) == 1
