@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from contract.errors import UserError
 
 _CONFIGS = ("config.json", "modules.json")
+_NATIVE = ("eurobert", "gte", "jina_embeddings_v3", "nomic_bert")
+"""Model types that transformers has taken over from models that bring code along."""
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -78,14 +80,14 @@ def encoder_folder(folder: Path) -> Path:
 
 
 def refuse_code(folder: Path) -> None:
-    """Refuse a model that wants code of its own to run.
+    """Refuse a model that wants code of its own to run. That of a type which transformers has taken over is not run.
 
     Raises:
         UserError: a configuration in the folder has an ``auto_map``.
     """
     for file in sorted(folder.rglob("*config.json")):
         found = read_json(file)
-        if isinstance(found, dict) and found.get("auto_map"):
+        if isinstance(found, dict) and found.get("auto_map") and found.get("model_type") not in _NATIVE:
             raise UserError(
                 f"{folder} has code of its own (auto_map in {file.relative_to(folder)})",
                 "embedmill runs no code that a model brings along",

@@ -16,7 +16,7 @@ from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
 from engine_build.model import longest
-from engine_build.opened import ARCHITECTURES
+from engine_build.tiers import EXPORTED
 from tests.engine_build.encoders import encoder_of
 from worker.runtime.head import Head
 
@@ -32,7 +32,7 @@ POOLINGS: list[tuple[Pooling, bool]] = [
 ]
 EXPORTS = [("bert", *pooling) for pooling in POOLINGS] + [
     (architecture, *pooling)
-    for architecture in ARCHITECTURES
+    for architecture in EXPORTED
     if architecture != "bert"
     for pooling in (POOLINGS[0], POOLINGS[3], POOLINGS[5])
 ]
@@ -42,7 +42,7 @@ EXPORTS = [("bert", *pooling) for pooling in POOLINGS] + [
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each architecture."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: save_tiny_model(folder / name, name) for name in ARCHITECTURES}
+    return {name: save_tiny_model(folder / name, name) for name in EXPORTED}
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def test_exporting_leaves_the_model_as_it_was(models: dict[str, Path], tmp_path:
     assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 
 
-every_architecture = pytest.mark.parametrize("graph", ARCHITECTURES, indirect=True, scope="session")
+every_architecture = pytest.mark.parametrize("graph", EXPORTED, indirect=True, scope="session")
 
 
 @every_architecture

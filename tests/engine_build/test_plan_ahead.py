@@ -21,9 +21,9 @@ from engine_build import plan_command
 from engine_build.command import main
 from engine_build.export import onnx_from_torch
 from engine_build.model import Head
-from engine_build.opened import ARCHITECTURES
 from engine_build.packed import packed_onnx_from_torch
 from engine_build.profiles import PlanOptions, packed_shapes, padded_shapes
+from engine_build.tiers import EXPORTED
 from tests.conftest import JARGON
 from tests.engine_build.encoders import encoder_of
 from worker.runtime.gpus import tensorrt_package
@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each architecture. BERT's attention heads are 64 wide, so that it can be packed too."""
     folder = tmp_path_factory.mktemp("models")
     wide = {"hidden_size": 128, "num_attention_heads": 2}
-    return {name: save_tiny_model(folder / name, name, **(wide if name == "bert" else {})) for name in ARCHITECTURES}
+    return {name: save_tiny_model(folder / name, name, **(wide if name == "bert" else {})) for name in EXPORTED}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "tokens"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EXPORTED)
 def test_every_padded_graph_is_parsed_and_built(
     architecture: str, pooling: Pooling, models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -27,8 +27,8 @@ from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
 from engine_build.build import build
-from engine_build.opened import ARCHITECTURES
 from engine_build.prepare import EngineOptions
+from engine_build.tiers import EXPORTED
 from producer.batches import open_tokenizer, tokenize
 
 FOLDERS = int(os.environ.get("EMBEDMILL_FUZZ", "200"))
@@ -65,7 +65,7 @@ def edit(file: Path, change: Callable[[Any], Any]) -> None:
 
 def encoder(draw: random.Random, folder: Path, bases: dict[str, Path]) -> list[str]:
     """A transformers folder; returns what was drawn."""
-    kind = draw.choice([*ARCHITECTURES] * 3 + ["albert", "mpnet", "modernbert"])
+    kind = draw.choice([*EXPORTED] * 3 + ["albert", "mpnet", "modernbert"])
     tokens = draw.choice(["wordpiece", "wordpiece", "bytes"])
     positions = draw.choice([40, 66, 130])
     shape: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
