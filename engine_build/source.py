@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from contract.errors import UserError
 
@@ -47,17 +47,37 @@ def fetch(model: str, revision: str | None = None) -> Source:
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or folder.is_file():
         raise UserError(f"no model folder {model}", "expected a folder with config.json and model.safetensors")
     try:
-        # These patterns' stars match slashes too, so that each module's folder comes along.
-        snapshot = _snapshot(model, revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        model, snapshot = _found(model, revision)
         better = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
         _snapshot(model, revision, ["*pytorch_model*.bin"], [str(folder / "pytorch_model*.bin") for folder in better])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"no model {model} on the Hub, or no network ({str(error).strip().splitlines()[0]})",
-            "expected a Hub id such as bert-base-cased, or a local folder",
+            "expected a Hub id such as all-MiniLM-L6-v2 or BAAI/bge-m3, or a local folder",
             "without network: python -m engine_build --model /path/to/the/folder",
         ) from None
     return Source(model, snapshot, snapshot.name)
+
+
+def _found(model: str, revision: str | None) -> tuple[str, Path]:
+    """The model's full name, and its files without weights of the older kind.
+
+    As sentence-transformers has it, a name without an owner is one of the organization ``sentence-transformers``, but
+    for those that the Hub had before owners; what the organization does not have is looked for by the name as it is.
+    """
+    from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS  # here: it imports PyTorch
+
+    names = [model]
+    if "/" not in model and model.lower() not in ORIGINAL_TRANSFORMER_MODELS:
+        names.insert(0, f"sentence-transformers/{model}")
+    for name in names:
+        try:
+            # These patterns' stars match slashes too, so that each module's folder comes along.
+            return name, _snapshot(name, revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        except (RepositoryNotFoundError, LocalEntryNotFoundError):
+            if name == model:
+                raise
+    raise AssertionError("the last name is the model's")
 
 
 def _snapshot(model: str, revision: str | None, files: list[str], but: list[str] | None = None) -> Path:
