@@ -89,6 +89,14 @@ class Reference:
             # A text without a token of its own or a special one, which a static model may have, has no vector.
             yield ExpectedRow(row, text, tokens, one if tokens else nothing)
 
+    def without_tokens(self, texts: Mapping[int, str | None]) -> set[int]:
+        """The rows, of these row ids and texts, that have a text without any token, not even a special one: a static
+        model may have such, and they have no vector."""
+        present = {row_id: self.job.prefix + text for row_id, text in texts.items() if text is not None}
+        encodable = [text.encode("utf-8", "replace").decode("utf-8") for text in present.values()]
+        n_tokens = self._n_tokens(encodable) if present else []
+        return {row_id for row_id, tokens in zip(present, n_tokens, strict=True) if not tokens}
+
     def _n_tokens(self, texts: list[str]) -> list[int]:
         """Before truncation."""
         tokenizer = self.model.tokenizer
