@@ -43,7 +43,7 @@ class Family:
     model_type: str
     """As transformers names it."""
     known: tuple[str, ...]
-    """Models of it, by their names on the Hub, the best known first."""
+    """Models of it, by their names on the Hub, the best known first; none where those bring code of their own."""
     tier: Tier
     """The first that an engine of it has."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -84,15 +84,15 @@ FAMILIES: Mapping[str, Family] = {
         "nomic_bert", ("nomic-ai/nomic-embed-text-v1.5",), "onnx",
         prompts={"query": "search_query: ", "document": "search_document: "},
     ),
-    "gte": Family("gte", ("Alibaba-NLP/gte-multilingual-base",), "onnx", {}, "unigram", pooling="cls"),
-    "jina_embeddings_v3": Family("jina_embeddings_v3", ("jinaai/jina-embeddings-v3",), "onnx", {}, "unigram"),
+    "gte": Family("gte", (), "onnx", {}, "unigram", pooling="cls"),
+    "jina_embeddings_v3": Family("jina_embeddings_v3", (), "onnx", {}, "unigram"),
     "modernbert": Family(
         "modernbert", ("nomic-ai/modernbert-embed-base", "Alibaba-NLP/gte-modernbert-base"), "torch",
         {"local_attention": 16, "global_attn_every_n_layers": 2}, "bytes", pooling="cls",
     ),
     "eurobert": Family("eurobert", ("EuroBERT/EuroBERT-210m",), "torch", {"num_key_value_heads": 2}, "bytes"),
     "qwen2": Family(
-        "qwen2", ("Alibaba-NLP/gte-Qwen2-1.5B-instruct",), "torch", {"num_key_value_heads": 2}, "bytes",
+        "qwen2", (), "torch", {"num_key_value_heads": 2}, "bytes",
         pooling="lasttoken", left=True, prompts=_QUERY,
     ),
     "qwen3": Family(
@@ -104,11 +104,11 @@ FAMILIES: Mapping[str, Family] = {
         _GROUPED | {"sliding_window": 24}, "unigram", pooling="lasttoken", prompts=_QUERY,
     ),
     "llama": Family(
-        "llama", ("nvidia/llama-embed-nemotron-8b",), "torch", {"num_key_value_heads": 2}, "bytes",
+        "llama", (), "torch", {"num_key_value_heads": 2}, "bytes",
         pooling="weightedmean", left=True,
     ),
     "llama, bidirectional": Family(
-        "llama", ("nvidia/llama-embed-nemotron-8b",), "torch", {"num_key_value_heads": 2, "is_causal": False}, "bytes",
+        "llama", (), "torch", {"num_key_value_heads": 2, "is_causal": False}, "bytes",
         left=True,
     ),
     "gemma3_text": Family(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -23,6 +24,7 @@ from contract.engine import EngineSpec
 from contract.settings import settings
 from engine_build.build import build
 from engine_build.compare_export import truncate_at
+from engine_build.model import longest
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from worker.runtime.choose import RUNTIMES
@@ -59,6 +61,8 @@ class Found:
     """What was found of one family."""
 
     spec: EngineSpec
+    longest: int
+    """Tokens that ``--max-length`` may be at most."""
     cosines: dict[str, float]
     """Each tier's lowest with ``encode()``; also of the model's own modules where the engine does not need them."""
 
@@ -84,7 +88,8 @@ def lowest_cosines(name: str, folder: Path) -> Found:
                 with runtime.open(spec, 1, 0) as engine:
                     found[_RUNTIME[runtime.name]] = _lowest(engine, batch, expected[has_tokens])
         found.setdefault("modules", _lowest(ModulesEngine(spec, reference), batch, expected[has_tokens]))
-    return Found(spec, found)
+    first: Any = reference[0]
+    return Found(spec, longest(getattr(first, "auto_model", None)), found)
 
 
 @contextmanager
@@ -114,36 +119,23 @@ def _lowest(engine: Engine, batch: Batch, expected: npt.NDArray[np.float32]) -> 
 def table() -> str:
     """The page's table, in Markdown."""
     lines = [
-        "| family | computed on a CPU by | on a GPU by | longest row | lowest cosine | models |",
+        "| family | computed on a CPU by | on a GPU by | longest row | lowest cosine | such as |",
         "|---|---|---|---:|---:|---|",
     ]
     for name, family in FAMILIES.items():
         with tempfile.TemporaryDirectory() as folder:
             found = lowest_cosines(name, Path(folder))
-        spec, known = found.spec, ", ".join(f"`{one}`" for one in family.known)
+        spec, known = found.spec, ", ".join(f"`{one}`" for one in family.known) or "–"
         lowest = min(found.cosines[tier] for tier in spec.tiers)
-        lines.append(
-            f"| {name} | {_CPU[spec.tiers[0]]} | {_gpu(spec)} | {_LONGEST.get(name, '')} | {lowest:.7f} | {known} |"
-        )
+        lines.append(f"| {name} | {CPU[spec.tiers[0]]} | {_gpu(spec)} | {found.longest:,} | {lowest:.7f} | {known} |")
     return "\n".join(lines)
 
 
-_CPU = {"onnx": "`onnxruntime`", "torch": "`torch`", "modules": "`modules`"}
+CPU = {"onnx": "`onnxruntime`", "torch": "`torch`", "modules": "`modules`"}
 
 
 def _gpu(spec: EngineSpec) -> str:
     return ", ".join("`tensorrt`" if tier == "onnx" else f"`{tier}`" for tier in spec.tiers)
-
-
-_LONGEST = {
-    **dict.fromkeys(("bert", "electra", "distilbert", "albert"), "512"),
-    **dict.fromkeys(("roberta", "camembert", "mpnet", "deberta-v2"), "512"),
-    **{"xlm-roberta": "8,192", "ernie": "2,048", "nomic_bert": "8,192", "gte": "8,192", "jina_embeddings_v3": "8,192"},
-    **{"modernbert": "8,192", "eurobert": "8,192", "qwen2": "32,768", "qwen3": "32,768", "mistral": "32,768"},
-    **{"llama": "8,192", "llama, bidirectional": "8,192", "gemma3_text": "2,048", "t5": "32,768"},
-    "StaticEmbedding": "32,768",
-}
-"""Tokens for which the best known models of a family have positions."""
 
 
 def families_on(page: str) -> list[str]:

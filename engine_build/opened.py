@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding, 
 from contract.errors import UserError
 from contract.words import count
 from engine_build.quiet import quietly
-from engine_build.source import encoder_folder, refuse_code
+from engine_build.source import encoder_folder, is_static, refuse_code
 
 _HARMLESS = (
     "Default prompt name is set",  # honoured, and shown
@@ -30,7 +30,7 @@ def open_folder(folder: Path) -> SentenceTransformer:
     refuse_code(folder)
     encoder = encoder_folder(folder)
     with quietly() as library_warnings:
-        if (encoder / "config.json").is_file():
+        if not is_static(folder):  # whose config.json, if it has one, is not transformers'
             _check_config(folder, encoder)
         try:
             model: Any = SentenceTransformer(
@@ -80,6 +80,8 @@ def _check_first(folder: Path, model: Any) -> None:
         raise _unfit(folder, f"is opened as {type(first.auto_model).__name__}", "a model of transformers")
     plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     output = (first.transformer_task, first.module_output_name, first.modality_config)
+    if "message" in first.modality_config:
+        raise _unfit(folder, "puts texts into a chat template", "plain texts, as models have that were saved for them")
     if output != ("feature-extraction", "token_embeddings", plain):
         raise _unfit(folder, f"takes {output} of its encoder", "the last hidden state of each token")
     for name in ("query_expansion", "processing_kwargs"):

@@ -99,6 +99,12 @@ def encoder_folder(folder: Path) -> Path:
         raise UserError(f"{folder / 'modules.json'} cannot be read", "expected a list of modules") from None
 
 
+def is_static(folder: Path) -> bool:
+    """Whether the first module is a StaticEmbedding, as ``encoder_folder`` finds it."""
+    modules = read_json(folder / "modules.json")
+    return bool(modules) and str(modules[0].get("type")).endswith(".StaticEmbedding")
+
+
 def refuse_code(folder: Path) -> None:
     """Refuse a model that wants code of its own to run. That of a type which transformers has taken over is not run.
 

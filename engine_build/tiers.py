@@ -243,8 +243,9 @@ def tiers_line(made: Made) -> str:
         return ""
     if "torch" not in why:
         return f"PyTorch computes this engine, on packed rows (runtime torch). Not exported to ONNX: {why['onnx']}."
-    own = "this model's own modules compute this engine, which is slower (runtime modules)"
-    if "onnx" not in why:
-        without = "nothing computes this engine" if "modules" in why else own
-        return f"On a GPU without TensorRT {without}. Not on packed rows: {why['torch']}."
-    return f"{own.capitalize()}. Not exported to ONNX: {why['onnx']}. Not on packed rows: {why['torch']}."
+    own = "This model's own modules compute this engine, which is slower (runtime modules)"
+    if "onnx" in why:
+        return f"{own}. Not exported to ONNX: {why['onnx']}. Not on packed rows: {why['torch']}."
+    if "modules" in why:
+        return f"Only an ONNX file computes this engine. Not on packed rows: {why['torch']}."
+    return f"{own} on a GPU without TensorRT. Not on packed rows: {why['torch']}."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.families import FAMILIES
-from bench.models import ODD_TEXTS, lowest_cosines
+from bench.models import CPU, ODD_TEXTS, PAGE, families_on, lowest_cosines
 from engine_build.tiers import EXPORTED
 
 
@@ -24,6 +24,16 @@ def test_every_tier_gives_the_vectors_of_encode(name: str, tmp_path: Path, monke
     assert found.spec.tiers[0] == FAMILIES[name].tier
     assert set(found.cosines) == {*found.spec.tiers, "modules"}
     assert min(found.cosines.values()) >= 0.99999, found.cosines
+
+
+def test_the_page_has_the_families_and_what_computes_them() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert families_on(page) == list(FAMILIES)
+    for name, family in FAMILIES.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        assert f"| {CPU[family.tier]} |" in line
+        assert all(f"`{one}`" in line for one in family.known)
+    assert f"{len(ODD_TEXTS)} odd texts" in page
 
 
 def test_what_is_exported_is_among_the_families() -> None:

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -301,6 +302,28 @@ def test_the_models_own_modules_leave_a_prompt_out_too(tmp_path: Path) -> None:
     assert spec.tiers == ("modules",)
     expected = model.encode(TEXTS, prompt_name="doc", show_progress_bar=False)
     np.testing.assert_allclose(computed(spec, TEXTS, "A text: "), expected, atol=2e-6)
+
+
+def test_a_static_model_as_model2vec_leaves_it(tmp_path: Path) -> None:
+    """Its configuration is of no architecture that transformers has, and its weights have another name."""
+    folder = save_family("StaticEmbedding", tmp_path / "family")
+    weights = load_file(folder / "model.safetensors")
+    save_file({"embeddings": weights["embedding.weight"].half()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "hidden_dim": 32, "normalize": True}))
+    said: list[str] = []
+    spec = built(folder, said, max_length=None)
+    assert (spec.tiers, spec.architecture, spec.max_length) == (("modules",), "StaticEmbedding", 512)
+    assert said[0] == "sentence-transformers truncates none of this model's texts; this engine does at 512 tokens."
+    texts = [text for text in TEXTS if text]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
+    assert cosines(computed(spec, texts), expected).min() >= 0.99999
+
+
+def test_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_family("qwen3", tmp_path / "family").with_name("plain")
+    edit(folder / "tokenizer_config.json", lambda config: config | {"chat_template": "{{ messages[0].content }}"})
+    with pytest.raises(UserError, match="puts texts into a chat template"):
+        built(folder)
 
 
 def test_older_switches_of_every_pooling_are_honoured(tmp_path: Path) -> None:
