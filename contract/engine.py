@@ -189,7 +189,8 @@ class EngineSpec(BaseModel):
     def truncation(self) -> str:
         """The longest row in words; also sentence-transformers' own where that differs."""
         theirs = f" (sentence-transformers cuts this model's texts at {self.model_length:,})"
-        return count(self.max_length, "token") + (theirs if self.model_length != self.max_length else "")
+        cuts = self.architecture != "StaticEmbedding" and self.model_length != self.max_length
+        return count(self.max_length, "token") + (theirs if cuts else "")
 
     @property
     def folder(self) -> Path:

@@ -38,6 +38,7 @@ _WHY_NOT_EXPORTED = {
     "deberta": "its attention depends on relative positions inside the softmax",
     "deberta-v2": "its attention depends on relative positions inside the softmax",
     "gemma3_text": "its attention has windows",
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), "it is a decoder"),
     "modernbert": "its attention alternates between local windows and the whole row",
     "t5": "its attention has a relative position bias",
     "xlnet": "it has no absolute positions",
@@ -133,7 +134,7 @@ def why_not_exported(model: Prepared) -> str:
         return f"it {parts.unknown or 'is no transformer'}"
     config = parts.encoder.config
     if config.model_type not in EXPORTED:
-        return _WHY_NOT_EXPORTED.get(config.model_type, f"{config.model_type} is not among the architectures exported")
+        return _WHY_NOT_EXPORTED.get(config.model_type, f"no export of {config.model_type} is tested")
     absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False) or not absolute:
         return "it is a decoder or has relative positions"
