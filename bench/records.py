@@ -33,6 +33,8 @@ class Record:
     """Seconds from the producer's start to the first batch's arrival at a worker: the dataset is opened in them."""
     after: float | None = None
     """Seconds from the last commit to the producer's end."""
+    gpus: int = 0
+    """That were busy in the job."""
     gpu_busy: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds of a batch."""
@@ -55,7 +57,7 @@ class Record:
     @property
     def key(self) -> tuple[object, ...]:
         """What a later measurement of the same thing has too."""
-        return (self.machine, self.dataset, self.model, self.rows, self.system, self.workers, self.children)
+        return (self.machine, self.dataset, self.model, self.rows, self.system, self.workers, self.children, self.gpus)
 
 
 def store(records: Sequence[Record], target: Path) -> None:
@@ -72,12 +74,11 @@ def load(file: Path) -> list[Record]:
 
 
 def show(records: Sequence[Record]) -> None:
-    """Tables, one for each dataset and size; the ratio is to sentence-transformers' FP16 if it is there, or FP32."""
+    """Tables, one for each dataset and size; the ratio is to sentence-transformers at its best."""
     console = Console(highlight=False, width=120)
     for dataset, model, rows in dict.fromkeys((record.dataset, record.model, record.rows) for record in records):
         these = [record for record in records if (record.dataset, record.model, record.rows) == (dataset, model, rows)]
-        peers = {record.system: record.rows_per_s for record in these if record.system.startswith("sentence-")}
-        base = peers.get("sentence-transformers fp16", peers.get("sentence-transformers fp32"))
+        base = max((record.rows_per_s for record in these if record.system.startswith("sentence-")), default=None)
         table = Table(title=f"{dataset}, {rows:,} rows, {model}: {these[0].machine}", title_justify="left")
         table.add_column("system", no_wrap=True)
         for name in ("batch", "rows/s", "tokens/s", "ratio", "of the engine", "GPU busy"):

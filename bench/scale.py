@@ -6,13 +6,13 @@ Reads docs/benchmarks/tokenize.json and docs/benchmarks/job.json. Every figure t
 import json
 import math
 import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import click
 
@@ -24,7 +24,8 @@ from contract.settings import settings
 from contract.store import location
 from examples.local import redis_server
 from producer.driver import Driver
-from producer.tokenizing import BatchSource
+from producer.making import Work
+from producer.tokenizing import tokenizing_apart
 
 _EPILOG = """\b
 Examples:
@@ -49,7 +50,7 @@ class Units:
     core_rows: float
     """Rows/s that one core tokenizes."""
     batch_seconds: float
-    """The producer's processor time for one batch apart from tokenizing."""
+    """Processor time of the producer's own process for one batch, which a tokenizing process makes and publishes."""
     wire_bytes: float
     """Of a row."""
     shard_bytes: float
@@ -128,7 +129,7 @@ def _units(
     batch_rows: int,
 ) -> Units:
     of_kind = [record for record in jobs if record.dataset == kind and record.wire_bytes]
-    on_gpus = [record for record in of_kind if record.gpu_busy and record.system == "embedmill job"]
+    on_gpus = [record for record in of_kind if record.gpus]
     if gpu_rows is None and not on_gpus:
         raise UserError(
             f"docs/benchmarks/job.json has no job on a GPU with {kind}",
@@ -137,12 +138,14 @@ def _units(
         )
     if not of_kind:
         raise UserError(f"docs/benchmarks/job.json has no job with {kind}", hint="measure: python -m bench.job --help")
-    one = max(on_gpus or of_kind, key=lambda record: record.rows_per_s)  # whose rows and speed belong together
+    one = max(
+        on_gpus or of_kind, key=lambda record: record.rows_per_s / max(1, record.gpus)
+    )  # whose rows and speed belong together
     cores = [record for record in tokenizing if record["dataset"] == kind]
     return Units(
-        gpu_rows=gpu_rows or one.rows_per_s,
+        gpu_rows=gpu_rows or one.rows_per_s / max(1, one.gpus),
         core_rows=min(record["rows_per_s"] / record["processes"] for record in cores),
-        batch_seconds=_publishing_seconds(int((one.wire_bytes or 0.0) * batch_rows)),
+        batch_seconds=_producer_seconds(int((one.wire_bytes or 0.0) * batch_rows)),
         wire_bytes=one.wire_bytes or 0.0,
         shard_bytes=4 * hidden,
         listing=_listing_seconds(),
@@ -158,21 +161,29 @@ def _job(folder: Path, batches: int) -> Job:
     return job
 
 
-def _publishing_seconds(size: int, batches: int = 100) -> float:
-    """Processor seconds of the producer's one thread for each batch of so many bytes, which is ready."""
-    payload = os.urandom(size)
+class _Ready(NamedTuple):
+    """Work whose batches need not be made."""
 
-    def begin(batch: int) -> "Future[bytes]":
-        made: Future[bytes] = Future()
-        made.set_result(payload)
-        return made
+    job: Job
+    size: int
+    """Bytes of each."""
 
+    def payload(self, batch: int) -> bytes:
+        return random.Random(batch).randbytes(self.size)
+
+
+def _producer_seconds(size: int, batches: int = 200) -> float:
+    """Processor seconds of the producer's own process for each batch of so many bytes, of which it sees only the
+    number: it hands it out, has it published, and sends its message."""
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder, redis_server() as url:
         os.environ |= {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_OUTSTANDING_BYTES": str(2 * size * batches)}
         settings.cache_clear()
-        began = time.process_time()
-        Driver(_job(Path(folder), batches), BatchSource(begin, ahead=4), ProducerLedger(patience=5), detach=True).run()
-        return (time.process_time() - began) / batches
+        job = _job(Path(folder), batches)
+        with tokenizing_apart(cast(Work, _Ready(job, size)), 2) as source:
+            driver = Driver(job, source, ProducerLedger(patience=5), detach=True)
+            began = time.process_time()
+            driver.run()
+            return (time.process_time() - began) / batches
 
 
 def _listing_seconds(names: int = 20_000) -> float:

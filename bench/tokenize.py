@@ -1,6 +1,6 @@
 """``python -m bench.tokenize``: the rows that the producer's tokenizing processes make in a second, and where it goes.
 
-No Redis, no worker: batches are made as the producer makes them, and thrown away.
+No worker: batches are made as the producer makes them, and put into a Redis of its own.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -32,11 +32,15 @@ from bench.texts import JARGON, KINDS, write
 from contract.batch import Batch
 from contract.engine import load_engine
 from contract.job import Job
+from contract.redis.working import WorkerLedger
+from contract.settings import settings
 from contract.store import location
+from examples.local import redis_server
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
 from producer.dataset import open_dataset
+from producer.making import Work
 from producer.texts import DatasetSource, TextDataset
-from producer.tokenizing import Work, tokenizing_apart
+from producer.tokenizing import Made, tokenizing_apart
 
 _EPILOG = """\b
 Examples:
@@ -130,23 +134,28 @@ def main(processes: str, kind: str, batches: int, batch_rows: int, engine: str |
 
 def _measure(work: Work, processes: int) -> tuple[float, int]:
     """Seconds and tokens of all of a job's batches."""
-    tokens = 0
-    with tokenizing_apart(work, processes) as making:
-        # Each process makes a batch before the clock runs, which starts them and warms them up.
-        for made in [making.begin(batch % work.job.batches) for batch in range(making.ahead)]:
-            made.result()
-        todo, begun = list(range(work.job.batches)), set[Future[bytes]]()
-        began = time.perf_counter()
-        payloads = []
-        while todo or begun:
-            while todo and len(begun) < making.ahead:
-                begun.add(making.begin(todo.pop()))
-            done, begun = wait(begun, return_when=FIRST_COMPLETED)
-            payloads += [made.result() for made in done]
-        seconds = time.perf_counter() - began
-    for payload in payloads:
-        tokens += int(Batch.from_bytes(payload).lengths.sum())
-    return seconds, tokens
+    with redis_server() as url:
+        os.environ["EMBEDMILL_REDIS_URL"] = url
+        settings.cache_clear()
+        ledger, everything = WorkerLedger(patience=5), range(work.job.batches)
+        with tokenizing_apart(work, processes) as source:
+            # Each process makes a batch before the clock runs, which starts them and warms them up.
+            for made in [source.make(batch) for batch in everything[: source.ahead]]:
+                made.result()
+            todo = list(everything)
+            making, putting = set[Future[Made]](), set[Future[bool]]()
+            began = time.perf_counter()
+            while todo or making or putting:
+                while todo and len(making) + len(putting) < source.ahead:
+                    making.add(source.make(todo.pop()))
+                both: list[Future[Any]] = [*making, *putting]
+                wait(both, return_when=FIRST_COMPLETED)
+                ready = {one for one in making if one.done()}
+                putting = {put for put in putting if not put.done()} | {one.result().put() for one in ready}
+                making -= ready
+            seconds = time.perf_counter() - began
+        payloads = (ledger.fetch(work.job.key, batch) for batch in everything)
+        return seconds, sum(int(Batch.from_bytes(payload or b"").lengths.sum()) for payload in payloads)
 
 
 def _job(dataset: TextDataset, rows: int, batch_rows: int) -> Job:

@@ -64,8 +64,8 @@ class Watched:
         for thread in self._threads:
             thread.join()
 
-    def gpu_busy(self, begin: float, end: float) -> float | None:
-        """The share of the time between two instants in which a GPU had a kernel running, of the GPUs that had any.
+    def gpu_busy(self, begin: float, end: float) -> list[float]:
+        """The share of the time between two instants in which a GPU had a kernel running, for each that had any.
 
         NVML samples it over a sixth of a second to a second, so that a job of a few seconds says little.
         """
@@ -73,8 +73,7 @@ class Watched:
         for when, gpu, busy in self._busy:
             if begin <= when <= end:
                 by_gpu.setdefault(gpu, []).append(busy)
-        used = [statistics.mean(busy) for busy in by_gpu.values() if max(busy) > 0]
-        return round(statistics.mean(used) / 100, 4) if used else None
+        return [round(statistics.mean(busy) / 100, 4) for busy in by_gpu.values() if max(busy) > 0]
 
     def _look(self) -> None:
         while not self._over.wait(_EVERY):

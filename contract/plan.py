@@ -74,16 +74,18 @@ class PaddedProfile:
 
 @dataclass(frozen=True)
 class PackedProfile:
-    """The shape that one profile of a packed plan takes. ``1056x33792``: at most 1,056 rows end to end, and behind them
+    """The shape that one profile of packed rows takes. ``1056x33792``: at most 1,056 rows end to end, and behind them
     padding up to exactly 33,792 tokens."""
 
     rows: int
     tokens: int
+    longest: int | None = None
+    """Most tokens of a row; None for the engine's ``max_length``. No TensorRT plan has another limit."""
 
     def input_rows(self, max_length: int) -> int:
-        """Rows of the plan's inputs: ``rows``, and as many more as the padding may need, none of which is longer than
-        ``max_length``. Of ``1056x33792`` and 512 they are 1,056 + 66."""
-        return self.rows + -(-self.tokens // max_length)
+        """Rows of the inputs: ``rows``, and as many more as the padding may need, none of which is longer than the
+        longest row may be. Of ``1056x33792`` and 512 they are 1,056 + 66."""
+        return self.rows + -(-self.tokens // (self.longest or max_length))
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -199,7 +199,7 @@ def _torch(
     step("comparing PyTorch on packed rows with sentence-transformers")
     write_model(parts.encoder, parts.head, file)
     encoder, head = read_model(file, torch.float32)
-    packed = PackedModel(encoder, spec.pooling, head, spec.max_length)
+    packed = PackedModel(encoder, spec.pooling, head)
     comparisons = check_export({"PyTorch FP32": TorchCpuEngine(spec, packed)}, expected)
     return {"torch_sha256": sha256_of(file)}, comparisons
 

@@ -14,10 +14,12 @@ from contract.form import Dtype
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
+from producer.batches import open_tokenizer
 from producer.calibrate import ranges_from
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.jobs_commands import cancel, clean, list_jobs
+from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
 from producer.request import OVERLAP, JobRequest, elements_of, resolve
@@ -207,11 +209,12 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool) -> None:
         detach: leave once everything is published.
     """
     spec = load_engine(request.engine)
+    tokenizer = open_tokenizer(spec)  # one for the whole command: it gets faster with the words that it has met
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
     if request.dtype == "int8":
         elements = elements_of(request, spec)
-        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec)
+        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer)
         request = replace(request, ranges=found)
-    job = resolve(request, texts, spec)
-    if run(job, texts, spec, begin(job), detach=detach):
+    job = resolve(request, texts, spec, tokenizer)
+    if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):
         print_line(NEXT)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from contract.errors import UserError
 from contract.job import Job
@@ -20,7 +21,7 @@ from producer.lost import MISSING_AFTER, Sighting, batch_states, lost, sightings
 from producer.messages import byte_budget, message_sender
 from producer.progress import Progress, ShardTotals
 from producer.shards import ShardWatch
-from producer.tokenizing import BatchSource
+from producer.tokenizing import BatchSource, Made
 from producer.view import View, view_of
 
 
@@ -36,12 +37,24 @@ class Times:
     """For which a batch's message must be nowhere until the batch is published again."""
 
 
+class Putting(NamedTuple):
+    """A batch that is being put into Redis."""
+
+    made: Made
+    done: Future[bool]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.made.size
+
+
 class Driver:
     """Publishes what has no shard and follows the job to its end.
 
     Args:
         job: the job.
-        source: makes the batches; they are published as they are ready.
+        source: makes the batches, and puts them into Redis as they are ready.
         ledger: the job's keys in Redis.
         detach: end once everything is published.
         times: how often to look.
@@ -60,11 +73,14 @@ class Driver:
         self._last_shard = time.monotonic()
         self._todo: list[int] = []
         """Batches to make, the first one last."""
-        self._begun: dict[Future[bytes], int] = {}
+        self._begun: dict[Future[Made], int] = {}
         """Batches that are being made, or are made and wait for room in Redis."""
+        self._putting: dict[int, Putting] = {}
+        """Batches whose bytes are on their way into Redis; their messages are not sent yet."""
         self._out: dict[int, int] = {}
         """Batches that are published and have no shard → their bytes."""
         self._bytes_out = 0
+        """Of both."""
         self._full = False
         """Whether a batch waits for room in Redis."""
         self._dead: Mapping[int, DeadBatch] = {}
@@ -94,6 +110,7 @@ class Driver:
                     break
             self._prepare()
             self._publish()
+            self._announce()
             report(self._progress())
         self._clean_up()
         last = self._progress()
@@ -102,7 +119,7 @@ class Driver:
 
     def _ended(self) -> bool:
         """Asked right after a look, which has just listed the shards if nothing is under way."""
-        return not (self._todo or self._begun) and (self._detach or not self._out)
+        return not (self._todo or self._begun or self._putting) and (self._detach or not self._out)
 
     def _progress(self) -> Progress:
         before = self._before or ShardTotals()
@@ -111,29 +128,37 @@ class Driver:
     def _wait(self) -> None:
         """Until there is something to do, at most until the next look."""
         pause = max(0.0, self._next_look - time.monotonic())
-        if self._begun and not self._full:
-            wait(self._begun, pause, FIRST_COMPLETED)
-        elif self._full or not self._todo:
+        if self._may_begin():
+            return
+        awaited: list[Future[Any]] = [put.done for put in self._putting.values()]
+        if not self._full:
+            awaited += self._begun
+        if awaited:
+            wait(awaited, pause, FIRST_COMPLETED)
+        else:
             time.sleep(pause)
 
     def _look(self) -> None:
         """Find the shards that have come, and what Redis has of the job."""
         job, ledger = self._job, self._ledger
         if ledger.cancelled(job):
+            self._take_back()
             raise UserError(
                 f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
                 hint="run the same command again: the job goes on where it was",
             )
         first = self._before is None
         out, dead = ledger.outstanding(job), ledger.dead(job)
+        for batch in self._putting:  # claimed perhaps, and its bytes or its message not there yet
+            out.pop(batch, None)
         self._take_in_shards(settled=self._out.keys() - out.keys())
         for batch in out.keys() & self._shards.batches:
             ledger.settle(job.key, batch)  # its worker died between the shard and the last word about it
             del out[batch]
         self._out = {batch: entry.size for batch, entry in out.items()}
-        self._bytes_out = sum(self._out.values())
+        self._bytes_out = sum(self._out.values()) + sum(put.size for put in self._putting.values())
         # Nothing is under way: make what is missing. That is also where a batch comes back that a worker withdrew.
-        if first or not (self._todo or self._begun or self._out):
+        if first or not (self._todo or self._begun or self._putting or self._out):
             self._take_in_shards()
             self._todo = unpublished(job.batches, self._shards.batches, dead, self._out)[::-1]
         # Where one worker gave a batch up, another, slower one may have made it.
@@ -159,7 +184,7 @@ class Driver:
                 self._bytes_out -= self._out.pop(batch)
         ledger.set_rows(job, self._progress().totals.rows)
         view = view_of(job, ledger, frozenset(self._out))
-        self._view = replace(view, making=len(self._begun), unpublished=len(self._todo))
+        self._view = replace(view, making=len(self._begun) + len(self._putting), unpublished=len(self._todo))
         self._publish_again(self._lost(view))
         self._next_inspection = time.monotonic() + self._times.inspect
 
@@ -186,25 +211,47 @@ class Driver:
 
     def _prepare(self) -> None:
         """Have as many batches made as may be."""
-        while self._todo and len(self._begun) < self._source.ahead:
+        while self._may_begin():
             batch = self._todo.pop()
-            known = (self._out, self._shards.batches, self._dead, self._begun.values())
+            known = (self._out, self._shards.batches, self._dead, self._begun.values(), self._putting)
             if not any(batch in one for one in known):
-                self._begun[self._source.begin(batch)] = batch
+                self._begun[self._source.make(batch)] = batch
+
+    def _may_begin(self) -> bool:
+        return bool(self._todo) and len(self._begun) + len(self._putting) < self._source.ahead
 
     def _publish(self) -> None:
-        """Publish what is made, as far as there is room for it."""
+        """Have what is made put into Redis, as far as there is room for it."""
         self._full = False
-        for made in [made for made in self._begun if made.done()]:
-            payload = made.result()
-            self._full = self._bytes_out > 0 and self._bytes_out + len(payload) > self._budget
+        for future in [future for future in self._begun if future.done()]:
+            made = future.result()
+            self._full = self._bytes_out > 0 and self._bytes_out + made.size > self._budget
             if self._full:
                 break
-            batch = self._begun.pop(made)
-            if self._ledger.publish(self._job, batch, payload):
+            self._putting[self._begun.pop(future)] = Putting(made, made.put())
+            self._bytes_out += made.size
+
+    def _announce(self) -> None:
+        """Send the messages of the batches whose bytes are in Redis."""
+        for batch, put in [(batch, put) for batch, put in self._putting.items() if put.done.done()]:
+            if self._is_own(put):
                 self._send(batch)
-            self._out[batch] = len(payload)  # this driver's, or another's
-            self._bytes_out += len(payload)
+            self._out[batch] = put.size  # this driver's, or another's
+            del self._putting[batch]
+
+    def _is_own(self, put: Putting) -> bool:
+        """Whether it was this driver's put that published a batch. Where Redis did not take its bytes, it is asked
+        again, and only that with the ledger's patience: of many puts that fail at once one line tells."""
+        if put.done.exception():
+            return self._ledger.connection.ask(lambda redis: put.made.put().result())
+        return put.done.result()
+
+    def _take_back(self) -> None:
+        """Take what is just being put into Redis out of a job that was cancelled."""
+        wait([put.done for put in self._putting.values()])
+        for batch in self._putting:
+            self._ledger.withdraw(self._job.key, batch)
+        self._ledger.forget(self._job)
 
     def _clean_up(self) -> None:
         """Forget a job that is at its end, and remove what killed workers left of shards that others made."""

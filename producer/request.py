@@ -10,7 +10,7 @@ from contract.form import Dtype, VectorForm
 from contract.job import Job
 from contract.store import Location
 from contract.words import count
-from producer.batches import open_tokenizer
+from producer.batches import RowTokenizer
 from producer.calibrate import Ranges
 from producer.console import print_note
 from producer.sizing import PER_TOKEN_ROWS, batch_size
@@ -49,13 +49,14 @@ class JobRequest:
     overlap: int | None = None
 
 
-def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
+def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Job:
     """The job that a request makes of a dataset and an engine.
 
     Raises:
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
-    prefix, overlap = _prefix(request, spec), _overlap(request, spec)
+    prefix, overlap = _prefix(request, spec, tokenizer), _overlap(request, spec, tokenizer)
+    batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
     return job_of(
         texts,
         spec,
@@ -64,7 +65,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Job:
         name=request.name,
         stream=request.source.stream,
         prefix=prefix,
-        batch_rows=request.batch_rows or _batch_rows(texts, request.limit, spec, prefix, overlap),
+        batch_rows=batch_rows or _batch_rows(texts, request.limit, tokenizer, prefix, overlap),
         form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
         overlap=overlap,
     )
@@ -100,11 +101,11 @@ def _rows(texts: TextDataset, limit: int | None) -> int:
     return min(limit or texts.rows, texts.rows)
 
 
-def _batch_rows(texts: TextDataset, limit: int | None, spec: EngineSpec, prefix: str, overlap: int | None) -> int:
+def _batch_rows(
+    texts: TextDataset, limit: int | None, tokenizer: RowTokenizer, prefix: str, overlap: int | None
+) -> int:
     """Rows of a batch where the user names no number; says which, and why."""
-    if spec.per_token:
-        return PER_TOKEN_ROWS
-    size = batch_size(texts, _rows(texts, limit), open_tokenizer(spec), prefix, overlap)
+    size = batch_size(texts, _rows(texts, limit), tokenizer, prefix, overlap)
     print_note(size.why)
     return size.rows
 
@@ -118,7 +119,7 @@ def elements_of(request: JobRequest, spec: EngineSpec) -> int:
     return _dimensions(request, spec) or spec.hidden
 
 
-def _prefix(request: JobRequest, spec: EngineSpec) -> str:
+def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:
     """The text before every row."""
     prefix = _chosen_prefix(request, spec)
     if prefix and not spec.include_prompt:
@@ -131,7 +132,7 @@ def _prefix(request: JobRequest, spec: EngineSpec) -> str:
             )
         if request.long_texts == "window":
             raise UserError("--long-texts window", f"{without}, and only a text's first window has the prompt")
-        if (tokens := open_tokenizer(spec).prompt_tokens(prefix)) >= spec.max_length - 1:
+        if (tokens := tokenizer.prompt_tokens(prefix)) >= spec.max_length - 1:
             raise UserError(
                 f"the prompt {prefix!r} has {count(tokens, 'token')}",
                 f"{without}: of {count(spec.max_length, 'token')} of a row none would be left",
@@ -163,7 +164,7 @@ def _dimensions(request: JobRequest, spec: EngineSpec) -> int | None:
     return None if request.dimensions == spec.hidden else request.dimensions
 
 
-def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
+def _overlap(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> int | None:
     """``Job.overlap``: None where long texts are truncated."""
     if request.long_texts != "window":
         if request.overlap is not None:
@@ -177,8 +178,8 @@ def _overlap(request: JobRequest, spec: EngineSpec) -> int | None:
             "leave out --long-texts, or choose another --engine",
         )
     overlap = OVERLAP if request.overlap is None else request.overlap
-    if overlap >= (window := open_tokenizer(spec).window):
+    if overlap >= tokenizer.window:
         raise UserError(
-            f"windows of {count(window, 'token')} cannot share {overlap}", hint="choose a smaller --overlap"
+            f"windows of {count(tokenizer.window, 'token')} cannot share {overlap}", hint="choose a smaller --overlap"
         )
     return overlap

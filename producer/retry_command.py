@@ -4,8 +4,10 @@ import click
 
 from contract.jobs import engine_of, find_job
 from contract.verdict import at_fault
+from producer.batches import open_tokenizer
 from producer.console import print_line, print_note
 from producer.dataset import dataset_of
+from producer.making import Work
 from producer.running import NEXT, open_ledger, run
 
 
@@ -19,6 +21,7 @@ def retry(job: str | None) -> None:
     """
     found = find_job(job)
     spec, texts = engine_of(found), dataset_of(found)
+    tokenizer = open_tokenizer(spec)
     names = at_fault(found)
     ledger = open_ledger()
     found.save()  # a copy of its folder may lack the empty ones
@@ -26,5 +29,5 @@ def retry(job: str | None) -> None:
     ledger.revive(found)
     for name in names:
         print_note(f"Set aside: {found.set_aside(name)}")
-    if run(found, texts, spec, ledger, detach=False):
+    if run(Work(found, texts, tokenizer), spec, ledger, detach=False):
         print_line(NEXT)

@@ -9,16 +9,17 @@ from contract.job import Job
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
-from producer.batches import open_tokenizer
+from producer.batches import RowTokenizer
 from producer.calibrate import Ranges, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
+from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.request import JobRequest, resolve
 from producer.texts import TextDataset
-from producer.tokenizing import Work, processes_for, tokenizing
+from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
 CALIBRATION_ROWS = 4096
@@ -58,12 +59,11 @@ def begin(job: Job) -> ProducerLedger:
     return ledger
 
 
-def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -> bool:
+def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -> bool:
     """Drive a job, and print what came of it.
 
     Args:
-        job: a job that workers know of.
-        texts: its dataset.
+        work: a job that workers know of, its dataset, and its engine's tokenizer.
         spec: its engine.
         ledger: its keys in Redis.
         detach: leave once everything is published.
@@ -74,8 +74,7 @@ def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, 
     Raises:
         UserError: batches were given up, Redis does not answer, or somebody cancelled the job.
     """
-    work = Work(job, texts, open_tokenizer(spec))
-    began = time.monotonic()
+    job, began = work.job, time.monotonic()
     try:
         with (
             tokenizing(work, processes_for(job.batches - len(job.committed()))) as source,
@@ -95,7 +94,7 @@ def run(job: Job, texts: TextDataset, spec: EngineSpec, ledger: ProducerLedger, 
     return True
 
 
-def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Ranges:
+def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Ranges:
     """The ranges of the first rows that a request asks for, by a float32 job of these rows alone.
 
     Raises:
@@ -104,8 +103,8 @@ def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec) -> Rang
     few = min(request.limit or texts.rows, texts.rows, CALIBRATION_ROWS)
     print_note(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:")
     texts = replace(texts, columns=())
-    job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec)
-    run(job, texts, spec, begin(job), detach=False)
+    job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec, tokenizer)
+    run(Work(job, texts, tokenizer), spec, begin(job), detach=False)
     return ranges_of(job)
 
 

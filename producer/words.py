@@ -58,9 +58,7 @@ class Words:
     def __init__(self, tokenizer: Tokenizer, mark: str, mark_id: int) -> None:
         self._tokenizer, self._mark, self._mark_id = tokenizer, mark, mark_id
         self._ids: dict[str, bytes] = {}
-
-    def __reduce__(self) -> tuple[type["Words"], tuple[Tokenizer, str, int]]:
-        return Words, (self._tokenizer, self._mark, self._mark_id)  # another process meets words of its own
+        """Of the words that it has met. Another process that gets it knows them too, and meets further ones itself."""
 
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Each text's token ids, without special tokens: the bytes of int32."""

@@ -64,8 +64,8 @@ def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
     options = ["--rows", "200", "--batch-rows", "64", "--kind", "short", "--engine-seconds", "0.2", "--verify"]
     run("-m", "bench.job", "--engine", tiny.name, *options, "--json", target)
     records = {record.system: record for record in load(target)}
-    assert list(records) == ["sentence-transformers fp32", "engine alone", "embedmill job"]
-    job, alone = records["embedmill job"], records["engine alone"]
+    assert list(records) == ["sentence-transformers fp32", "engine alone, onnxruntime", "embedmill job, onnxruntime"]
+    job, alone = records["embedmill job, onnxruntime"], records["engine alone, onnxruntime"]
     assert (job.rows, job.workers, job.children, job.verified, job.hidden) == (200, 1, 1, True, 32)
     assert job.rows_per_s == pytest.approx(200 / job.seconds, rel=0.01)
     assert job.whole_to_engine == pytest.approx(job.rows_per_s / alone.rows_per_s, rel=0.01)

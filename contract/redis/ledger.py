@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.client import Pipeline
 
@@ -51,6 +52,12 @@ def parsed(kind: type[_Record], value: bytes | str) -> _Record | None:
         return None
 
 
+def clock(redis: redis.Redis) -> float:
+    """Redis's clock, the one that all share. Seconds since the epoch."""
+    seconds, microseconds = redis.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
 class Ledger:
     """What both sides ask. Every method raises ``UserError`` if Redis does not answer within the patience.
 
@@ -95,8 +102,7 @@ class Ledger:
 
     def now(self) -> float:
         """Redis's clock, the one that all share. Seconds since the epoch."""
-        seconds, microseconds = self.connection.ask(lambda redis: redis.time())
-        return float(seconds) + float(microseconds) / 1e6
+        return self.connection.ask(clock)
 
     def withdraw(self, key: JobKey, batch: int) -> bool:
         """Take back a batch that was published.

@@ -4,18 +4,56 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
+import redis
 from redis.client import Pipeline
 
 from contract.errors import UserError
 from contract.job import Job
 from contract.redis.connection import text
 from contract.redis.keys import JOBS, KEPT_FOR, OF_A_BATCH, What, batch_key, key_of, queue_of
-from contract.redis.ledger import NOTHING, DeadBatch, Ledger, Outstanding, parsed
+from contract.redis.ledger import NOTHING, DeadBatch, Ledger, Outstanding, clock, parsed
 from contract.redis.messages import Held, batch_of
 from contract.settings import settings
 from contract.words import count
 
 _OF_A_JOB: tuple[What, ...] = ("queue", "out", "attempts", "search", "rows", "job", "dead")
+
+
+class Publication:
+    """A batch on its way into Redis, as a question for ``Connection.ask``: it may be asked again after any error.
+
+    Raises:
+        UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
+    """
+
+    def __init__(self, job: Job, batch: int, payload: bytes) -> None:
+        if len(payload) > settings().batch_bytes:
+            raise UserError(
+                f"batch {batch} of job {job.id} has {count(len(payload), 'byte')}",
+                f"a worker takes {settings().batch_bytes:,} (EMBEDMILL_BATCH_BYTES)",
+                "run the same command with a smaller --batch-rows, or raise that everywhere",
+            )
+        self.size = len(payload)
+        self._job, self._batch, self._payload = job, batch, payload
+        self._sha256 = hashlib.sha256(payload).hexdigest()
+        self._claimed = False
+
+    def __call__(self, redis: redis.Redis) -> bool:
+        """Claim the batch, then put its bytes where workers find them.
+
+        Returns:
+            Whether it was this publication that did it, and not another producer of the same job.
+        """
+        key, field = key_of(self._job.key, "out"), str(self._batch)
+        if not self._claimed:
+            entry = Outstanding(size=self.size, sha256=self._sha256, published=clock(redis))
+            self._claimed = bool(redis.hsetnx(key, field, entry.model_dump_json()))
+        if self._claimed:
+            with redis.pipeline(transaction=False) as pipeline:
+                _put_job(pipeline, self._job)  # again: Redis may have lost it since
+                pipeline.set(batch_key(self._job.key, self._batch), self._payload)
+                pipeline.execute()
+        return self._claimed
 
 
 class ProducerLedger(Ledger):
@@ -39,23 +77,7 @@ class ProducerLedger(Ledger):
         Raises:
             UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
         """
-        if len(payload) > settings().batch_bytes:
-            raise UserError(
-                f"batch {batch} of job {job.id} has {count(len(payload), 'byte')}",
-                f"a worker takes {settings().batch_bytes:,} (EMBEDMILL_BATCH_BYTES)",
-                "run the same command with a smaller --batch-rows, or raise that everywhere",
-            )
-        entry = Outstanding(size=len(payload), sha256=hashlib.sha256(payload).hexdigest(), published=self.now())
-        claim = entry.model_dump_json()
-        if not self.connection.ask(lambda redis: redis.hsetnx(key_of(job.key, "out"), str(batch), claim)):
-            return False
-
-        def fill(pipeline: Pipeline) -> None:
-            _put_job(pipeline, job)  # again: Redis may have lost it since
-            pipeline.set(batch_key(job.key, batch), payload)
-
-        self.connection.pipeline(fill)
-        return True
+        return self.connection.ask(Publication(job, batch, payload))
 
     def outstanding(self, job: Job) -> dict[int, Outstanding]:
         """The batches that were published and not settled."""

@@ -11,6 +11,7 @@ from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
 from contract.redis.keys import JOBS, KEPT_FOR, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
+from contract.redis.producing import Publication
 from contract.redis.working import AlteredBatch
 from contract.settings import settings
 from tests.contract.samples import WholeLedger, a_job
@@ -63,6 +64,23 @@ def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger
     assert ledger.fetch(job.key, 1) == b"first"
     assert [ledger.withdraw(job.key, 1), ledger.withdraw(job.key, 1)] == [True, False]
     assert ledger.fetch(job.key, 1) is None
+
+
+def test_a_publication_goes_on_where_redis_stopped_it(
+    ledger: WholeLedger, client: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """It has claimed its batch, and is refused when it puts the bytes; meanwhile the claim keeps others away."""
+    job = a_job(tmp_path)
+    client.execute_command("ACL", "SETUSER", "half", "on", "nopass", "~*", "+time", "+hsetnx", "+sadd")  # type: ignore[no-untyped-call]
+    half = redis.Redis.from_url(redis_url, username="half", password="any")
+    publication = Publication(job, 1, b"first")
+    for _ in range(2):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            publication(half)
+    assert (ledger.outstanding(job)[1].size, ledger.fetch(job.key, 1)) == (5, None)
+    assert not ledger.publish(job, 1, b"second")
+    assert [publication(client), publication(client)] == [True, True]
+    assert ledger.fetch(job.key, 1) == b"first"
 
 
 @pytest.mark.parametrize("other", [b"first!", b"fIrst", b"x" * 10_000])

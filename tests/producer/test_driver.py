@@ -3,12 +3,15 @@
 import base64
 import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,18 +21,20 @@ import redis
 from contract.batch import Batch
 from contract.errors import UserError
 from contract.job import Job
-from contract.redis import connection
-from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
-from contract.redis.keys import queue_of
+from contract.redis import connection, heartbeat
+from contract.redis.heartbeat import WORKERS, Heartbeat
+from contract.redis.keys import key_of, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import TASK
 from contract.settings import settings
 from examples.local import redis_server
+from producer import making
 from producer.driver import Driver, Times
+from producer.making import Work
 from producer.messages import byte_budget, message_sender
 from producer.progress import Progress
 from producer.shards import ShardWatch
-from producer.tokenizing import BatchSource
+from producer.tokenizing import BatchSource, Made, tokenizing_apart, tokenizing_here
 from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 
 SOON = Times(look=0.02, inspect=0.05)
@@ -96,13 +101,18 @@ def batch(job: Job, number: int) -> Batch:
     return Batch(job.id, number, job.fingerprint, row_id, mask, mask, mask * 0, n_tokens)
 
 
-def source(job: Job) -> BatchSource:
-    def begin(number: int) -> "Future[bytes]":
-        made: Future[bytes] = Future()
-        made.set_result(batch(job, number).to_bytes())
-        return made
+class ByHandMade(Work):
+    """Of no dataset."""
 
-    return BatchSource(begin, ahead=1)
+    def payload(self, number: int) -> bytes:
+        return batch(self.job, number).to_bytes()
+
+
+OF_NO_DATASET: Any = (None, None)
+
+
+def source(job: Job) -> BatchSource:
+    return tokenizing_here(ByHandMade(job, *OF_NO_DATASET))
 
 
 def driver(job: Job, made_by: BatchSource | None = None, *, detach: bool = False, times: Times = SOON) -> Driver:
@@ -249,7 +259,7 @@ def beat(worker: ByHand, batch: int, *, silent: float = 0.0) -> None:
     """The heartbeat of a worker of its own for this batch, which was last heard of so many seconds ago."""
     now = worker.ledger.now() - silent
     one = Heartbeat(worker=f"host:1:{batch}/0", state="computing", beat=now, since=now, job=worker.job.key, batch=batch)
-    worker.redis.set(key_of(one.worker), one.model_dump_json())
+    worker.redis.set(heartbeat.key_of(one.worker), one.model_dump_json())
     worker.redis.sadd(WORKERS, one.worker)
 
 
@@ -450,33 +460,36 @@ def test_two_producers_of_one_job_make_each_shard_once(job: Job, worker: ByHand)
 
 
 def test_batches_are_published_as_they_are_ready(job: Job, worker: ByHand) -> None:
-    begun: dict[int, Future[bytes]] = {}
+    begun: dict[int, Future[Made]] = {}
+    here = source(job)
 
-    def begin(number: int) -> "Future[bytes]":
+    def make(number: int) -> "Future[Made]":
         assert sum(not made.done() for made in begun.values()) < 2
         return begun.setdefault(number, Future())
 
     def report(progress: Progress) -> None:
         for number in [number for number, made in begun.items() if not made.done()]:
             if number > 0 or len(worker.taken) == 4:  # the first one takes longer than all others together
-                begun[number].set_result(batch(job, number).to_bytes())
+                begun[number].set_result(here.make(number).result())
         worker.embed()
 
-    driver(job, BatchSource(begin, ahead=2)).run(report)
+    driver(job, BatchSource(make, ahead=2)).run(report)
     assert worker.taken == [1, 2, 3, 4, 0]
     assert job.committed() == set(range(5))
 
 
 def test_what_is_wrong_with_a_batch_ends_the_run_and_the_next_one_goes_on(job: Job, worker: ByHand) -> None:
-    def begin(number: int) -> "Future[bytes]":
-        made = source(job).begin(number)
+    here = source(job)
+
+    def make(number: int) -> "Future[Made]":
+        made = here.make(number)
         if number == 2:
             made = Future()
             made.set_exception(UserError("rows 8 to 11 cannot be tokenized"))
         return made
 
     with pytest.raises(UserError, match="rows 8 to 11"):
-        driver(job, BatchSource(begin, ahead=1), detach=True).run()
+        driver(job, BatchSource(make, ahead=1), detach=True).run()
     assert worker.messages == 2
     assert run(job, worker).totals.rows == 18
     assert worker.taken == [0, 1, 2, 3, 4]
@@ -503,18 +516,17 @@ def test_it_does_not_end_while_a_shard_is_missing_whatever_redis_lost(job: Job, 
     everything: what is left to do is there by then, and batch 3 is in nobody's list."""
     worker.ledger.publish(job, 3, batch(job, 3).to_bytes())
     begun: list[int] = []
+    here = source(job)
 
-    def begin(number: int) -> "Future[bytes]":
+    def make(number: int) -> "Future[Made]":
         begun.append(number)
         if begun == [0, 1, 2]:
             commit_by_hand(job, batch(job, 4))
             worker.redis.flushall()
-        future: Future[bytes] = Future()
-        future.set_result(batch(job, number).to_bytes())
-        return future
+        return here.make(number)
 
     times = Times(look=0, inspect=1000)
-    progress = driver(job, BatchSource(begin, ahead=1), times=times).run(lambda progress: worker.embed())
+    progress = driver(job, BatchSource(make, ahead=1), times=times).run(lambda progress: worker.embed())
     assert job.committed() == set(range(5))
     assert progress.totals.shards == 5
     assert begun == [0, 1, 2, 3]
@@ -527,13 +539,144 @@ def test_no_batch_is_made_twice_after_redis_lost_bytes_that_another_producer_pub
         worker.ledger.publish(job, number, batch(job, number).to_bytes())
         worker.redis.delete(f"embedmill:{job.key}:batch:{number}")
     begun: list[int] = []
+    here = source(job)
 
-    def begin(number: int) -> "Future[bytes]":
+    def make(number: int) -> "Future[Made]":
         begun.append(number)
-        future: Future[bytes] = Future()
-        future.set_result(batch(job, number).to_bytes())
-        return future
+        return here.make(number)
 
-    driver(job, BatchSource(begin, ahead=8)).run(lambda progress: worker.embed())
+    driver(job, BatchSource(make, ahead=8)).run(lambda progress: worker.embed())
     assert sorted(begun) == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
+
+
+def test_a_batch_that_is_on_its_way_into_redis_when_the_job_is_cancelled_leaves_nothing(
+    job: Job, worker: ByHand
+) -> None:
+    """Cancelled between the order to put a batch and its end: by then the others are gone."""
+    here = source(job)
+    cancelled = threading.Event()
+
+    def put_once_cancelled(made: Made, late: "Future[bool]") -> None:
+        cancelled.wait(30)
+        late.set_result(made.put().result())
+
+    def make(number: int) -> "Future[Made]":
+        made = here.make(number)
+        if number < 2:
+            return made
+        late: Future[bool] = Future()
+        threading.Thread(target=put_once_cancelled, args=(made.result(), late)).start()
+        held: Future[Made] = Future()
+        held.set_result(Made(made.result().size, lambda: late))
+        return held
+
+    def report(progress: Progress) -> None:
+        if worker.messages == 2 and not cancelled.is_set():
+            worker.ledger.cancel(job)
+            cancelled.set()
+
+    with pytest.raises(UserError, match="was cancelled"):
+        driver(job, BatchSource(make, ahead=2)).run(report)
+    assert [key for key in worker.redis.scan_iter() if not key.startswith(b"_kombu")] == [
+        f"embedmill:{job.key}:cancelled".encode()
+    ]
+
+
+def test_bytes_that_are_on_their_way_count_and_are_not_taken_for_lost(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is claimed long before its bytes are there: room is kept for it, and it is not made again."""
+    size = len(batch(job, 0).to_bytes())
+    monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * 1.5)))
+    settings.cache_clear()
+    here, begun = source(job), list[int]()
+    puts: list[tuple[float, Made, Future[bool]]] = []
+
+    def make(number: int) -> "Future[Made]":
+        begun.append(number)
+        made: Future[Made] = Future()
+        real = here.make(number).result()
+        made.set_result(Made(real.size, lambda: slowly(number, real)))
+        return made
+
+    def slowly(number: int, real: Made) -> "Future[bool]":
+        assert worker.outstanding == 0
+        worker.redis.hset(key_of(job.key, "out"), str(number), "{}")  # the claim, as others see it
+        put: Future[bool] = Future()
+        puts.append((time.monotonic() + 0.3, real, put))
+        return put
+
+    def report(progress: Progress) -> None:
+        for due, real, put in [*puts]:
+            if time.monotonic() > due:
+                worker.redis.delete(key_of(job.key, "out"))
+                put.set_result(real.put().result())
+                puts.clear()
+        worker.embed()
+
+    assert driver(job, BatchSource(make, ahead=3)).run(report).totals.rows == 18
+    assert (begun, worker.taken) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+
+
+def in_two_processes(job: Job, work: Work) -> Progress:
+    with tokenizing_apart(work, 2) as made_there:
+        return driver(job, made_there).run()
+
+
+class DiesOnceRedisHasIt(ByHandMade):
+    """In a tokenizing process: it is killed after Redis has taken batch 2, and before it can say so."""
+
+    def payload(self, number: int) -> bytes:
+        put = making.Maker.put
+
+        def put_and_die(maker: making.Maker, batch: int) -> bool:
+            own = put(maker, batch)
+            if batch == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return own
+
+        if number == 2:
+            setattr(making.Maker, "put", put_and_die)  # noqa: B010 - in that process alone
+        return super().payload(number)
+
+
+def test_a_tokenizing_process_that_dies_once_redis_has_its_bytes_ends_the_run_and_the_next_one_goes_on(
+    job: Job, worker: ByHand
+) -> None:
+    with pytest.raises(UserError, match="a tokenizing process was killed"):
+        in_two_processes(job, DiesOnceRedisHasIt(job, *OF_NO_DATASET))
+    assert worker.ledger.fetch(job.key, 2) == batch(job, 2).to_bytes()
+    assert 2 not in worker.ledger.waiting(job)
+    assert run(job, worker, times=replace(SOON, missing_after=0.3)).totals.rows == 18
+    assert sorted(worker.taken) == [0, 1, 2, 3, 4]
+    assert not [key for key in worker.redis.scan_iter() if not key.startswith(b"_kombu")]
+
+
+def test_a_redis_that_is_full_is_waited_for_and_one_line_says_so_however_many_processes_there_are(
+    job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker.redis.config_set("maxmemory", 1)
+    freed = threading.Timer(3, lambda: worker.redis.config_set("maxmemory", 0))
+    freed.start()
+    with tokenizing_apart(ByHandMade(job, *OF_NO_DATASET), 2) as made_there:
+        progress = driver(job, made_there).run(lambda progress: worker.embed())
+    assert progress.totals.rows == 18
+    assert not freed.is_alive()
+    assert caplog.text.count("is full; waiting for workers to make room (command not allowed") == 1
+    assert len(caplog.records) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_redis_that_goes_away_while_processes_put_batches_is_said_as_by_the_producer_alone(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(redis_server())
+        monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
+        settings.cache_clear()
+        doomed = ByHandMade(job, *OF_NO_DATASET)
+        with tokenizing_apart(doomed, 2) as made_there:
+            one = Driver(job, made_there, WholeLedger(patience=0.5))
+            with pytest.raises(UserError, match=rf"no answer from Redis at {url} for 0 s .*must run there; start one"):
+                one.run(lambda progress: server.close())

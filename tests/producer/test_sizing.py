@@ -69,7 +69,7 @@ def job_of(spec: EngineSpec, file: Path, **options: object) -> Job:
     columns = options.get("columns", ())
     assert isinstance(columns, tuple)
     texts = open_dataset(source, columns=columns)
-    return resolve(JobRequest(source, location(file.parent / "output"), **options), texts, spec)  # type: ignore[arg-type]
+    return resolve(JobRequest(source, location(file.parent / "output"), **options), texts, spec, open_tokenizer(spec))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -119,4 +119,4 @@ def test_a_row_of_the_sample_that_cannot_be_read_is_named(tiny: EngineSpec, revi
 
     broken = Broken(**{name: getattr(texts, name) for name in texts.__dataclass_fields__})
     with pytest.raises(UserError, match=r"rows \d+ to \d+ of .*reviews.parquet cannot be tokenized \(no such device\)"):
-        resolve(request, broken, tiny)
+        resolve(request, broken, tiny, open_tokenizer(tiny))

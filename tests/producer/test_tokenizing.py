@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from queue import Empty
 
 import psutil
 import pytest
@@ -23,14 +22,23 @@ from contract.errors import UserError
 from contract.job import JobKey
 from contract.jobs import latest_job
 from contract.redis.keys import JOBS, queue_of
+from contract.redis.messages import batch_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
+from producer.driver import Driver, Times
+from producer.making import Work
+from producer.progress import Progress
 from producer.texts import DatasetSource
-from producer.tokenizing import Task, Tasks, Work, processes_for, tokenizing, tokenizing_apart, without_interrupts
-from tests.contract.samples import a_job
+from producer.tokenizing import BatchSource, Made, processes_for, tokenizing, tokenizing_apart
+from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 
 ROWS = 40
+
+
+@pytest.fixture
+def ledger(redis_url: str) -> WholeLedger:
+    return WholeLedger(patience=5)
 
 
 @pytest.fixture
@@ -41,23 +49,67 @@ def work(tiny: EngineSpec, tmp_path: Path) -> Work:
     return Work(a_job(tmp_path, rows=ROWS, batch_rows=4), open_dataset(DatasetSource(str(file))), open_tokenizer(tiny))
 
 
-def test_processes_make_the_bytes_that_the_producer_itself_makes(work: Work) -> None:
-    with tokenizing(work, 1) as here:
-        expected = [here.begin(number).result() for number in range(10)]
-    assert not multiprocessing.active_children()
-    with tokenizing(work, 2) as source:
-        assert source.ahead == 4
-        assert [made.result() for made in [source.begin(number) for number in range(10)]] == expected
-        assert len(multiprocessing.active_children()) == 2
-    assert not multiprocessing.active_children()
-    assert [Batch.from_bytes(payload).number for payload in expected] == list(range(10))
+def all_made(source: BatchSource, batches: range) -> list[Made]:
+    return [made.result(60) for made in [source.make(number) for number in batches]]
+
+
+def test_processes_put_the_bytes_into_redis_that_the_producer_itself_puts(work: Work, ledger: WholeLedger) -> None:
+    found: list[list[bytes | None]] = []
+    for processes in (1, 2):
+        with tokenizing(work, processes) as source:
+            assert source.ahead == (1 if processes == 1 else 4)
+            made = all_made(source, range(10))
+            assert len(multiprocessing.active_children()) == (0 if processes == 1 else 2)
+            assert not ledger.outstanding(work.job)  # they are made, and nobody has asked for more
+            assert [put.result(60) for put in [one.put() for one in made]] == [True] * 10
+        assert not multiprocessing.active_children()
+        assert [entry.size for _, entry in sorted(ledger.outstanding(work.job).items())] == [one.size for one in made]
+        found.append([ledger.fetch(work.job.key, number) for number in range(10)])
+        ledger.forget(work.job)
+    assert found[0] == found[1]
+    assert [Batch.from_bytes(payload or b"").number for payload in found[0]] == list(range(10))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_another_producer_has_published_is_not_published_again(
+    processes: int, work: Work, ledger: WholeLedger
+) -> None:
+    ledger.publish(work.job, 3, b"another's")
+    with tokenizing(work, processes) as source:
+        assert [made.put().result(60) for made in all_made(source, range(2, 5))] == [True, False, True]
+    assert ledger.fetch(work.job.key, 3) == b"another's"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_redis_did_not_take_may_be_put_again(
+    processes: int, work: Work, ledger: WholeLedger, redis_url: str
+) -> None:
+    client = redis.Redis.from_url(redis_url)
+    with tokenizing(work, processes) as source:
+        made = source.make(7).result(60)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            made.put().result(60)
+        client.config_set("maxmemory", 0)
+        assert made.put().result(60)
+    assert len(ledger.fetch(work.job.key, 7) or b"") == ledger.outstanding(work.job)[7].size
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_that_no_worker_would_take_is_refused_where_it_is_made(
+    processes: int, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_BATCH_BYTES", "999")
+    settings.cache_clear()
+    with tokenizing(work, processes) as source, pytest.raises(UserError, match=r"bytes; a worker takes 999.*--batch-"):
+        source.make(0).result(60)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_rows_that_cannot_be_read_are_named(processes: int, work: Work) -> None:
     unreadable = work._replace(job=work.job.model_copy(update={"rows": ROWS + 8}))  # more than the dataset has
     with tokenizing(unreadable, processes) as source, pytest.raises(UserError) as raised:
-        source.begin(11).result()
+        source.make(11).result(60)
     assert raised.value.found.startswith("rows 44 to 47 of ")
     assert "--limit" in raised.value.hint
 
@@ -65,10 +117,10 @@ def test_rows_that_cannot_be_read_are_named(processes: int, work: Work) -> None:
 def test_a_process_that_dies_ends_it_with_a_clear_line(work: Work) -> None:
     def begin_until_it_raises() -> None:
         with tokenizing_apart(work, 2) as source:
-            source.begin(0).result()
+            source.make(0).result(60)
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
             while True:
-                source.begin(1).result()
+                source.make(1).result(60)
 
     with pytest.raises(UserError, match="a tokenizing process was killed; most often the machine is out of memory"):
         begin_until_it_raises()
@@ -98,10 +150,9 @@ def mode_of(fd: int) -> int:
 def test_a_process_that_dies_in_the_middle_of_a_batch_ends_it_too(work: Work) -> None:
     def one_dies() -> None:
         with tokenizing_apart(DiesHalfWay(*work), 2) as source:
-            for made in [source.begin(number) for number in range(4)]:
-                made.result()
+            all_made(source, range(4))
             assert len(multiprocessing.active_children()) == 2  # the other one lives on
-            source.begin(4).result(timeout=30)
+            source.make(4).result(timeout=30)
 
     with pytest.raises(UserError, match="a tokenizing process was killed; most often the machine is out of memory"):
         one_dies()
@@ -125,69 +176,51 @@ class Panics(Work):
 
 def test_what_is_no_exception_names_its_rows_and_the_process_goes_on(work: Work) -> None:
     with tokenizing_apart(Panics(*work), 2) as source:
-        made = [source.begin(number) for number in range(6)]
+        made = [source.make(number) for number in range(6)]
         with pytest.raises(UserError, match=r"rows 4 to 7 of .* cannot be tokenized \(Panic: at tokenizer\.rs:7"):
             made[1].result(timeout=30)
         assert [bool(one.result(timeout=30)) for one in (made[0], *made[2:])] == [True] * 5
 
 
-def test_a_process_gets_a_second_batch_only_when_every_process_has_one() -> None:
-    tasks = Tasks()
-    taken: list[Task | None] = []
-    idle = threading.Thread(target=lambda: taken.append(tasks.first()))
-    idle.start()
-    until = time.monotonic() + 30
-    while not tasks.idle:
-        assert time.monotonic() < until
-    with pytest.raises(Empty):
-        tasks.another()
-    first = tasks.add(7)
-    idle.join(30)
-    assert [task.batch for task in taken if task] == [7]
-    tasks.add(8)
-    second = tasks.another()
-    assert second
-    assert (second.batch, first.done()) == (8, False)
-    with pytest.raises(Empty):
-        tasks.another()
+class Waits(Work):
+    """In a tokenizing process: says which process makes a batch, and waits for the word to go on."""
+
+    def payload(self, batch: int) -> bytes:
+        folder = Path(self.texts.dataset).parent
+        (folder / f"{batch}.begun").write_text(str(os.getpid()))
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        return super().payload(batch)
+
+
+def test_a_process_gets_a_second_batch_only_when_every_process_has_one(work: Work) -> None:
+    folder = Path(work.texts.dataset).parent
+    with tokenizing_apart(Waits(*work), 2) as source:
+        made = [source.make(number) for number in range(3)]
+        until = time.monotonic() + 60
+        while len(list(folder.glob("*.begun"))) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert {file.name for file in folder.glob("*.begun")} == {"0.begun", "1.begun"}
+        (folder / "go").touch()
+        assert all(one.result(60).size for one in made)
+    makers = [(folder / f"{number}.begun").read_text() for number in range(3)]
+    assert makers[0] != makers[1]
+    assert makers[2] in makers[:2]
 
 
 def test_nothing_is_waited_for_when_it_ends_early(work: Work) -> None:
-    begun: list[Future[bytes]] = []
+    begun: list[Future[Made]] = []
 
     def interrupted() -> None:
         with tokenizing_apart(work, 2) as source:
-            begun.extend(source.begin(number % 10) for number in range(200))
+            begun.extend(source.make(number % 10) for number in range(200))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not multiprocessing.active_children()
     assert not all(made.done() and not made.cancelled() and not made.exception() for made in begun)
-
-
-def test_ctrl_c_comes_when_a_process_is_started_and_not_before() -> None:
-    """Also where another thread takes the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    end = threading.Event()
-    other = threading.Thread(target=end.wait)
-    other.start()
-    reached = []
-
-    def start() -> None:
-        with without_interrupts():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
-            reached.append("started")
-
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            start()
-    finally:
-        end.set()
-        other.join()
-        signal.signal(signal.SIGINT, before)
-    assert reached == ["started"]
 
 
 def blocks(number: int, process: psutil.Process) -> bool:
@@ -239,6 +272,37 @@ def test_no_process_outlives_a_producer(
     assert "Traceback" not in lines
     if number == signal.SIGINT:  # which a terminal sends to every process
         assert "interrupted; 0 of 10 shards there" in lines
+
+
+def test_a_job_whose_producer_is_killed_while_processes_publish_is_done_by_the_next_one_and_leaves_nothing(
+    redis_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ledger: WholeLedger
+) -> None:
+    """Killed twice, each time as soon as one more batch is on Redis, whatever the others are at."""
+    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "2")
+    client = redis.Redis.from_url(redis_url)
+    command = [sys.executable, "-m", "producer", "--dataset", work.texts.dataset, "--batch-rows", "1"]
+    for more in (1, 9):
+        producer = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        until = time.monotonic() + 60
+        while len(list(client.scan_iter("embedmill:*:batch:*"))) < more:
+            assert producer.poll() is None
+            assert time.monotonic() < until
+        children = psutil.Process(producer.pid).children(recursive=True)
+        producer.kill()
+        producer.wait(30)
+        assert not psutil.wait_procs(children, timeout=20)[1]
+    job = latest_job()
+    assert job.batches == ROWS
+
+    def embed(progress: Progress) -> None:
+        while named := batch_of(client.rpop(queue_of(job.key)) or b""):  # type: ignore[arg-type]
+            commit_by_hand(job, Batch.from_bytes(ledger.fetch(job.key, named[1]) or b""))
+            ledger.settle(job.key, named[1])
+
+    with tokenizing(work._replace(job=job), 2) as source:
+        Driver(job, source, ledger, times=Times(look=0.05, inspect=0.1, missing_after=1)).run(embed)
+    assert job.committed() == set(range(ROWS))
+    assert not [key for key in client.scan_iter() if not key.startswith(b"_kombu")]
 
 
 def test_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

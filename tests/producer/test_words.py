@@ -1,3 +1,4 @@
+import pickle
 import random
 import unicodedata
 from itertools import pairwise
@@ -88,6 +89,15 @@ def test_a_text_gives_the_same_tokens_again_once_its_words_are_known(tokenizer: 
     assert list(found.ids(texts)) == first
     assert all(left == right for (left, right), (a, b) in zip(pairwise(first), pairwise(texts), strict=True) if a == b)
     assert [np.frombuffer(ids, np.int32).tolist() for ids in first[::200]] == whole(tokenizer, texts[::200])
+
+
+def test_another_process_knows_the_words_that_were_met(tokenizer: Tokenizer) -> None:
+    known = words_of(tokenizer)
+    assert known
+    expected = list(known.ids(["the mill grinds", "the miller"]))
+    there: Words = pickle.loads(pickle.dumps(known))
+    assert there._ids == known._ids
+    assert list(there.ids(["the mill grinds", "the miller"])) == expected
 
 
 def test_words_are_bounded_and_forgetting_them_changes_nothing(

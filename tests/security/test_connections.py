@@ -61,7 +61,12 @@ def assert_nowhere(secrets: list[str], *told: str | Path) -> None:
         assert not [secret for secret in secrets if secret in str(text)]
 
 
-def test_a_whole_job_runs_over_tls_as_the_two_users_and_shows_no_password(as_producer: Station, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokenizers", [1, 2])
+def test_a_whole_job_runs_over_tls_as_the_two_users_and_shows_no_password(
+    tokenizers: int, as_producer: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each tokenizing process has a connection to Redis of its own."""
+    monkeypatch.setenv("EMBEDMILL_TOKENIZERS", str(tokenizers))
     station, secrets = as_producer, [as_producer.passwords[user] for user in ("producer", "worker")]
     station.client().acl_log_reset()
     with nowhere_in_a_command_line(*secrets):

@@ -128,8 +128,13 @@ class Packed:
         if "row_of_token" in buffers:
             buffers["row_of_token"][: micro.tokens] = row_of_token
         buffers["cu_seqlens"][: rows + 1] = starts
-        shapes = {"cu_seqlens": (rows + 1,), "longest": (int(every.max()),)}
-        return {name: shapes.get(name, (micro.tokens,)) for name in self.inputs}
+        longest = {"longest": (int(every.max()),)}
+        return {name: longest.get(name, (size,)) for name, size in self.sizes_of(micro.profile).items()}
+
+    def sizes_of(self, profile: int) -> Mapping[str, int]:
+        """Each input's elements in a profile's micro-batches; those of ``longest`` are at least as many."""
+        tokens, rows = self.profiles[profile].tokens, self.profiles[profile].input_rows(self._max_length)
+        return {name: rows + 1 if name == "cu_seqlens" else tokens for name in self.inputs}
 
     def _fill_tokens(self, batch: Batch, micro: MicroBatch, lengths: npt.NDArray[np.int32], buffers: Buffers) -> None:
         real = int(lengths.sum())

@@ -116,6 +116,8 @@ def _row_by_row(
     context = torch.empty_like(query)
     ends = cu_seqlens.tolist()
     for start, end in itertools.pairwise(ends):
+        if start == end:
+            continue
         mask = None
         if min(before, behind) < end - start - 1:
             offset = torch.arange(end - start)[:, None] - torch.arange(end - start)[None]
@@ -172,19 +174,18 @@ class PackedModel(nn.Module):
         encoder: transformers'; its attention becomes the one of this module.
         pooling: see ``contract.engine``.
         head: what follows it, in FP32.
-        longest: no row has more tokens.
 
     Raises:
         NotImplementedError: the encoder's attention does not go through transformers' attention interface.
     """
 
-    def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head, longest: int) -> None:
+    def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
         # transformers leaves the attention of a model that has one of its own as it is, and says so in its log alone.
         if not getattr(encoder, "_supports_attention_backend", False):
             raise NotImplementedError("its attention does not go through transformers' attention interface")
         encoder.set_attn_implementation(_ATTENTION)
-        self.encoder, self.pooling, self.head, self.longest = encoder.eval(), pooling, head.eval(), longest
+        self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
         self._takes = inspect.signature(encoder.forward).parameters.keys()
 
     @property
@@ -193,26 +194,27 @@ class PackedModel(nn.Module):
         lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
         return max((list(one) for one in lists), key=len, default=[self.encoder])
 
-    def forward(self, inputs: Mapping[str, Tensor], skip: int = 0) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
+            longest: no row has more tokens. Compiled layers have a graph for each value.
             skip: tokens at each row's beginning that are left out of the pooling.
         """
-        hidden = self._hidden_states(**inputs).float()
+        hidden = self._hidden_states(**inputs, longest=longest).float()
         vectors: Tensor = self.head(pool(hidden, inputs["cu_seqlens"], self.pooling, skip))
         return vectors
 
     def _hidden_states(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, longest: int
     ) -> Tensor:
         """``[tokens, width]``, of the last layer."""
         some = {"token_type_ids": token_type_ids[None], "position_ids": position_ids[None]}
         made = self.encoder(
             input_ids=input_ids[None],
             cu_seqlens=cu_seqlens,
-            longest=self.longest,
+            longest=longest,
             **{name: values for name, values in some.items() if name in self._takes},
         )
         hidden: Tensor = made.last_hidden_state[0]

@@ -33,7 +33,7 @@ def torch_cpu_engine(spec: EngineSpec, threads: int) -> Iterator["TorchCpuEngine
     torch.set_num_threads(threads)
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, torch.float32)
-    yield TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head, spec.max_length))
+    yield TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head))
 
 
 class TorchCpuEngine:
@@ -62,6 +62,6 @@ class TorchCpuEngine:
             shapes = self._layout.fill(batch, micro, buffers)
             inputs = {name: torch.from_numpy(buffers[name][: shapes[name][0]]) for name in buffers}
             with torch.inference_mode():
-                vectors = self._model(inputs, batch.prompt_tokens).numpy()
+                vectors = self._model(inputs, self.spec.max_length, batch.prompt_tokens).numpy()
             self._layout.gather(micro, vectors[: self._layout.vectors(micro)], batch.lengths, gathered)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))

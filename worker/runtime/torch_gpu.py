@@ -4,12 +4,15 @@ Layers are compiled, not the whole model: all of one kind share a graph, so comp
 half a minute, for 1 % of the speed.
 
 A micro-batch's way is that of ``tensorrt``: pinned buffer, upload stream, compute stream, download stream, pinned
-buffer, with two in flight. Each has one of three sizes, so that three compiled graphs serve every batch.
+buffer, with two in flight. Each has one of four profiles, so that four compiled graphs serve every batch. Their kernels
+are recorded as CUDA graphs: to start some 150 kernels one by one takes the CPU longer than the GPU needs for them where
+a micro-batch is small.
 """
 
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,16 +20,16 @@ import numpy.typing as npt
 import torch
 import torch._dynamo.config
 import torch._inductor.config
-from torch import Tensor
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.errors import UserError
+from contract.errors import UserError, reason
 from contract.plan import PackedProfile
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.layout import Packed
+from worker.runtime.merging import merging_backend
 from worker.runtime.microbatch import MicroBatch
 from worker.runtime.packed_model import INPUTS, PackedModel, fuse_gelu, read_model
 from worker.runtime.pipeline import run_pipelined
@@ -43,17 +46,24 @@ _SLOTS = 2
 _TOKENS = (256, 64, 16)
 """Of a micro-batch, for each of the GPU's multiprocessors, so that all are at work to a matrix product's end: on an
 H100, which has 132, 33,792, 8,448 and 2,112. The smaller ones are for what is left of a batch."""
-_TOKENS_PER_ROW = 32
-"""A micro-batch has a row for as many tokens. The attention's kernel has blocks for each row, also for empty ones."""
+_SHORT = 128
+"""Tokens of a row that the attention's kernel computes in one block."""
 _COMPUTE_CAPABILITY = 80
 """The least that the attention's kernel takes: 8.0, Ampere."""
 
 
-def profiles(spec: EngineSpec, multiprocessors: int) -> list[PackedProfile]:
-    """The sizes of micro-batches on a GPU with so many multiprocessors; the largest takes the longest row."""
-    largest, *others = (tokens * multiprocessors for tokens in _TOKENS)
-    sizes = [max(largest, spec.max_length), *others]
-    return [PackedProfile(max(1, size // _TOKENS_PER_ROW), size) for size in sizes]
+def profiles(max_length: int, multiprocessors: int) -> list[PackedProfile]:
+    """Those of micro-batches on a GPU with so many multiprocessors.
+
+    The attention's kernel has a block for each 128 tokens of the longest row, for each row, also an empty one, and for
+    each head. So a large micro-batch has many rows if all are short, and few if not. On an H100, for ``max_length``
+    512: 2112x33792 of rows of up to 128 tokens, 528x33792, 528x8448, 132x2112.
+    """
+    most, *fewer = (tokens * multiprocessors for tokens in _TOKENS)
+    short = PackedProfile(most // 16, most, min(_SHORT, max_length))
+    any_length = PackedProfile(most // 64, max(most, max_length))
+    smaller = [PackedProfile(max(1, tokens // 16), tokens) for tokens in fewer]
+    return [short, *([any_length] if max_length > _SHORT else []), *smaller]
 
 
 @contextmanager
@@ -97,7 +107,7 @@ def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, torch.float16)
     fuse_gelu(encoder)
-    model = PackedModel(encoder, spec.pooling, head, spec.max_length).to(device)
+    model = PackedModel(encoder, spec.pooling, head).to(device)
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
     if compiled:
         torch.compiler.load_cache_artifacts(spec.check_compiled(compiled).read_bytes())
@@ -108,8 +118,15 @@ def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
             *(spec.name, spec.name),
         )
     for layer in model.layers:
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=False, backend=merging_backend)
     return model
+
+
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
+    """For uploads, computing and downloads, of every engine of this process: cuBLAS keeps memory for each stream that
+    it has computed on."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
 def compute_capability(device: torch.device) -> int:
@@ -128,9 +145,10 @@ class _Slot:
         self.buffers = {name: tensor.numpy() for name, tensor in pinned.items()}
         """Views of ``sent``."""
         self.device = {name: torch.empty(elements, dtype=torch.int32, device=device) for name in layout.inputs}
+        self.vectors = torch.empty((vectors, hidden), dtype=torch.float32, device=device)
         self.received = torch.empty((vectors, hidden), dtype=torch.float32, pin_memory=True)
-        self.vectors: Tensor | None = None
-        """On the device. Kept until it is copied: its memory would be given to the next."""
+        self.compute: list[Callable[[], None]] = []
+        """Of each profile: from ``device`` to ``vectors``, on the compute stream."""
         self.uploaded, self.computed, self.done = torch.cuda.Event(), torch.cuda.Event(), torch.cuda.Event()
 
 
@@ -143,18 +161,51 @@ class TorchGpuEngine:
     def __init__(self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._layout = Packed(spec, profiles(spec, multiprocessors), INPUTS)
+        self._layout = Packed(spec, profiles(spec.max_length, multiprocessors), INPUTS)
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
-        self._upload, self._compute, self._download = (torch.cuda.Stream(device) for _ in range(3))
+        self._upload, self._compute, self._download = _streams(device)
+        self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self) -> None:
-        """Compute one micro-batch of each size: that compiles the graphs, and takes the memory that they need."""
+        """Compile the graph of each profile, compute with it once, and record its kernels for each slot."""
         began = time.monotonic()
-        for size in self._layout.profiles:
-            self.infer(_filling(self.spec, size))
+        with torch.inference_mode(), dead_after_errors(self._device):
+            for number, profile in enumerate(self._layout.profiles):
+                batch = filling(self.spec, profile)
+                (micro,) = self._layout.cut(batch.lengths)
+                for slot in self._slots:
+                    self._send(slot, micro, batch)
+                    slot.uploaded.synchronize()
+                    slot.compute.append(self._recorded(slot, number))
+        torch.cuda.empty_cache()  # what was computed with before it was recorded
         log.info(
             "engine %s: %d graphs ready in %.1f s", self.spec.name, len(self._layout.profiles), time.monotonic() - began
         )
+
+    def _recorded(self, slot: _Slot, profile: int) -> Callable[[], None]:
+        """``_forward`` of a slot and a profile, as one call of CUDA's where its kernels can be recorded."""
+        forward = functools.partial(self._forward, slot, profile)
+        with torch.cuda.stream(self._compute):
+            forward()
+        self._compute.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # All share memory: they compute one after the other, and nothing in it is read after one has computed.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute):
+                forward()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            torch.cuda.synchronize(self._device)
+            log.warning("engine %s is slower than it could be: no CUDA graph (%s)", self.spec.name, reason(error))
+            return forward
+        return graph.replay
+
+    def _forward(self, slot: _Slot, profile: int, skip: int = 0) -> None:
+        shapes = self._layout.sizes_of(profile)
+        longest = self._layout.profiles[profile].longest or self.spec.max_length
+        vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest, skip)
+        slot.vectors[: len(vectors)].copy_(vectors)
 
     def infer(self, batch: Batch) -> Inference:
         """See ``interface.Engine.infer``."""
@@ -172,16 +223,21 @@ class TorchGpuEngine:
             run_pipelined(microbatches, self._slots, self._lock, start, collect)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
 
-    def _start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
-        shapes = self._layout.fill(batch, micro, slot.buffers)
-        inputs = {name: slot.device[name][: shapes[name][0]] for name in shapes}
+    def _send(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
+        self._layout.fill(batch, micro, slot.buffers)
         with torch.cuda.stream(self._upload):
-            for name, tensor in inputs.items():
-                tensor.copy_(slot.sent[name][: len(tensor)], non_blocking=True)
+            for name, size in self._layout.sizes_of(micro.profile).items():
+                slot.device[name][:size].copy_(slot.sent[name][:size], non_blocking=True)
             slot.uploaded.record()
+
+    def _start(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
+        self._send(slot, micro, batch)
         with torch.cuda.stream(self._compute):
             slot.uploaded.wait()
-            slot.vectors = self._model(inputs, batch.prompt_tokens)
+            if batch.prompt_tokens:  # which the recorded kernels pool too
+                self._forward(slot, micro.profile, batch.prompt_tokens)
+            else:
+                slot.compute[micro.profile]()
             slot.computed.record()
         with torch.cuda.stream(self._download):
             slot.computed.wait()
@@ -196,10 +252,10 @@ class TorchGpuEngine:
         torch.cuda.empty_cache()
 
 
-def _filling(spec: EngineSpec, size: PackedProfile) -> Batch:
-    """A batch that is one micro-batch of this size."""
-    length = min(spec.max_length, size.tokens)
-    rows = size.tokens // length
+def filling(spec: EngineSpec, profile: PackedProfile) -> Batch:
+    """A batch that is one micro-batch of this profile."""
+    length = min(profile.longest or spec.max_length, profile.tokens)
+    rows = profile.tokens // length
     ids: npt.NDArray[np.int32] = np.full((rows, spec.max_length), spec.pad_id, np.int32)
     mask = np.broadcast_to((np.arange(spec.max_length) < length).astype(np.int32), ids.shape)
     lengths = np.full(rows, length, np.int32)

@@ -97,7 +97,8 @@ def test_next_to_nothing_of_packed_rows_is_padding(seed: int) -> None:
     lengths = random.integers(64, 513, random.integers(1, 1500))
     *filled, last = cut_packed(lengths, profiles)
     assert all(micro.tokens - lengths[micro.rows].sum() < 512 for micro in filled)
-    assert last.tokens - lengths[last.rows].sum() <= 1024
+    padding = last.tokens - lengths[last.rows].sum()
+    assert padding <= 1024 or padding < last.tokens / 2
     assert [micro.profile for micro in filled] == sorted(micro.profile for micro in filled)
 
 
@@ -106,10 +107,30 @@ def test_short_rows_fill_what_a_long_one_leaves() -> None:
     assert [micro.rows.tolist() for micro in microbatches] == [[0, 1, 5, 4], [2, 3]]
 
 
-def test_what_is_left_goes_into_the_smallest_profile_that_takes_it() -> None:
+def test_the_profile_that_computes_the_most_for_its_cost_is_used() -> None:
     profiles = [PackedProfile(8, 1000), PackedProfile(8, 200), PackedProfile(8, 400)]
     assert [micro.profile for micro in cut_packed([500, 500, 150], profiles)] == [0, 1]
-    assert [micro.profile for micro in cut_packed([20] * 10, profiles)] == [0, 1]
+    assert [micro.profile for micro in cut_packed([20] * 10, profiles)] == [1, 1]  # each takes 8 rows
     assert [micro.profile for micro in cut_packed([100] * 5, profiles)] == [2, 1]  # 1,000 would be half padding
     assert [micro.profile for micro in cut_packed([110] * 8, profiles)] == [0]
-    assert [micro.profile for micro in cut_packed([1] * 17, profiles)] == [0, 0, 1]  # it takes 8 rows
+
+
+def test_a_profile_for_short_rows_takes_no_longer_one() -> None:
+    profiles = [PackedProfile(100, 1000, 64), PackedProfile(20, 1000), PackedProfile(20, 100)]
+    microbatches = cut_packed([65] + [60] * 30 + [10] * 90, profiles)
+    assert [(micro.profile, len(micro.rows)) for micro in microbatches] == [(1, 19), (0, 25), (0, 77)]
+    assert max(micro.length for micro in microbatches if micro.profile == 0) == 60
+
+
+def test_rows_of_any_length_leave_little_padding() -> None:
+    """With the profiles of an H100: rows that are so short that a profile has too few rows for them cost most."""
+    profiles = [
+        PackedProfile(2112, 33792, 128),
+        PackedProfile(528, 33792),
+        PackedProfile(528, 8448),
+        PackedProfile(132, 2112),
+    ]
+    for shortest, longest in ((8, 64), (16, 16), (20, 200), (48, 512), (512, 512)):
+        lengths = np.random.default_rng(longest).integers(shortest, longest + 1, 600_000 // (shortest + longest))
+        computed = sum(micro.tokens for micro in cut_packed(lengths, profiles))
+        assert lengths.sum() / computed > 0.96, (shortest, longest)

@@ -94,16 +94,16 @@ def test_rows_end_to_end_are_each_computed_as_if_alone(name: str, tmp_path: Path
     }
     for pooling, expected in poolings.items():
         encoder, head = read_model(tmp_path / "model.safetensors", torch.float32)
-        packed = PackedModel(encoder, pooling, head, longest=64)
+        packed = PackedModel(encoder, pooling, head)
         with torch.inference_mode():
-            found = packed(inputs_of(some, first_position=int(name in COUNTED)))
+            found = packed(inputs_of(some, first_position=int(name in COUNTED)), longest=64)
         torch.testing.assert_close(found[: len(expected)], expected, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert", "qwen3"])
 def test_layers_are_the_encoders(name: str) -> None:
     model = model_of(name)
-    packed = PackedModel(model, "mean", Head([], None, False), longest=64)
+    packed = PackedModel(model, "mean", Head([], None, False))
     assert len(packed.layers) == model.config.num_hidden_layers
     assert len({type(layer) for layer in packed.layers}) == 1
 

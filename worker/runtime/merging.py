@@ -1,0 +1,57 @@
+"""A backend of ``torch.compile`` that computes linear layers of the same input, such as an attention's query, key and
+value, as one product. One product of 2,304 columns takes less time than three of 768.
+"""
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo import lookup_backend
+
+
+def merging_backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """Merge, and compile by Inductor."""
+    merge_linear(graph)
+    compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
+    return compiled
+
+
+def merge_linear(module: fx.GraphModule) -> int:
+    """Merge the linear layers of a graph that have the same input.
+
+    Args:
+        module: as ``torch.compile`` traced it: weights are inputs of the graph. It is changed.
+
+    Returns:
+        How many products are left out.
+    """
+    same_input: dict[tuple[object, bool], list[fx.Node]] = defaultdict(list)
+    for node in module.graph.nodes:
+        if node.target is nn.functional.linear and not node.kwargs:
+            hidden, weight, *bias = node.args
+            parameters = [weight, *(one for one in bias if one is not None)]
+            # Only an input of the graph is there wherever the merged product is put.
+            if all(one.op == "placeholder" for one in parameters):
+                same_input[hidden, len(parameters) > 1].append(node)
+    merged = [nodes for nodes in same_input.values() if len(nodes) > 1]
+    for nodes in merged:
+        _merge(module.graph, nodes)
+    module.recompile()
+    return sum(len(nodes) - 1 for nodes in merged)
+
+
+def _merge(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    first: Any = nodes[0]
+    columns = zip(*(node.args[1:] for node in nodes), strict=True)
+    with graph.inserting_before(first):
+        parameters = [None if None in some else graph.call_function(torch.cat, (list(some),)) for some in columns]
+        product = graph.call_function(nn.functional.linear, (first.args[0], *parameters))
+        widths = [node.args[1].meta["example_value"].shape[0] for node in nodes]  # type: ignore[union-attr]
+        parts = graph.call_function(torch.split, (product, widths, -1))
+        for number, node in enumerate(nodes):
+            node.replace_all_uses_with(graph.call_function(operator.getitem, (parts, number)))
+    for node in nodes:
+        graph.erase_node(node)
