@@ -19,7 +19,7 @@ from contract.errors import UserError
 from contract.job import load_job
 from contract.shard import read_info
 from contract.store import location
-from examples.local import celery_worker, die_with_parent, redis_server
+from embedmill.processes import celery_worker, die_with_parent, redis_server
 
 BATCH = 32
 """Rows that ``encode()`` takes at once."""

@@ -22,7 +22,7 @@ import click
 import psutil
 
 from bench.tiny_model import save_tiny_model
-from examples.local import celery_worker, redis_server
+from embedmill.processes import celery_worker, redis_server
 
 _ROOT = Path(__file__).parent.parent
 _PACKAGES = ("contract", "producer", "worker", "verify", "engine_build")

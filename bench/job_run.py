@@ -18,7 +18,7 @@ from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
-from examples.local import celery_worker, die_with_parent, process, redis_server
+from embedmill.processes import celery_worker, die_with_parent, process, redis_server
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.making import Work

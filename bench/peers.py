@@ -16,7 +16,7 @@ from rich.console import Console
 from bench.records import Record
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from examples.local import die_with_parent
+from embedmill.processes import die_with_parent
 from producer.batches import open_tokenizer, tokenize
 
 Base = Callable[..., Record]

@@ -22,7 +22,7 @@ from contract.job import Job
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.store import location
-from examples.local import redis_server
+from embedmill.processes import redis_server
 from producer.driver import Driver
 from producer.making import Work
 from producer.tokenizing import tokenizing_apart

@@ -35,7 +35,7 @@ from contract.job import Job
 from contract.redis.working import WorkerLedger
 from contract.settings import settings
 from contract.store import location
-from examples.local import redis_server
+from embedmill.processes import redis_server
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
 from producer.dataset import open_dataset
 from producer.making import Work

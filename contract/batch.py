@@ -10,7 +10,8 @@ nothing on the wire::
              n_tokens        int32                            the text's, before truncation; 0 without a text
              keep:<name>     any                              a column of the dataset that goes into the shard as it is;
                                                               its metadata may hold a ``feature``, as JSON
-    metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint)
+    metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint), and if it is
+             not 0 embedmill.prompt_tokens
 
 A row without a text (null or blank in the dataset: ``contract.blank``) has ``n_tokens`` 0 and an empty mask. It is not
 computed: its embedding is null.
@@ -71,6 +72,8 @@ class Batch:
     features: Mapping[str, str] = field(default_factory=dict)
     """Of those of them that are more than their Arrow type, such as images and labels: the feature of the ``datasets``
     library, as JSON."""
+    prompt_tokens: int = 0
+    """Tokens at each row's beginning that are computed and left out of the pooling: those of a prompt."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -107,6 +110,8 @@ class Batch:
             "embedmill.batch": str(self.number),
             "embedmill.engine": self.engine,
         }
+        if self.prompt_tokens:
+            metadata["embedmill.prompt_tokens"] = str(self.prompt_tokens)
         record = pa.record_batch(columns, schema=schema.with_metadata(metadata))
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, record.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
@@ -139,6 +144,7 @@ class Batch:
                 engine=metadata["embedmill.engine"],
                 row_id=columns["row_id"].to_numpy(),
                 n_tokens=columns["n_tokens"].to_numpy(),
+                prompt_tokens=int(metadata.get("embedmill.prompt_tokens", 0)),
                 kept={name.removeprefix(_KEEP): columns[name] for name in more},
                 features={
                     name.removeprefix(_KEEP): json.dumps(json.loads(feature))

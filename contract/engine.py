@@ -5,10 +5,13 @@ engines/<name>/
     tokenizer/          the tokenizer as transformers saves it; tokenizer.json is the fast one
     model.onnx          FP32, for ONNX Runtime
     model.fp16.onnx     weights and activations in FP16, for TensorRT
-    model.packed.onnx   likewise, for rows that lie end to end; not of every model
+    model.packed.onnx   likewise, for rows that lie end to end
     model.safetensors   weights in FP32 and configurations, for PyTorch: see worker.runtime.packed_model
+    modules/            the model as sentence-transformers saves it, where nothing of the above can compute it
     plans/              TensorRT plans, each for one TensorRT version and one kind of GPU, and their timing caches
     compiled/           what PyTorch compiled, each for one version of it and one kind of GPU
+
+Not every engine has all of them: see ``Tier``.
 """
 
 import fcntl
@@ -17,19 +20,35 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import UserError, first_fault
-from contract.files import sha256_of, write_atomically
+from contract.files import sha256_of, sha256_of_folder, write_atomically
 from contract.plan import PACKED_INPUTS, PlanSpec
 from contract.settings import engines_in_cache, settings
 from contract.tuned import CompiledSpec, Measurement
 from contract.unusable import GrowingRecord
 from contract.words import count
 
-Pooling = Literal["mean", "cls", "tokens"]
+MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""Of pooling, as sentence-transformers names them."""
+
+_MODE = f"({'|'.join(MODES)})"
+
+Pooling = Annotated[str, Field(pattern=rf"^({_MODE}(\+{_MODE})*|tokens|own)$")]
+"""One of ``MODES``; several whose vectors are joined, such as ``cls+mean``; ``tokens`` for a vector for each token;
+``own`` where the model's modules give a vector in a way of their own."""
+
+Tier = Literal["onnx", "torch", "modules"]
+"""How an engine is computed. Each is there only if it gives the vectors of ``encode()``: ``onnx`` where the model can
+be exported, and of the others the first that computes it.
+
+onnx       exported to ONNX: ONNX Runtime, TensorRT
+torch      transformers' own code in PyTorch, on rows that lie end to end
+modules    the model's sentence-transformers modules as they are, in PyTorch, on rows of like length
+"""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The graph's inputs, each int32 ``[rows, length]``."""
@@ -78,14 +97,18 @@ class EngineSpec(GrowingRecord, BaseModel):
     """Hash over the weights and modules of the model as it was opened, see ``contract.weights.model_sha256``."""
     tokenizer_sha256: str
     """SHA-256 of ``tokenizer/tokenizer.json``."""
-    onnx_sha256: str
-    """SHA-256 of ``model.onnx``."""
-    onnx_fp16_sha256: str
+    onnx_sha256: str | None
+    """SHA-256 of ``model.onnx``; None where there is none, as of the next four."""
+    onnx_fp16_sha256: str | None
     """SHA-256 of ``model.fp16.onnx``."""
     onnx_packed_sha256: str | None
-    """SHA-256 of ``model.packed.onnx``; None where there is none."""
-    torch_sha256: str
+    """SHA-256 of ``model.packed.onnx``."""
+    torch_sha256: str | None
     """SHA-256 of ``model.safetensors``."""
+    modules_sha256: str | None = None
+    """Hash over the files in ``modules/``: ``contract.files.sha256_of_folder``."""
+    unused: dict[Tier, str] = {}
+    """Tiers that the engine was to have and has not: why."""
     pooling: Pooling
     normalize: bool
     """Whether vectors are scaled to Euclidean norm 1 where they are computed, and again where a job cuts them."""
@@ -117,7 +140,7 @@ class EngineSpec(GrowingRecord, BaseModel):
     prompts: dict[str, str] = {}
     """The model's prompts that are not empty: name → text."""
     include_prompt: bool = True
-    """Whether a prompt's tokens are pooled with the text's. If not, rows cannot have a prefix."""
+    """Whether a prompt's tokens are pooled with the text's."""
     created: str
     """UTC, ISO 8601."""
     # What follows is added to later.
@@ -144,6 +167,24 @@ class EngineSpec(GrowingRecord, BaseModel):
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """What can compute the engine, the fastest first."""
+        found: dict[Tier, str | None] = {
+            "onnx": self.onnx_sha256,
+            "torch": self.torch_sha256,
+            "modules": self.modules_sha256,
+        }
+        return tuple(tier for tier, sha256 in found.items() if sha256)
+
+    def lacks(self, tier: Tier) -> str:
+        """Why the engine has nothing for a tier, in words; empty if it has."""
+        if tier in self.tiers:
+            return ""
+        what = {"onnx": "no ONNX file", "torch": "no model.safetensors", "modules": "no folder modules"}[tier]
+        why = self.unused.get(tier, f"it has {' and '.join(self.tiers)}")
+        return f"engine {self.name} has {what}: {why}"
+
+    @property
     def per_token(self) -> bool:
         """Whether a row has a vector for each of its tokens instead of one."""
         return self.pooling == "tokens"
@@ -159,7 +200,8 @@ class EngineSpec(GrowingRecord, BaseModel):
     def longest_row(self) -> str:
         """The most tokens of a row, in words; also sentence-transformers' own where that differs."""
         theirs = f" (sentence-transformers cuts this model's texts at {self.model_length:,})"
-        return count(self.max_length, "token") + (theirs if self.model_length != self.max_length else "")
+        cuts = self.architecture != "StaticEmbedding" and self.model_length != self.max_length
+        return count(self.max_length, "token") + (theirs if cuts else "")
 
     @property
     def folder(self) -> Path:
@@ -170,14 +212,38 @@ class EngineSpec(GrowingRecord, BaseModel):
         with V, each ``length × length × width`` multiplications and additions a layer."""
         return 2 * self.linear_weights * length + 4 * self.layers * self.encoder_width * length**2
 
-    def check_file(self, file: str, sha256: str) -> Path:
+    def check_file(self, file: str, sha256: str | None) -> Path:
         """The path of one of the engine's files, once its hash has been compared with the recorded one.
 
         Raises:
-            UserError: the file is missing or was changed.
+            UserError: the engine has no such file, or it is missing or was changed.
         """
-        hint = f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}"
-        return self._checked(file, sha256, hint)
+        if sha256 is None:
+            reasons = "; ".join(f"{tier}: {why}" for tier, why in self.unused.items())
+            raise UserError(
+                f"engine {self.name} has no {file}",
+                f"it is computed by {' and '.join(self.tiers)}{f' ({reasons})' if reasons else ''}",
+                "unset EMBEDMILL_RUNTIME, or choose another engine",
+            )
+        return self._checked(file, sha256, self._rebuild)
+
+    def check_modules(self) -> Path:
+        """The folder ``modules/``, once its hash has been compared with the recorded one.
+
+        Raises:
+            UserError: the engine has no such folder, or a file in it is missing or was changed.
+        """
+        if self.modules_sha256 is None:
+            return self.check_file("folder modules", None)
+        path = self.folder / "modules"
+        found = sha256_of_folder(path) if path.is_dir() else "no folder"
+        if found != self.modules_sha256:
+            raise UserError(f"{path} has SHA-256 {found}", f"engine.json records {self.modules_sha256}", self._rebuild)
+        return path
+
+    @property
+    def _rebuild(self) -> str:
+        return f"rebuild the engine: rm -r {self.folder} && python -m engine_build --model {self.model}"
 
     def _checked(self, file: str, sha256: str, hint: str) -> Path:
         path = self.folder / file

@@ -11,6 +11,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_folder(folder: Path) -> str:
+    """A hash over the names and the bytes of all files in a folder, and in those below it."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()}\n{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a small file so that a reader, or an interruption, sees the old one or the new one."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")

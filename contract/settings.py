@@ -36,10 +36,11 @@ class Settings(BaseSettings):
     engine: str | None = None
     """Name of the engine to use. Unset: the engine that was built last."""
 
-    runtime: Literal["auto", "tensorrt", "torch", "onnxruntime"] = "auto"
-    """What a worker computes with: ``tensorrt``, ``torch``, ``onnxruntime`` or ``auto``. On a machine with a GPU,
-    ``auto`` means the fastest that ``python -m engine_build tune`` measured; where nothing was measured, TensorRT if it
-    is installed and the engine has a plan, and else PyTorch. Without a GPU it means ONNX Runtime."""
+    runtime: Literal["auto", "tensorrt", "torch", "onnxruntime", "modules"] = "auto"
+    """What a worker computes with: ``tensorrt``, ``torch``, ``onnxruntime``, ``modules`` or ``auto``. On a machine with
+    a GPU, ``auto`` means the fastest that ``python -m engine_build tune`` measured; where nothing was measured,
+    TensorRT if it is installed and the engine has a plan, and else PyTorch. Without a GPU it means ONNX Runtime. An
+    engine that was not exported to ONNX is computed by PyTorch in any case."""
 
     token_budget: int = Field(default=512, ge=1)
     """Most tokens of one micro-batch of ONNX Runtime, padding included; each core computes one micro-batch at a time. A

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-_DECISIVE = ("model_type", "num_attention_heads", "hidden_act", "activation", "layer_norm_eps", "pad_token_id")
-"""What an encoder's configuration says that changes the vectors and does not show in the weights' shapes."""
+_INDIFFERENT = (
+    *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"),
+    *("id2label", "label2id", "problem_type", "gradient_checkpointing", "initializer_range", "tokenizer_class"),
+)
+"""What an encoder's configuration says that changes no vector, or shows in the weights."""
 
 _UNUSED = ".pooler."
 """In the name of a weight of the pooler that some checkpoints of BERT carry: no vector depends on it."""
@@ -22,12 +25,13 @@ def model_sha256(
     """SHA-256, in hexadecimal, over a model's weights and the settings that change its vectors.
 
     Args:
-        encoder: the encoder's configuration.
+        encoder: the encoder's configuration, as far as it differs from its architecture's defaults: what a later
+            version of transformers adds to them changes nothing.
         modules: class name and configuration of each module after the encoder, in order.
         weights: name → values, of the encoder and of all modules.
     """
-    settings = [[str(encoder.get(name)) for name in _DECISIVE], modules]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    decisive = {name: value for name, value in encoder.items() if name not in _INDIFFERENT}
+    digest = hashlib.sha256(json.dumps([decisive, modules], sort_keys=True, default=str).encode())
     for name, values in sorted(weights.items()):
         if _UNUSED not in name:
             digest.update(f"{name}{values.shape}".encode())

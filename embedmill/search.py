@@ -105,7 +105,8 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
 
 def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArray[np.float32]:
     """``[queries, hidden]`` float32: the vectors of some texts, made as a worker makes those of a dataset's rows."""
-    input_ids, attention_mask, n_tokens = tokenize(queries, open_tokenizer(spec), prefix)
+    rows = open_tokenizer(spec)
+    input_ids, attention_mask, n_tokens = tokenize(queries, rows, prefix)
     batch = Batch(
         job="search",
         number=0,
@@ -115,6 +116,7 @@ def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArra
         attention_mask=attention_mask,
         token_type_ids=np.zeros_like(input_ids),
         n_tokens=n_tokens,
+        prompt_tokens=0 if rows.pools_prompt else rows.prompt_tokens(prefix),
     )
     with open_engine(spec, settings().threads or len(os.sched_getaffinity(0))) as engine:
         return engine.infer(batch).vectors

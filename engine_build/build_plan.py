@@ -87,6 +87,12 @@ def add_plan_ahead(spec: EngineSpec, options: PlanOptions, *, sm: int, step: Ste
 def _add(spec: EngineSpec, options: PlanOptions, target: Target, step: Step) -> EngineSpec:
     packed = _is_packed(spec, options)
     sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
+    if sha256 is None:
+        raise UserError(
+            f"TensorRT cannot compute engine {spec.name}",
+            f"a plan is built of an ONNX file; {spec.lacks('onnx')}",
+            "a GPU computes it with PyTorch: pip install 'embedmill[torch]'",
+        )
     onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
     profiles = _profiles(spec, options, target, packed=packed)
     folder = spec.folder / "plans"

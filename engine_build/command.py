@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from contract.compare import Comparison
-from contract.engine import EngineSpec, Pooling
+from contract.engine import MODES, EngineSpec, Pooling, Tier
 from contract.entry import importing
 from contract.words import count
 from engine_build.bench.command import bench
@@ -37,8 +37,8 @@ The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m produce
 @click.option("--revision", help="Branch, tag or commit on the Hub.")
 @click.option(
     "--pooling",
-    type=click.Choice(["mean", "cls", "tokens"]),
-    help="One vector a row (mean, cls), or the last hidden state of each of its tokens (tokens).  "
+    type=click.Choice([*MODES, "tokens"]),
+    help="How a row's vector is made of its tokens' last hidden states, or tokens for those themselves.  "
     "[default: the model's own, which for a plain transformers folder is mean]",
 )
 @click.option(
@@ -68,10 +68,12 @@ def main(
     max_length: int | Literal["model"] | None,
     plan_too: bool | None,
 ) -> None:
-    """Turn a BERT-family encoder into an engine: PyTorch to ONNX, pooling and normalization in the graph.
+    """Turn a model that sentence-transformers opens into an engine.
 
-    The model is opened by sentence-transformers: its own pooling, further modules, prompts and truncate_dim are kept,
-    so its vectors stay the ones its users know. Right after the export the engine is compared with encode().
+    Its own pooling, further modules, prompts and truncate_dim are kept, so its vectors stay the ones its users know.
+    BERT-family encoders are exported to ONNX, for ONNX Runtime and TensorRT. What cannot be exported is computed by
+    PyTorch: by transformers' own code on packed rows, or else by the model's own modules. Each of these is compared
+    with encode() before it is taken.
     """
     if context.invoked_subcommand:
         return
@@ -97,7 +99,7 @@ def main(
         STDOUT.print(f"{spec.folder} is this engine already (fingerprint {spec.fingerprint}).", highlight=False)
         for line in spec.unusable:
             STDERR.print(line, highlight=False, soft_wrap=True)
-    if plan_too or (plan_too is None and not lacking() and not spec.plans):
+    if plan_too or (plan_too is None and not lacking() and not spec.plans and spec.onnx_sha256):
         build_plan(spec, PlanOptions(), gpu=0)
     STDOUT.print("Next: python -m producer --dataset imdb", highlight=False)
 
@@ -108,12 +110,20 @@ def _table(spec: EngineSpec, comparisons: Mapping[str, Comparison], seconds: flo
     table.add_row("model", f"{spec.model} ({spec.architecture}, {spec.encoder_width} wide)")
     table.add_row("vectors", _vectors(spec))
     table.add_row("longest row", spec.longest_row)
+    table.add_row("computed by", _RUNTIMES[spec.tiers[0]])
     table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
     table.add_row("fingerprint", spec.fingerprint)
     for name, comparison in comparisons.items():
         table.add_row(f"{name} vs encode()", str(comparison))
     table.add_row("seconds", f"{seconds:.1f}")
     return table
+
+
+_RUNTIMES: dict[Tier, str] = {
+    "onnx": "ONNX Runtime, TensorRT, PyTorch",
+    "torch": "PyTorch (runtime torch)",
+    "modules": "PyTorch, by the model's own modules (runtime modules)",
+}
 
 
 def _vectors(spec: EngineSpec) -> str:

@@ -1,9 +1,11 @@
-"""The exported engine against sentence-transformers' ``encode()``, on the way that rows really take."""
+"""What computes an engine against sentence-transformers' ``encode()``, on the way that rows really take."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, Comparison, compare
@@ -15,6 +17,9 @@ from worker.runtime.interface import Engine
 
 _BATCH = 8
 """Rows that are computed together."""
+_LONG, _LONGEST = 512, 4096
+"""Tokens: rows that may be longer than the first are compared with one of as many as they may have, up to the second.
+"""
 
 TEXTS = (
     "",
@@ -44,16 +49,42 @@ TEXTS = (
 other texts may have no token of their own either, such as a zero-width space."""
 
 
-def check_export(
-    engines: Mapping[str, Engine], parts: Parts, rows: RowTokenizer, prompts: Sequence[str]
-) -> dict[str, Comparison]:
+class Expected:
+    """What ``encode()`` gives.
+
+    Args:
+        parts: the model.
+        rows: the engine's tokenizer, as the producer opens it.
+        prompts: those that rows may have, besides none.
+    """
+
+    def __init__(self, parts: Parts, rows: RowTokenizer, prompts: Sequence[str]) -> None:
+        truncate_at(parts.reference, rows.length)
+        self.rows, self.prompts = rows, tuple(dict.fromkeys(("", *prompts)))
+        # Of a model that takes long texts, what may change with the position is seen in a long one alone.
+        longest = min(rows.length, _LONGEST)
+        self.texts = (*TEXTS, *([TEXTS[-1] * (longest // 256)] if longest > _LONG else []))
+        self._encoded = {prompt: _encoded(parts, self.texts, prompt) for prompt in self.prompts}
+
+    def of(self, prompt: str) -> list[npt.NDArray[np.float32]]:
+        """Of each of ``texts`` ``[1, hidden]``, or ``[tokens, hidden]``."""
+        return self._encoded[prompt]
+
+
+def truncate_at(model: Any, length: int) -> None:
+    """Have a ``SentenceTransformer`` truncate texts at so many tokens."""
+    if isinstance(model[0], StaticEmbedding):
+        model[0].tokenizer.enable_truncation(length)  # it has no length of its own
+    else:
+        model.max_seq_length = length
+
+
+def check_export(engines: Mapping[str, Engine], expected: Expected) -> dict[str, Comparison]:
     """Compare engines with ``encode()``. The rows are made by the producer's tokenizer.
 
     Args:
         engines: what each computes with, for people, such as ``ONNX FP32`` → the engine.
-        parts: what they were made from.
-        rows: the engine's tokenizer, as the producer opens it.
-        prompts: those that rows may have, besides none. With them only engines in FP32 are compared.
+        expected: what they must give. With prompts only engines in FP32 are compared.
 
     Returns:
         How far each is from ``encode()`` without a prompt.
@@ -61,40 +92,52 @@ def check_export(
     Raises:
         UserError: a row of an engine in FP32 differs by more than its tolerance.
     """
-    parts.reference.max_seq_length = rows.length
     comparisons: dict[str, Comparison] = {}
-    for prompt in dict.fromkeys(("", *prompts)):
-        expected = _encoded(parts, prompt)
+    for prompt in expected.prompts:
         for name, engine in engines.items():
             if prompt and engine.precision != "fp32":
                 continue
-            found = _computed(engine, rows, prompt)
+            found = _computed(engine, expected, prompt)
+            pairs = [
+                (text, ours, theirs)
+                for text, ours, theirs in zip(expected.texts, found, expected.of(prompt), strict=True)
+                if len(ours)  # a text without a token has no vector
+            ]
             if engine.precision == "fp32":
-                for text, ours, theirs in zip(TEXTS, found, expected, strict=True):
+                for text, ours, theirs in pairs:
                     _check_row(name, prompt + text, ours, theirs)
             if not prompt:
-                comparisons[name] = compare(np.concatenate(found), np.concatenate(expected))
+                ours, theirs = (np.concatenate([pair[side] for pair in pairs]) for side in (1, 2))
+                comparisons[name] = compare(ours, theirs)
     return comparisons
 
 
-def _encoded(parts: Parts, prompt: str) -> list[npt.NDArray[np.float32]]:
+def _encoded(parts: Parts, texts: Sequence[str], prompt: str) -> list[npt.NDArray[np.float32]]:
     """Of each text ``[1, hidden]``, or ``[tokens, hidden]``."""
-    found = parts.reference.encode(
-        list(TEXTS), prompt=prompt, batch_size=_BATCH, show_progress_bar=False, **parts.encode_options
-    )
+    # Of rows that are padded on the left, encode() gives the padding's vectors too.
+    alone = parts.per_token and getattr(parts.reference.tokenizer, "padding_side", "right") == "left"
+    options = {"prompt": prompt, "show_progress_bar": False, **parts.encode_options}
+    several, long = list(texts[: len(TEXTS)]), list(texts[len(TEXTS) :])
+    found = list(parts.reference.encode(several, batch_size=1 if alone else _BATCH, **options))
+    found += list(parts.reference.encode(long, batch_size=1, **options)) if long else []
     return [np.atleast_2d(np.asarray(vectors, np.float32)) for vectors in found]
 
 
-def _computed(engine: Engine, rows: RowTokenizer, prompt: str) -> list[npt.NDArray[np.float32]]:
-    """As ``_encoded``."""
-    ids, mask, n_tokens = tokenize(TEXTS, rows, prompt)
-    batch = Batch("check", 0, engine.spec.fingerprint, np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens)
-    counts = batch.lengths if engine.spec.per_token else np.ones(len(ids), np.int32)
+def _computed(engine: Engine, expected: Expected, prompt: str) -> list[npt.NDArray[np.float32]]:
+    """As ``_encoded``; ``[0, hidden]`` of a text without a token."""
+    rows = expected.rows
+    ids, mask, n_tokens = tokenize(expected.texts, rows, prompt)
+    batch = Batch(
+        *("check", 0, engine.spec.fingerprint, np.arange(len(ids))),
+        *(ids, mask, np.zeros_like(ids), n_tokens),
+        prompt_tokens=0 if engine.spec.include_prompt else rows.prompt_tokens(prompt),
+    )
+    counts = batch.lengths if engine.spec.per_token else np.minimum(batch.lengths, 1)
     return np.split(engine.infer(batch).vectors, np.cumsum(counts)[:-1])
 
 
 def _check_row(name: str, text: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> None:
-    advice = f"the export is wrong for this model, for example for the text {text[:40]!r}"
+    advice = f"for example for the text {text[:40]!r}"
     if found.shape != expected.shape:
         raise UserError(
             f"{name} gives {found.shape[0]} × {count(found.shape[1], 'element')}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contract.engine import INPUTS, OUTPUT, Pooling
 from contract.errors import UserError, first_line
-from engine_build.model import hidden_states, pooled
+from engine_build.model import has_segments, hidden_states, pooled
 from worker.runtime.head import Head
 
 OPSET = 17
@@ -49,7 +49,7 @@ class _Graph(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         # Whatever the model computes in, pooling and what follows it are in FP32: there sums over all tokens are taken.
         mask = attention_mask.to(torch.float32)
-        if self.model.config.model_type == "distilbert":  # has no segments, but every engine has the same inputs
+        if not has_segments(self.model):  # every engine has the same inputs
             mask = mask + token_type_ids * 0.0
         additive = ((1.0 - mask)[:, None, None, :] * _MASKED).to(self.model.dtype)
         hidden = hidden_states(self.model, input_ids, additive, token_type_ids)
@@ -77,6 +77,8 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head:
         raise UserError(f"the model's weights take {size / 2**30:.1f} GiB", "one ONNX file holds at most 2 GiB")
     before = model.config._attn_implementation
     model.set_attn_implementation(_ATTENTION)
+    # What has an attention of its own makes the additive mask itself; here it is made already.
+    model.__dict__["get_extended_attention_mask"] = lambda mask, *_: mask
     # The traced example has padding and several rows, so that nothing in the graph is fixed to a special case.
     ids = torch.full((2, 8), model.config.pad_token_id or 0, dtype=torch.int32)
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3], dtype=torch.int32)
@@ -94,6 +96,7 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head:
         ) from None
     finally:
         model.set_attn_implementation(before)
+        del model.__dict__["get_extended_attention_mask"]
     onnx.checker.check_model(str(path))
 
 

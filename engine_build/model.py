@@ -1,5 +1,6 @@
-"""What of a model is exported: its encoder, one pooling, and what comes after that."""
+"""A model taken apart: its encoder, one pooling, and what comes after that, as far as an engine knows them."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,30 +8,44 @@ from typing import Any
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dropout, Normalize, Pooling as PoolingModule
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Dropout,
+    LayerNorm,
+    Normalize,
+    Pooling as PoolingModule,
+    Transformer,
+)
 from torch import Tensor
 
 from contract.engine import Choice, Pooling
+from contract.errors import UserError
 from contract.weights import model_sha256
 from worker.runtime.head import Head
+
+_AFTER = (Dense, Dropout, LayerNorm, Normalize)
+"""The modules after the pooling that ``Head`` has."""
+NO_LIMIT = 32_768
+"""Of a row, where the model itself has no limit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """A model in the parts that are exported, and what the user chose of them."""
+    """A model in its parts, and what the user chose of them."""
 
-    encoder: transformers.PreTrainedModel
+    encoder: transformers.PreTrainedModel | None
+    """None where the first module is no transformer."""
     pooling: Pooling
-    head: Head
+    head: Head | None
+    """None where the model has other modules than a pooling and those of ``Head``."""
+    unknown: str
+    """Which others, in words; empty if none."""
     normalize: bool
     chosen: tuple[Choice, ...]
     include_prompt: bool
+    truncate_dim: int | None
     reference: SentenceTransformer
     """Whose ``encode()``, with ``encode_options``, gives the vectors that the engine must give."""
-
-    @property
-    def truncate_dim(self) -> int | None:
-        return self.head.truncate_dim
 
     @property
     def per_token(self) -> bool:
@@ -42,12 +57,24 @@ class Parts:
         """Of ``encode()``."""
         if self.per_token:
             return {"output_value": "token_embeddings"}
-        return {"normalize_embeddings": self.head.normalize}
+        return {"normalize_embeddings": "normalize" in self.chosen and self.normalize}
+
+    @property
+    def architecture(self) -> str:
+        """transformers' model type, or the name of the first module where that is no transformer."""
+        return self.encoder.config.model_type if self.encoder is not None else type(self.reference[0]).__name__
+
+    @property
+    def encoder_width(self) -> int:
+        """Of a token's vector."""
+        first: Any = self.reference[0]
+        return first.get_embedding_dimension()
 
     @property
     def hidden(self) -> int:
         """Width of a vector as it comes out."""
-        return self.head.width(self.encoder.config.hidden_size)
+        (vector,) = self.reference.encode(["a"], show_progress_bar=False, **self.encode_options)
+        return int(vector.shape[-1])
 
 
 def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: bool | None) -> Parts:
@@ -58,18 +85,29 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         pooling: the user's choice; None for the model's own. With ``tokens`` nothing of what the model does after its
             encoder is left.
         normalize: the user's choice; None for the model's own.
+
+    Raises:
+        UserError: the model has no such choice.
     """
     modules: list[Any] = list(model)
-    transformer, own_pooling, *after = modules
+    first, *others = modules
+    own_pooling = others[0] if others and type(others[0]) is PoolingModule else None
+    after = others[1:] if own_pooling else others
+    unknown = _unknown(first, own_pooling, after)
+    own_mode = _mode(own_pooling) if own_pooling else "own"
+    if pooling not in (None, own_mode) and not (
+        isinstance(first, Transformer) and (own_pooling or pooling == "tokens")
+    ):
+        raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {unknown}")
     steps = [module for module in after if not isinstance(module, Dropout)]  # which does nothing in evaluation
     own = bool(steps) and isinstance(steps[-1], Normalize)
     chosen: list[Choice] = []
-    if pooling not in (None, own_pooling.pooling_mode):
+    if pooling not in (None, own_mode):
         chosen.append("pooling")
-    pooling = pooling or own_pooling.pooling_mode
+    pooling = pooling or own_mode
     per_token = pooling == "tokens"
     if per_token:
-        steps, own = [], False
+        steps, own, unknown = [], False, ""
     wanted = own if normalize is None else normalize
     width = None if per_token else model.truncate_dim
     # What truncate_dim leaves of a vector has not norm 1 any more: who asks for that by name gets it.
@@ -78,21 +116,46 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     again = "normalize" in chosen and wanted
     while not wanted and steps and isinstance(steps[-1], Normalize):
         steps.pop()
-    kept: list[Any] = [transformer]
+    kept: list[Any] = [first]
     if per_token:
         kept += [Normalize(module_input_name="token_embeddings")] if wanted else []
-    else:
-        same = pooling == own_pooling.pooling_mode
+    elif own_pooling:
+        same = pooling == own_mode
         kept += [own_pooling if same else PoolingModule(own_pooling.embedding_dimension, pooling), *steps]
+    else:
+        kept += steps
     return Parts(
-        encoder=transformer.auto_model,
+        encoder=first.auto_model if isinstance(first, Transformer) else None,
         pooling=pooling,
-        head=_head(steps, width, again),
+        head=None if unknown else _head(steps, width, again),
+        unknown=unknown,
         normalize=wanted,
         chosen=tuple(chosen),
-        include_prompt=per_token or own_pooling.include_prompt,
+        include_prompt=per_token or own_pooling is None or own_pooling.include_prompt,
+        truncate_dim=width,
         reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
     )
+
+
+def _mode(pooling: Any) -> Pooling:
+    modes = pooling.pooling_mode
+    return modes if isinstance(modes, str) else "+".join(modes)
+
+
+def _unknown(first: Any, pooling: Any, after: Sequence[Any]) -> str:
+    """What of the modules ``Parts.pooling`` and ``Head`` do not have; empty if nothing."""
+    if not isinstance(first, Transformer):
+        return f"is a {type(first).__name__}"
+    if pooling is None:
+        named = type(after[0]).__name__ if after else "nothing"
+        return f"has the sentence-transformers module {named} after its encoder"
+    for module in after:
+        if type(module) not in _AFTER:
+            return f"has the sentence-transformers module {type(module).__name__} after its pooling"
+        for side in ("module_input_name", "module_output_name"):
+            if (found := getattr(module, side, "sentence_embedding")) != "sentence_embedding":
+                return f"has a {type(module).__name__} module of {found}"
+    return ""
 
 
 def _head(modules: Sequence[Any], truncate_dim: int | None, normalize: bool) -> Head:
@@ -103,30 +166,49 @@ def _head(modules: Sequence[Any], truncate_dim: int | None, normalize: bool) -> 
     return head.eval()
 
 
-def longest(model: transformers.PreTrainedModel) -> int:
-    """The most tokens that the model has positions for."""
-    padding = position_pad_id(model)
-    return model.config.max_position_embeddings - (0 if padding is None else padding + 1)
+def longest(encoder: transformers.PreTrainedModel | None) -> int:
+    """The most tokens that a row may have: as many as the encoder has positions for."""
+    limit = getattr(encoder and encoder.config, "max_position_embeddings", None)
+    if encoder is None or limit is None or limit <= 0:
+        return NO_LIMIT
+    padding = position_pad_id(encoder)
+    return limit - (0 if padding is None else padding + 1)
 
 
-def position_pad_id(model: transformers.PreTrainedModel) -> int | None:
+def position_pad_id(encoder: transformers.PreTrainedModel | None) -> int | None:
     """See ``EngineSpec.position_pad_id``."""
-    counts = model.config.model_type in ("camembert", "roberta", "xlm-roberta")
-    return model.config.pad_token_id if counts else None
+    for module in encoder.modules() if encoder is not None else ():
+        padding = getattr(module, "padding_idx", None)
+        # RoBERTa's family alone has both: positions that count from the padding id on, and a table of them.
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), torch.nn.Embedding):
+            return padding
+    return None
 
 
-def linear_weights(model: transformers.PreTrainedModel) -> int:
+def layers(encoder: transformers.PreTrainedModel | None) -> int:
+    """How many it has; 0 without an encoder."""
+    return encoder.config.num_hidden_layers if encoder is not None else 0
+
+
+def linear_weights(model: SentenceTransformer) -> int:
     """The elements of the weight matrices that every token is multiplied with."""
-    return sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return sum(module.weight.numel() for module in model[0].modules() if isinstance(module, torch.nn.Linear))
 
 
 def weights_sha256(model: SentenceTransformer) -> str:
     """``contract.weights.model_sha256`` of a model as it was opened."""
     every: list[Any] = list(model)
-    transformer, *modules = every
+    first, *modules = every
     described = [(type(module).__name__, module.get_config_dict()) for module in modules]
-    settings = transformer.auto_model.config.to_dict()
+    # Of what is not in the configuration, such as a static model's, the weights' names tell.
+    settings = first.auto_model.config.to_diff_dict() if isinstance(first, Transformer) else {}
     return model_sha256(settings, described, {name: values.numpy() for name, values in model.state_dict().items()})
+
+
+def has_segments(model: transformers.PreTrainedModel) -> bool:
+    """Whether the encoder has an embedding for each of a text's segments."""
+    takes = "token_type_ids" in inspect.signature(model.forward).parameters
+    return takes and (getattr(model.config, "type_vocab_size", 0) or 0) > 0
 
 
 def hidden_states(
@@ -140,7 +222,7 @@ def hidden_states(
         attention_mask: ``[rows, length]``, or an additive one, ``[rows, 1, 1, length]``.
         token_type_ids: ``[rows, length]``; left out where the architecture has none.
     """
-    types = {} if model.config.model_type == "distilbert" else {"token_type_ids": token_type_ids}
+    types = {"token_type_ids": token_type_ids} if has_segments(model) else {}
     return model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
 
 

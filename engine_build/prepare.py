@@ -7,7 +7,7 @@ from typing import Any, Literal
 from contract.engine import Pooling
 from contract.errors import UserError
 from contract.words import count
-from engine_build.model import Parts, longest, parts_of, weights_sha256
+from engine_build.model import NO_LIMIT, Parts, longest, parts_of, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.source import Source, fetch
 
@@ -68,19 +68,12 @@ def prepare(model: str, options: EngineOptions, say: Say) -> Prepared:
     prompts = {key: text for key, text in opened.prompts.items() if text}
     prefix = prompts.get(opened.default_prompt_name or "", "")
     parts = parts_of(opened, options.pooling, options.normalize)
-    if prefix and not parts.include_prompt:
-        raise UserError(
-            f"{source.folder} leaves its prompt {prefix!r} out of the pooling (include_prompt is false)",
-            "embedmill pools over all of a row's tokens",
-        )
     limit = longest(parts.encoder)
     model_length = int(min(opened.max_seq_length or limit, limit))
     max_length = _length(options.max_length, model_length, limit, say)
-    if prompts and not prefix and parts.include_prompt:
+    if prompts and not prefix:
         named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())
-        say(f"The model offers prompts ({named}) and no default one; python -m producer --prefix sets one.")
-    if prompts and not parts.include_prompt:
-        say("The model leaves prompts out of its pooling (include_prompt is false): rows cannot have a prefix.")
+        say(f"The model offers prompts ({named}) and no default one; python -m producer --prompt NAME sets one.")
     return Prepared(source, parts, weights, opened.tokenizer, prompts, prefix, max_length, model_length)
 
 
@@ -91,7 +84,11 @@ def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: 
     length = wanted or min(DEFAULT_LENGTH, limit)
     if asked is None and length < DEFAULT_LENGTH:
         say(f"The model has positions for {count(limit, 'token')} only: rows are truncated there instead of at 512.")
-    if asked is None and theirs != length:
+    if asked is None and theirs > length and theirs == limit == NO_LIMIT:
+        say(
+            f"sentence-transformers truncates none of this model's texts; this engine does at {count(length, 'token')}."
+        )
+    elif asked is None and theirs != length:
         say(
             f"sentence-transformers truncates this model's texts at {count(theirs, 'token')}; "
             f"this engine does at {length}. --max-length model gives theirs."

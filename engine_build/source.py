@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from contract.errors import UserError, first_line
 
 _CONFIGS = ("config.json", "modules.json")
+_NATIVE = ("eurobert", "gte", "jina_embeddings_v3", "nomic_bert")
+"""Model types that transformers has taken over from models that bring code along."""
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -45,17 +47,37 @@ def fetch(model: str, revision: str | None = None) -> Source:
     if folder.is_absolute() or model.startswith(("./", "../", "~")) or folder.is_file():
         raise UserError(f"no model folder {model}", "expected a folder with config.json and model.safetensors")
     try:
-        # These patterns' stars match slashes too, so that each module's folder comes along.
-        snapshot = _snapshot(model, revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        model, snapshot = _found(model, revision)
         better = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
         _snapshot(model, revision, ["*pytorch_model*.bin"], [str(folder / "pytorch_model*.bin") for folder in better])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"no model {model} on the Hub, or no network ({first_line(error)})",
-            "expected a Hub id such as bert-base-cased, or a local folder",
+            "expected a Hub id such as all-MiniLM-L6-v2 or BAAI/bge-m3, or a local folder",
             "without network: python -m engine_build --model /path/to/the/folder",
         ) from None
     return Source(model, snapshot, snapshot.name)
+
+
+def _found(model: str, revision: str | None) -> tuple[str, Path]:
+    """The model's full name, and its files without weights of the older kind.
+
+    As sentence-transformers has it, a name without an owner is one of the organization ``sentence-transformers``, but
+    for those that the Hub had before owners; what the organization does not have is looked for by the name as it is.
+    """
+    from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS  # here: it imports PyTorch
+
+    names = [model]
+    if "/" not in model and model.lower() not in ORIGINAL_TRANSFORMER_MODELS:
+        names.insert(0, f"sentence-transformers/{model}")
+    for name in names:
+        try:
+            # These patterns' stars match slashes too, so that each module's folder comes along.
+            return name, _snapshot(name, revision, ["*.json", "*.txt", "*.model", "*.safetensors"])
+        except (RepositoryNotFoundError, LocalEntryNotFoundError):
+            if name == model:
+                raise
+    raise AssertionError("the last name is the model's")
 
 
 def _snapshot(model: str, revision: str | None, files: list[str], but: list[str] | None = None) -> Path:
@@ -77,15 +99,21 @@ def encoder_folder(folder: Path) -> Path:
         raise UserError(f"{folder / 'modules.json'} cannot be read", "expected a list of modules") from None
 
 
+def is_static(folder: Path) -> bool:
+    """Whether the first module is a StaticEmbedding, as ``encoder_folder`` finds it."""
+    modules = read_json(folder / "modules.json")
+    return bool(modules) and str(modules[0].get("type")).endswith(".StaticEmbedding")
+
+
 def refuse_code(folder: Path) -> None:
-    """Refuse a model that wants code of its own to run.
+    """Refuse a model that wants code of its own to run. That of a type which transformers has taken over is not run.
 
     Raises:
         UserError: a configuration in the folder has an ``auto_map``.
     """
     for file in sorted(folder.rglob("*config.json")):
         found = read_json(file)
-        if isinstance(found, dict) and found.get("auto_map"):
+        if isinstance(found, dict) and found.get("auto_map") and found.get("model_type") not in _NATIVE:
             raise UserError(
                 f"{folder} has code of its own (auto_map in {file.relative_to(folder)})",
                 "embedmill runs no code that a model brings along",

@@ -27,7 +27,7 @@ from contract.errors import UserError
 from contract.jobs import latest_job
 from contract.store import Location
 from contract.words import count
-from examples.local import celery_worker, die_with_parent, redis_server
+from embedmill.processes import celery_worker, die_with_parent, redis_server
 
 ROOT = Path(__file__).resolve().parent.parent
 QUERIES = (

@@ -5,7 +5,7 @@ Until then a row's ids are the bytes of int32: joining and cutting small arrays 
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ class RowTokenizer:
     """Ids of those that end it, and so are kept when its text is truncated."""
     words: Words | None
     """What finds a text's tokens word by word; None where that is not the tokenizer's way."""
+    pools_prompt: bool = True
+    """Whether a prompt's tokens are pooled with the text's."""
 
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Each text's token ids, without special tokens."""
@@ -56,6 +58,17 @@ class RowTokenizer:
         starts = range(0, len(ids) - shared, size - shared)
         return [self.first + ids[start : start + size] + self.last for start in starts]
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens at each row's beginning are a prompt's, as sentence-transformers counts them: a special token
+        at its end is not."""
+        if not prompt:
+            return 0
+        (ids,) = self.ids([_encodable(prompt)])
+        (row,) = self.pieces(ids, None)
+        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        numbers = np.frombuffer(row, np.int32)
+        return len(numbers) - bool(numbers[-1] in special)
+
     @property
     def special(self) -> int:
         """How many special tokens a row has."""
@@ -73,9 +86,8 @@ def open_tokenizer(spec: EngineSpec) -> RowTokenizer:
     Raises:
         UserError: the file was changed.
     """
-    return tokenizer_from(
-        spec.check_file("tokenizer/tokenizer.json", spec.tokenizer_sha256), spec.max_length, spec.pad_id
-    )
+    file = spec.check_file("tokenizer/tokenizer.json", spec.tokenizer_sha256)
+    return replace(tokenizer_from(file, spec.max_length, spec.pad_id), pools_prompt=spec.include_prompt)
 
 
 def tokenizer_from(file: Path, length: int, pad_id: int) -> RowTokenizer:
@@ -187,4 +199,5 @@ def batch_of(
         n_tokens=n_tokens,
         kept={name: values.take(indices) for name, values in (kept or {}).items()},
         features=features or {},
+        prompt_tokens=0 if rows.pools_prompt else rows.prompt_tokens(job.prefix),
     )

@@ -85,6 +85,7 @@ Next: celery -A worker worker, then python -m verify
 @click.option(
     "--prefix", callback=in_utf8, help="Text put before every row, such as 'passage: '.  [default: the engine's]"
 )
+@click.option("--prompt", metavar="NAME", help="In place of --prefix: the model's prompt of this name, such as query.")
 @click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
 @click.option(
     "--output",
@@ -146,6 +147,7 @@ def main(
     no_header: bool,
     limit: int | None,
     prefix: str | None,
+    prompt: str | None,
     engine: str | None,
     output: Location | None,
     name: str | None,
@@ -182,6 +184,7 @@ def main(
         name=name,
         limit=limit,
         prefix=prefix,
+        prompt=prompt,
         batch_rows=batch_rows,
         dtype=dtype,
         dimensions=dimensions,

@@ -37,6 +37,8 @@ class JobRequest:
     limit: int | None = None
     prefix: str | None = None
     """None for the engine's own."""
+    prompt: str | None = None
+    """In place of ``prefix`` the name of one of the model's prompts."""
     batch_rows: int | None = None
     """None to choose it by a sample of the dataset: ``producer.sizing``."""
     dtype: Dtype = "float32"
@@ -53,7 +55,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
     Raises:
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
-    prefix, overlap = _prefix(request, spec), _overlap(request, spec, tokenizer)
+    prefix, overlap = _prefix(request, spec, tokenizer), _overlap(request, spec, tokenizer)
     batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
     return job_of(
         texts,
@@ -117,16 +119,40 @@ def elements_of(request: JobRequest, spec: EngineSpec) -> int:
     return _dimensions(request, spec) or spec.hidden
 
 
-def _prefix(request: JobRequest, spec: EngineSpec) -> str:
+def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:
     """The text before every row."""
-    if request.prefix and not spec.include_prompt:
+    prefix = _chosen_prefix(request, spec)
+    if prefix and not spec.include_prompt:
+        without = f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false)"
+        if "onnx" in spec.tiers:
+            raise UserError(
+                f"--prefix {prefix!r}",
+                f"{without}, and a model without prompts of its own is computed with all of a row's tokens pooled",
+                "leave out --prefix, or choose another --engine",
+            )
+        if request.long_texts == "window":
+            raise UserError("--long-texts window", f"{without}, and only a text's first window has the prompt")
+        if (tokens := tokenizer.prompt_tokens(prefix)) >= spec.max_length - 1:
+            raise UserError(
+                f"the prompt {prefix!r} has {count(tokens, 'token')}",
+                f"{without}: of {count(spec.max_length, 'token')} of a row none would be left",
+                "choose a shorter prompt, or build an engine with a larger --max-length",
+            )
+    return prefix
+
+
+def _chosen_prefix(request: JobRequest, spec: EngineSpec) -> str:
+    if request.prompt is None:
+        return spec.prefix if request.prefix is None else request.prefix
+    if request.prefix is not None:
+        raise UserError("--prefix and --prompt both say what is put before every row", hint="give one of them")
+    if request.prompt not in spec.prompts:
         raise UserError(
-            f"--prefix {request.prefix!r}",
-            f"the model of engine {spec.name} leaves prompts out of its pooling (include_prompt is false), "
-            "and embedmill pools over all of a row's tokens",
-            "leave out --prefix, or choose another --engine",
+            f"--prompt {request.prompt}",
+            f"the prompts of engine {spec.name} are: {', '.join(spec.prompts) or 'none'}",
+            "give the text itself: --prefix TEXT",
         )
-    return spec.prefix if request.prefix is None else request.prefix
+    return spec.prompts[request.prompt]
 
 
 def _dimensions(request: JobRequest, spec: EngineSpec) -> int | None:
@@ -144,9 +170,10 @@ def _overlap(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> 
         if request.overlap is not None:
             raise UserError("--overlap is for windows", hint="add --long-texts window")
         return None
-    if spec.per_token:
+    if spec.per_token or "StaticEmbedding" in spec.architecture:
+        gives = "is a static model, which has no windows" if not spec.per_token else "gives a vector for each token"
         raise UserError(
-            f"engine {spec.name} gives a vector for each token",
+            f"engine {spec.name} {gives}",
             "windows are pooled into one vector for each text",
             "leave out --long-texts, or choose another --engine",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import boto3
 
-from examples.local import free_port, process
+from embedmill.processes import free_port, process
 
 BUCKET = "vectors"
 

@@ -143,7 +143,7 @@ def tiny(_tiny_built: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> EngineSpec
 @pytest.fixture
 def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A private Redis server for this test."""
-    from examples.local import redis_server
+    from embedmill.processes import redis_server
 
     with redis_server() as url:
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)

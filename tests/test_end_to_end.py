@@ -21,6 +21,7 @@ from celery import Celery
 from click.testing import Result
 from sentence_transformers import SentenceTransformer
 
+from bench.families import save_family
 from contract.compare import cosines
 from contract.engine import EngineSpec
 from contract.job import Job
@@ -28,7 +29,7 @@ from contract.jobs import latest_job
 from contract.redis.keys import queue_of
 from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
-from examples.local import celery_worker, redis_server
+from embedmill.processes import celery_worker, redis_server
 from tests.commands import called, run, wait_until
 from tests.conftest import JARGON, MINILM, build_engine
 from tests.contract.samples import WholeLedger
@@ -109,6 +110,25 @@ def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
     theirs = model.encode([json.loads(line)["text"] for line in chosen])
     ours = vectors(latest_job())
     assert cosines(ours, theirs).min() >= 0.99999
+
+
+@pytest.mark.parametrize(("family", "tier", "prompt"), [("qwen3", "torch", "query"), ("t5", "modules", None)])
+def test_a_job_of_a_model_that_is_not_exported(
+    family: str, tier: str, prompt: str | None, worker_log: Path, tmp_path: Path
+) -> None:
+    spec = build_engine(save_family(family, tmp_path / "family"), f"job-of-{family}", max_length=64)
+    assert spec.tiers == (tier,)
+    (tmp_path / "some.jsonl").write_text("\n".join(JARGON.read_text("utf-8").splitlines()[:70]) + "\n", "utf-8")
+    options = ("--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25, "--engine", spec.name)
+    told = run("producer", *options, *(("--prompt", prompt) if prompt else ()))
+    assert "70 of 70" in told.stdout
+    assert f"engine {spec.name} is computed by {tier} on a CPU" in worker_log.read_text()
+    verified("--sample", 40)
+    job = latest_job()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "some.jsonl").read_text("utf-8").splitlines()]
+    model = SentenceTransformer(spec.model, device="cpu")
+    model.max_seq_length = 64
+    assert cosines(vectors(job), model.encode(texts, prompt_name=prompt)).min() >= 0.99999
 
 
 def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: EngineSpec, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from contract.job import Job, load_job
 from contract.jobs import latest_job
 from contract.settings import settings
 from contract.store import location
-from examples.local import celery_worker
+from embedmill.processes import celery_worker
 from tests.commands import called
 from tests.conftest import JARGON, build_engine
 from tests.hub import READER, WRITER, Hub, files_of

@@ -15,8 +15,8 @@ import verify.command
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.jobs import latest_job
+from embedmill.processes import celery_worker
 from examples import search
-from examples.local import celery_worker
 from tests.conftest import JARGON, MINILM
 
 _TEXTS = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]

@@ -21,7 +21,7 @@ from contract.redis.heartbeat import computing
 from contract.redis.messages import CELERY_VARIABLES
 from contract.settings import settings
 from contract.store import location
-from examples.local import celery_worker, free_port, process, redis_server
+from embedmill.processes import celery_worker, free_port, process, redis_server
 from producer.reasons import workers_line
 from producer.view import view_of
 from tests.commands import called, run, wait_until

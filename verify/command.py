@@ -1,6 +1,7 @@
 """``python -m verify``: the command."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -133,6 +134,9 @@ def verify(
         sample = draw(job, accounting.readable, rules, rows=request.rows, seed=request.seed)
     with shown.doing("reading the dataset a second time"):
         readings = read_twice(job, texts, [row.row_id for row in (*sample.rows, *sample.without_text)])
+    without_text = {row.row_id: readings.texts.get(row.row_id) for row in sample.without_text}
+    tokenless = reference.without_tokens(without_text)
+    sample = replace(sample, without_text=tuple(row for row in sample.without_text if row.row_id not in tokenless))
     with shown.comparing(len(sample.rows)) as step:
         compared = compare_sample(sample.rows, readings, reference, rules, step)
     verdict = judge(request, accounting, rules, sample, readings, compared)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
 
 from contract.engine import EngineSpec
 from contract.errors import UserError, first_line
@@ -83,21 +83,42 @@ class Reference:
             return
         plain = [text for _, text in with_text]
         whole = [self.job.prefix + text for text in plain]
-        n_tokens = [len(ids) for ids in self.model.tokenizer(whole, verbose=False)["input_ids"]]
+        n_tokens = self._n_tokens(whole)
         vectors = self._windows(whole) if self.job.windowed else self._encoded(plain)
         for (row, _), text, tokens, one in zip(with_text, whole, n_tokens, vectors, strict=True):
-            yield ExpectedRow(row, text, tokens, one)
+            # A text without a token of its own or a special one, which a static model may have, has no vector.
+            yield ExpectedRow(row, text, tokens, one if tokens else nothing)
+
+    def without_tokens(self, texts: Mapping[int, str | None]) -> set[int]:
+        """The rows, of these row ids and texts, that have a text without any token, not even a special one: a static
+        model may have such, and they have no vector."""
+        present = {row_id: self.job.prefix + text for row_id, text in texts.items() if text is not None}
+        encodable = [text.encode("utf-8", "replace").decode("utf-8") for text in present.values()]
+        n_tokens = self._n_tokens(encodable) if present else []
+        return {row_id for row_id, tokens in zip(present, n_tokens, strict=True) if not tokens}
+
+    def _n_tokens(self, texts: list[str]) -> list[int]:
+        """Before truncation."""
+        tokenizer = self.model.tokenizer
+        if isinstance(self.model[0], StaticEmbedding):
+            tokenizer.no_truncation()
+            found = [len(one.ids) for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
+            tokenizer.enable_truncation(self.spec.max_length)
+            return found
+        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
 
     def _encoded(self, texts: list[str]) -> list[npt.NDArray[np.float32]]:
         """Each text's vectors, ``[1, elements]``, or ``[tokens, elements]`` at token level: the text truncated."""
         job, spec = self.job, self.spec
         if spec.per_token:
+            # Of rows that are padded on the left, encode() gives the padding's vectors too.
+            alone = self.model.tokenizer.padding_side == "left"
             found = self.model.encode(
                 texts,
                 prompt=job.prefix,
                 output_value="token_embeddings",
                 show_progress_bar=False,
-                batch_size=len(texts),
+                batch_size=1 if alone else len(texts),
             )
             vectors = [one.float().cpu().numpy() for one in found]
             return [job.form.shortened(one, normalize=spec.normalize) for one in vectors]
@@ -166,7 +187,8 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
             device="cpu",
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32},
-        ).eval()
+        )
+        model.eval().float()  # also modules that know no dtype
     except Exception as error:  # each library has exceptions of its own
         raise UserError(
             f"the model {spec.model} cannot be opened ({first_line(error)})",
@@ -181,7 +203,10 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
             _repair(spec),
         )
     model = _as_chosen(model, spec)
-    model.max_seq_length = spec.max_length
+    if isinstance(model[0], StaticEmbedding):
+        model.tokenizer.enable_truncation(spec.max_length)  # it has no length of its own
+    else:
+        model.max_seq_length = spec.max_length
     return Reference(spec, job, model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -191,9 +216,9 @@ def _repair(spec: EngineSpec) -> str:
 
 def _sha256(model: SentenceTransformer) -> str:
     every: list[Any] = list(model)
-    transformer, *modules = every
+    first, *modules = every
     return model_sha256(
-        transformer.auto_model.config.to_dict(),
+        {} if isinstance(first, StaticEmbedding) else first.auto_model.config.to_diff_dict(),
         [(type(module).__name__, module.get_config_dict()) for module in modules],
         {name: values.numpy() for name, values in model.state_dict().items()},
     )
@@ -204,13 +229,13 @@ def _as_chosen(model: SentenceTransformer, spec: EngineSpec) -> SentenceTransfor
     if not spec.chosen:
         return model
     every: list[Any] = list(model)
-    transformer, pooling, *after = every
+    first, *after = every
     if spec.per_token:
         tail = [Normalize(module_input_name="token_embeddings")] if spec.normalize else []
-        return SentenceTransformer(modules=[transformer, *tail], device="cpu")
+        return SentenceTransformer(modules=[first, *tail], device="cpu")
     if "pooling" in spec.chosen:
-        pooling = Pooling(spec.encoder_width, spec.pooling)
+        after[0] = Pooling(spec.encoder_width, spec.pooling)
     if "normalize" in spec.chosen and not spec.normalize:
         while after and type(after[-1]).__name__ in ("Normalize", "Dropout"):
             after.pop()
-    return SentenceTransformer(modules=[transformer, pooling, *after], device="cpu", truncate_dim=model.truncate_dim)
+    return SentenceTransformer(modules=[first, *after], device="cpu", truncate_dim=model.truncate_dim)

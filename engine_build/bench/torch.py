@@ -50,6 +50,12 @@ def torch_bench(spec: EngineSpec, gpu: int) -> Iterator["TorchBench"]:
 
 
 def _parts(spec: EngineSpec) -> Parts:
+    if spec.onnx_sha256 is None:
+        raise UserError(
+            f"engine {spec.name} is not timed here",
+            f"bench compares TensorRT and PyTorch on padded rows; {spec.lacks('onnx')}",
+            f"python -m engine_build tune --engine {spec.name}",
+        )
     model = open_folder(fetch(spec.model, spec.revision).folder)
     if weights_sha256(model) != spec.weights_sha256:
         raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
@@ -72,6 +78,7 @@ class TorchBench:
     def __init__(self, spec: EngineSpec, parts: Parts, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self._spec, self._device = spec, device
+        assert parts.encoder is not None and parts.head is not None  # noqa: PT018  # an exported model has both
         self._model, self._head = parts.encoder, parts.head.to(device)
         self._model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
 

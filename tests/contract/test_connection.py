@@ -14,7 +14,7 @@ from contract.errors import UserError
 from contract.job import JobKey
 from contract.redis.refusals import redis_address
 from contract.settings import settings
-from examples.local import free_port, process, redis_server
+from embedmill.processes import free_port, process, redis_server
 from tests.contract.samples import WholeLedger
 
 J = JobKey("j")

@@ -71,7 +71,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name: str) -> None:
         ("", "json"),
         ("{", "json"),
         ("[]", "object"),
-        (json.dumps(ENGINE_FIELDS | {"pooling": "max"}), "pooling"),
+        (json.dumps(ENGINE_FIELDS | {"pooling": "cls+most"}), "pooling"),
         (json.dumps(ENGINE_FIELDS | {"colour": "red"}), "colour"),
         (json.dumps({key: value for key, value in ENGINE_FIELDS.items() if key != "onnx_sha256"}), "onnx_sha256"),
     ],

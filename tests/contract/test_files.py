@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.files import sha256_of, write_atomically
+from contract.files import sha256_of, sha256_of_folder, write_atomically
 
 WRITE_FOR_EVER = """
 import itertools, sys
@@ -65,3 +65,21 @@ def test_a_failed_replacement_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="taken"):
         write_atomically(tmp_path / "taken", b"text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folders_hash_is_of_every_name_and_byte_in_it(tmp_path: Path) -> None:
+    def made(files: dict[str, bytes]) -> str:
+        folder = tmp_path / f"folder{len(list(tmp_path.iterdir()))}"
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return sha256_of_folder(folder)
+
+    files = {"modules.json": b"[]", "0_Transformer/config.json": b"{}"}
+    assert made(files) == made(dict(reversed(files.items())))
+    for other in (
+        files | {"modules.json": b"[ ]"},
+        files | {"1_Dense/x.py": b""},
+        {"modules.json": b"[]", "config.json": b"{}"},
+    ):
+        assert made(other) != made(files)

@@ -15,7 +15,7 @@ import tenacity
 from contract.errors import UserError
 from contract.store import StoreError, StoreRefuses, client
 from contract.store.bucket import BucketPath
-from examples.local import free_port
+from embedmill.processes import free_port
 from tests.buckets import BUCKET, credentials, s3_server
 from tests.faulty_store import Answer, Fault, Proxy, delay, error, faulty, lose_answer, lose_request
 

@@ -88,6 +88,7 @@ def test_no_extra_names_the_project() -> None:
         ("local", "build"),
         ("gpu", "cpu"),
         ("torch", "cpu"),
+        ("modules", "torch"),
         ("rtx", "cpu"),
         ("demo", "local"),
         ("demo", "minilm"),

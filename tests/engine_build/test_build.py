@@ -12,18 +12,21 @@ import torch
 import transformers
 from click.testing import CliRunner
 
+from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec, Pooling, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
+from engine_build import tiers
 from engine_build.build import build
 from engine_build.command import main
-from engine_build.compare_export import check_export
+from engine_build.compare_export import Expected, check_export
 from engine_build.model import parts_of, weights_sha256
-from engine_build.opened import _WHY_NOT, ARCHITECTURES, open_folder
+from engine_build.opened import open_folder
 from engine_build.prepare import EngineOptions
+from engine_build.tiers import EXPORTED
 from producer.batches import open_tokenizer
 from tests.commands import called, run
 from tests.conftest import build_engine
@@ -73,7 +76,7 @@ def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Pa
     assert (spec.pooling, spec.normalize, spec.hidden, spec.max_length, spec.pad_id) == ("mean", False, 32, 512, 0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EXPORTED)
 def test_every_architecture_becomes_an_engine(architecture: str, engines: Path, tmp_path: Path) -> None:
     spec = build_engine(save_tiny_model(tmp_path / "model", architecture), architecture, max_length=32)
     assert (spec.architecture, spec.hidden, spec.max_length) == (architecture, 32, 32)
@@ -124,34 +127,33 @@ def test_another_engine_under_the_same_name_is_refused(engines: Path, model: Pat
     assert left_in(engines) == ["mill"]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "config"),
-    [
-        ("albert", {}),
-        ("deberta", {}),
-        ("deberta-v2", {}),
-        ("modernbert", {}),
-        ("mpnet", {}),
-        ("nomic_bert", {}),
-        ("xlnet", {"d_model": 32, "n_head": 4, "d_head": 8, "n_layer": 2, "d_inner": 64}),
-        ("gpt2", {}),
-    ],
-)
-def test_an_architecture_that_is_not_supported_is_refused_with_the_reason(
-    model_type: str, config: dict[str, Any], engines: Path, tmp_path: Path
+def test_a_causal_bert_is_not_exported(engines: Path, model: Path) -> None:
+    said: list[str] = []
+    edit(model / "config.json", is_decoder=True)
+    spec, _ = build(str(model), EngineOptions("mill"), say=said.append, step=lambda text: None)
+    assert spec.tiers == ("torch",)
+    assert spec.unused == {"onnx": "it is a decoder or has relative positions"}
+    (line,) = said
+    assert line.startswith(
+        "PyTorch computes this engine, on packed rows (runtime torch). Not exported to ONNX: it is a"
+    )
+    assert sorted(path.name for path in spec.folder.iterdir()) == ["engine.json", "model.safetensors", "tokenizer"]
+
+
+def test_an_export_that_fails_or_differs_is_not_used_and_the_reason_kept(
+    engines: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = save_tiny_model(tmp_path / "model", model_type, **config)
-    with pytest.raises(UserError, match=f"is a {model_type} model: ") as caught:
-        build_engine(folder, "mill")
-    message = str(caught.value)
-    assert _WHY_NOT.get(model_type, "only encoders whose export is tested are taken") in message
-    assert ", ".join(ARCHITECTURES) in message
-    assert left_in(engines) == []
-
-
-def test_every_reason_against_an_architecture_is_tested() -> None:
-    marks = test_an_architecture_that_is_not_supported_is_refused_with_the_reason.pytestmark
-    assert set(_WHY_NOT) <= {model_type for model_type, _ in marks[0].args[1]}
+    """ModernBERT's windows, which an exported graph has not; and a folder that holds no whole model is refused."""
+    folder = save_family("modernbert", model / "family")
+    monkeypatch.setattr(tiers, "EXPORTED", ("modernbert",))
+    spec = build_engine(folder, "differs")
+    assert spec.tiers == ("torch",)
+    assert "ONNX FP32 differs from sentence-transformers' encode(): lowest cosine" in spec.unused["onnx"]
+    assert not list(spec.folder.glob("*.onnx"))
+    monkeypatch.setattr(tiers, "EXPORTED", ("eurobert",))
+    spec = build_engine(save_family("eurobert", model / "other"), "fails")
+    assert spec.tiers == ("torch",)
+    assert "must match" in spec.unused["onnx"]
 
 
 def spoil(file: str, content: bytes) -> Callable[[Path], object]:
@@ -174,7 +176,6 @@ def remove(*files: str) -> Callable[[Path], object]:
         (spoil("config.json", b"{"), r"config\.json cannot be read.*expected JSON"),
         (spoil("config.json", b"{}"), "is no model .*model_type"),
         (lambda folder: edit(folder / "config.json", model_type="nosuch"), "is no model .*nosuch"),
-        (lambda folder: edit(folder / "config.json", is_decoder=True), "decoder"),
         (
             lambda folder: edit(folder / "config.json", num_hidden_layers=3),
             r"no fitting weights for encoder\.layer\.2\..* …",
@@ -194,7 +195,7 @@ def remove(*files: str) -> Callable[[Path], object]:
         (spoil("modules.json", b"{"), "modules.json cannot be read"),
     ],
     ids=[
-        *("no config", "no weights", "garbled config", "empty config", "unknown type", "decoder", "missing layer"),
+        *("no config", "no weights", "garbled config", "empty config", "unknown type", "missing layer"),
         *("other shape", "bad heads", "empty weights", "garbled weights", "garbled bin", "no tokenizer.json"),
         *("no tokenizer", "garbled tokenizer", "no padding token", "garbled modules"),
     ],
@@ -237,7 +238,7 @@ def test_an_export_that_differs_from_pytorch_is_refused(tiny: EngineSpec, tiny_m
         with onnx_engine(tiny, 1) as onnx, torch_cpu_engine(tiny, 1) as pytorch:
             engines: dict[str, Engine] = {"ONNX FP32": onnx, "PyTorch FP32": pytorch}
             parts = parts_of(model, pooling, normalize)
-            found = check_export(engines, parts, open_tokenizer(tiny), ["a prompt"])
+            found = check_export(engines, Expected(parts, open_tokenizer(tiny), ["a prompt"]))
         assert found.keys() == engines.keys()
         return found["PyTorch FP32"]
 

@@ -16,8 +16,8 @@ from bench.tiny_model import save_tiny_model
 from contract.engine import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
 from engine_build.model import longest
-from engine_build.opened import ARCHITECTURES
-from tests.engine_build.encoders import encoder_of
+from engine_build.tiers import EXPORTED
+from tests.engine_build.encoders import FAMILY, OTHERS, encoder_of
 from worker.runtime.head import Head
 
 LAYERS, HIDDEN, VOCABULARY = 2, 32, 1000
@@ -30,11 +30,10 @@ POOLINGS: list[tuple[Pooling, bool]] = [
     ("tokens", True),
     ("tokens", False),
 ]
-EXPORTS = [("bert", *pooling) for pooling in POOLINGS] + [
-    (architecture, *pooling)
-    for architecture in ARCHITECTURES
-    if architecture != "bert"
-    for pooling in (POOLINGS[0], POOLINGS[3], POOLINGS[5])
+EXPORTS = [
+    *(("bert", *pooling) for pooling in POOLINGS),
+    *((one, *pooling) for one in FAMILY[1:] for pooling in (POOLINGS[0], POOLINGS[3], POOLINGS[5])),
+    *((one, *POOLINGS[0]) for one in OTHERS),
 ]
 
 
@@ -42,7 +41,7 @@ EXPORTS = [("bert", *pooling) for pooling in POOLINGS] + [
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model of each architecture."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: save_tiny_model(folder / name, name) for name in ARCHITECTURES}
+    return {name: save_tiny_model(folder / name, name) for name in EXPORTED}
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +133,8 @@ def test_exporting_leaves_the_model_as_it_was(models: dict[str, Path], tmp_path:
     assert torch.equal(model(input_ids=ids).last_hidden_state, before)
 
 
-every_architecture = pytest.mark.parametrize("graph", ARCHITECTURES, indirect=True, scope="session")
+every_architecture = pytest.mark.parametrize("graph", EXPORTED, indirect=True, scope="session")
+berts_family = pytest.mark.parametrize("graph", FAMILY, indirect=True, scope="session")
 
 
 @every_architecture
@@ -152,7 +152,7 @@ def test_the_graph_takes_int32_and_has_free_axes(graph: onnx.ModelProto) -> None
     assert (rows.dim_param, hidden.dim_value) == ("rows", HIDDEN)  # pooled inside: no axis of tokens comes out
 
 
-@every_architecture
+@berts_family
 def test_the_graph_is_the_clean_chain_that_tensorrt_fuses(graph: onnx.ModelProto) -> None:
     operators = [node.op_type for node in graph.graph.node]
     assert operators.count("Softmax") == LAYERS
@@ -174,7 +174,7 @@ def test_no_constant_overflows_in_half_precision(graph: onnx.ModelProto) -> None
     assert not any(tensor.data_type == onnx.TensorProto.DOUBLE for tensor in constants)
 
 
-@every_architecture
+@berts_family
 def test_attention_scales_the_query_and_adds_the_mask(graph: onnx.ModelProto) -> None:
     made_by = {name: node for node in graph.graph.node for name in node.output}
     consumers = {name: node for node in graph.graph.node for name in node.input}

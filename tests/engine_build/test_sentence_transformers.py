@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -23,13 +24,16 @@ from sentence_transformers.sentence_transformer.modules import (
     WordWeights,
 )
 
+from bench.families import save_family
 from bench.tiny_model import save_tiny_model
+from contract.batch import Batch
 from contract.engine import INPUTS, OUTPUT, EngineSpec
 from contract.errors import UserError
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
+from worker.runtime.choose import open_engine
 
 LENGTH = 64
 """At which the tiny models' rows are truncated, here and by sentence-transformers."""
@@ -52,6 +56,25 @@ def engine_vectors(spec: EngineSpec, texts: list[str]) -> npt.NDArray[np.float32
         row, real = row[None, : real.sum()], real[None, : real.sum()]
         found.append(session.run([OUTPUT], dict(zip(INPUTS, (row, real, np.zeros_like(row)), strict=True)))[0][0])
     return np.stack(found)
+
+
+def computed(spec: EngineSpec, texts: list[str], prefix: str = "") -> npt.NDArray[np.float32]:
+    """What the runtime that a worker takes makes of texts."""
+    rows = open_tokenizer(spec)
+    ids, mask, n_tokens = tokenize(texts, rows, prefix)
+    skipped = 0 if rows.pools_prompt else rows.prompt_tokens(prefix)
+    batch = Batch("job", 0, "", np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens, prompt_tokens=skipped)
+    with open_engine(spec, 1) as engine:
+        return engine.infer(batch).vectors
+
+
+def by_modules(folder: Path) -> EngineSpec:
+    """An engine that is computed by the model's own modules, as ``encode()`` does."""
+    spec = built(folder)
+    assert spec.tiers == ("modules",)
+    expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(computed(spec, TEXTS), expected, atol=2e-6)
+    return spec
 
 
 def cosines(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -162,7 +185,7 @@ def test_prompts_without_a_default_are_offered_in_one_line(tmp_path: Path) -> No
     (line,) = said
     assert "query 'Query: '" in line
     assert "passage 'Text: '" in line
-    assert "--prefix" in line
+    assert "--prompt NAME" in line
 
 
 def test_lower_casing_that_the_folder_asks_for_is_done(tmp_path: Path) -> None:
@@ -213,49 +236,108 @@ def test_the_folders_own_length_is_chosen_without_a_word(tmp_path: Path) -> None
     ("modules", "named"),
     [
         ([WordWeights(["a"], {"a": 2.0}), Pooling(32, "mean")], "WordWeights"),
-        ([Pooling(32, "mean"), Dense(32, 8, module_input_name="token_embeddings")], "Dense module of token_embeddings"),
+        ([Dense(32, 8, module_input_name="token_embeddings"), Pooling(8, "mean")], "Dense"),
         ([Pooling(32, "mean"), Normalize(module_output_name="other")], "Normalize module of other"),
-        ([Pooling(32, "max")], "pools by max"),
-        ([Pooling(32, "lasttoken")], "lasttoken"),
-        ([Pooling(32, ("cls", "mean"))], "cls and mean"),
+        ([Normalize(module_input_name="token_embeddings"), Pooling(32, "mean")], "Normalize"),
     ],
-    ids=["WordWeights", "Dense", "Normalize", "max", "lasttoken", "two poolings"],
+    ids=["WordWeights", "Dense before", "Normalize of another", "Normalize before"],
 )
-def test_what_an_engine_cannot_honour_is_refused_by_name(modules: list[Any], named: str, tmp_path: Path) -> None:
+def test_modules_that_are_not_taken_apart_compute_as_they_are(modules: list[Any], named: str, tmp_path: Path) -> None:
+    if named == "WordWeights":
+        words = list(transformers.AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "words")).get_vocab())
+        modules[0] = WordWeights(words, {"the": 0.1, "miller": 3.0})
     folder = saved(tmp_path, *modules)
-    with pytest.raises(UserError, match=named) as caught:
+    spec = by_modules(folder)
+    assert named in spec.unused["onnx"]
+    assert spec.unused["torch"] == spec.unused["onnx"]
+
+
+def test_a_choice_of_another_pooling_needs_one_to_change(tmp_path: Path) -> None:
+    folder = saved(tmp_path, Normalize(module_input_name="token_embeddings"), Pooling(32, "mean"))
+    with pytest.raises(
+        UserError, match=r"--pooling cls; the model has no Pooling module to change: it has .* Normalize"
+    ):
+        build_engine(folder, "none", "cls")
+    assert build_engine(folder, "of-tokens", "tokens", max_length=LENGTH).tiers == ("onnx", "torch")
+
+
+POOLINGS: list[Any] = [
+    *("max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"),
+    *(("cls", "mean"), ("max", "lasttoken", "weightedmean")),
+]
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_every_pooling_is_computed_on_packed_rows(pooling: Any, include_prompt: bool, tmp_path: Path) -> None:
+    after = [Pooling(32, pooling, include_prompt=include_prompt), Normalize()]
+    folder = saved(tmp_path, *after, prompts={"doc": "A text, as is: "}, default="doc")
+    spec = built(folder)
+    assert spec.tiers == ("torch",)
+    assert spec.pooling == (pooling if isinstance(pooling, str) else "+".join(pooling))
+    model = SentenceTransformer(str(folder), device="cpu")
+    for prefix in ("", spec.prefix):
+        expected = model.encode(TEXTS, prompt=prefix, show_progress_bar=False)
+        np.testing.assert_allclose(computed(spec, TEXTS, prefix), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_prompt_can_be_left_out_of_a_pooling_that_is_exported_otherwise(pooling: Any, tmp_path: Path) -> None:
+    outside = Pooling(32, pooling, include_prompt=False)
+    spec = built(saved(tmp_path / f"with-{pooling}", outside, prompts={"doc": "A text: "}, default="doc"))
+    assert (spec.tiers, spec.prefix, spec.include_prompt) == (("torch",), "A text: ", False)
+    assert "include_prompt is false" in spec.unused["onnx"]
+    expected = SentenceTransformer(spec.model, device="cpu").encode(TEXTS, show_progress_bar=False)
+    np.testing.assert_allclose(computed(spec, TEXTS, spec.prefix), expected, atol=2e-6)
+    assert built(saved(tmp_path / f"without-{pooling}", outside)).tiers == ("onnx", "torch")
+
+
+def test_the_models_own_modules_leave_a_prompt_out_too(tmp_path: Path) -> None:
+    first = Transformer(str(save_family("t5", tmp_path / "family") / "."), max_seq_length=LENGTH)
+    model = SentenceTransformer(
+        modules=[first, Pooling(32, "mean", include_prompt=False)], prompts={"doc": "A text: "}, device="cpu"
+    )
+    model.save(str(tmp_path / "instructor"))
+    spec = built(tmp_path / "instructor")
+    assert spec.tiers == ("modules",)
+    expected = model.encode(TEXTS, prompt_name="doc", show_progress_bar=False)
+    np.testing.assert_allclose(computed(spec, TEXTS, "A text: "), expected, atol=2e-6)
+
+
+def test_a_static_model_as_model2vec_leaves_it(tmp_path: Path) -> None:
+    """Its configuration is of no architecture that transformers has, and its weights have another name."""
+    folder = save_family("StaticEmbedding", tmp_path / "family")
+    weights = load_file(folder / "model.safetensors")
+    save_file({"embeddings": weights["embedding.weight"].half()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "hidden_dim": 32, "normalize": True}))
+    said: list[str] = []
+    spec = built(folder, said, max_length=None)
+    assert (spec.tiers, spec.architecture, spec.max_length) == (("modules",), "StaticEmbedding", 512)
+    assert said[0] == "sentence-transformers truncates none of this model's texts; this engine does at 512 tokens."
+    texts = [text for text in TEXTS if text]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
+    assert cosines(computed(spec, texts), expected).min() >= 0.99999
+
+
+def test_a_chat_template_is_refused(tmp_path: Path) -> None:
+    folder = save_family("qwen3", tmp_path / "family").with_name("plain")
+    edit(folder / "tokenizer_config.json", lambda config: config | {"chat_template": "{{ messages[0].content }}"})
+    with pytest.raises(UserError, match="puts texts into a chat template"):
         built(folder)
-    assert "\n" not in str(caught.value)
 
 
-def test_older_switches_that_an_engine_cannot_honour_are_refused_by_name(tmp_path: Path) -> None:
+def test_older_switches_of_every_pooling_are_honoured(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"))
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": 32, "pooling_mode_weightedmean_tokens": True})
     )
-    with pytest.raises(UserError, match="weightedmean"):
-        built(folder)
+    assert built(folder).pooling == "weightedmean"
 
 
 def test_a_module_with_code_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "mean"))
     edit(folder / "modules.json", lambda modules: [modules[0] | {"type": "custom_st.Transformer"}, *modules[1:]])
     with pytest.raises(UserError, match=r"custom_st\.Transformer"):
-        built(folder)
-
-
-def test_a_prompt_that_is_left_out_of_the_pooling_is_refused(tmp_path: Path) -> None:
-    outside = Pooling(32, "mean", include_prompt=False)
-    folder = saved(tmp_path / "with", outside, prompts={"doc": "Text: "}, default="doc")
-    with pytest.raises(UserError, match="include_prompt"):
-        built(folder)
-    spec = built(saved(tmp_path / "without", outside, prompts={"doc": "Text: "}))
-    assert (spec.prefix, spec.include_prompt, spec.prompts) == ("", False, {"doc": "Text: "})
-
-
-def test_token_vectors_that_are_normalized_before_pooling_are_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path, Normalize(module_input_name="token_embeddings"), Pooling(32, "mean"))
-    with pytest.raises(UserError, match="Normalize"):
         built(folder)
 
 

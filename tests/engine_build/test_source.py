@@ -35,6 +35,15 @@ def test_a_models_name_of_old_leads_to_it(first: str) -> None:
     assert fetch("tiny-bert", "v1").revision == first
 
 
+def test_a_name_without_an_owner_is_one_of_sentence_transformers(hub: Hub, tiny_model: Path) -> None:
+    commit = hub.add("models", "sentence-transformers/mill-v2", files_of(tiny_model))
+    source = fetch("mill-v2")
+    assert (source.model, source.revision) == ("sentence-transformers/mill-v2", commit)
+    hub.add("models", "sentence-transformers/bert-base-cased", files_of(tiny_model))
+    with pytest.raises(UserError, match="no model bert-base-cased on the Hub"):  # which is Google's
+        fetch("bert-base-cased")
+
+
 def test_weights_of_the_older_kind_are_fetched_where_there_are_no_others(hub: Hub) -> None:
     hub.add("models", "acme/old", {"config.json": b"{}", "pytorch_model.bin": b"weights", "model.onnx": b"x"})
     assert set(files_of(fetch("acme/old").folder)) == {"config.json", "pytorch_model.bin"}

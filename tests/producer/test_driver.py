@@ -27,7 +27,7 @@ from contract.redis.keys import key_of, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import TASK
 from contract.settings import settings
-from examples.local import redis_server
+from embedmill.processes import redis_server
 from producer import making
 from producer.driver import Driver, Times
 from producer.making import Work

@@ -81,11 +81,40 @@ def test_each_option_gives_another_job(tiny: EngineSpec, table: Path, redis_url:
 def test_a_prefix_that_the_model_would_leave_out_of_its_pooling_is_refused(
     tiny_model: Path, workplace: Path, table: Path
 ) -> None:
+    """A model without prompts of its own is exported, and its graph pools over all of a row's tokens."""
     modules: list[Any] = [Transformer(str(tiny_model)), Pooling(32, "mean", include_prompt=False)]
-    SentenceTransformer(modules=modules, prompts={"doc": "Text: "}, device="cpu").save(str(workplace / "model"))
+    SentenceTransformer(modules=modules, device="cpu").save(str(workplace / "model"))
     build_engine(workplace / "model", "without-prompts")
     options = ("--dataset", table, "--engine", "without-prompts", "--text-column", "text", "--detach")
     refused = run(*options, "--prefix", "Text: ")
     assert refused.exit_code == 1
     assert "include_prompt is false" in refused.output
     assert "--prefix" not in run(*options, "--prefix", "").output
+
+
+@pytest.fixture
+def outside(tiny_model: Path, workplace: Path) -> str:
+    """An engine of a model that leaves its prompts out of the pooling."""
+    modules: list[Any] = [Transformer(str(tiny_model)), Pooling(32, "mean", include_prompt=False)]
+    prompts = {"doc": "Text: ", "query": "Find: "}
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(workplace / "model"))
+    return build_engine(workplace / "model", "prompts-outside", max_length=16).name
+
+
+def test_a_prompt_is_named(outside: str, table: Path, redis_url: str) -> None:
+    options = ("--dataset", table, "--engine", outside, "--text-column", "text", "--detach")
+    found = run(*options, "--prompt", "query")
+    assert found.exit_code == 0, found.output
+    assert latest_job().prefix == "Find: "
+    unknown = run(*options, "--prompt", "passage")
+    assert unknown.exit_code == 1
+    assert "the prompts of engine prompts-outside are: query, doc" in unknown.output
+    assert "give one of them" in run(*options, "--prompt", "doc", "--prefix", "x").output
+
+
+def test_a_prompt_outside_of_the_pooling_takes_neither_windows_nor_the_whole_row(outside: str, table: Path) -> None:
+    options = ("--dataset", table, "--engine", outside, "--text-column", "text", "--detach")
+    assert "only a text's first window has the prompt" in run(
+        *options, "--prompt", "doc", "--long-texts", "window", "--overlap", 2
+    ).output.replace("\n", " ")
+    assert "of a row none would be left" in run(*options, "--prefix", "word " * 20).output.replace("\n", " ")

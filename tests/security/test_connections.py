@@ -23,7 +23,7 @@ from contract.errors import UserError
 from contract.jobs import latest_job
 from contract.redis.connection import tls_options
 from contract.settings import settings
-from examples.local import celery_worker, free_port
+from embedmill.processes import celery_worker, free_port
 from tests.commands import called, run, wait_until
 from tests.contract.samples import a_job
 from tests.security.station import COMMAND, Station, point_at, tls_before

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.job import Job
@@ -214,6 +215,18 @@ def test_nothing_but_missing_shards(job: Job) -> None:
     assert verdict(job)["compared"] == 0
     assert failed(job) == {"shards", "rows", "sample"}
     assert "No vector was compared" not in result.stdout  # the line above is what to do
+
+
+def test_a_static_models_text_without_a_token_has_no_vector(dataset: Path, tmp_path: Path) -> None:
+    """Row 41, a zero-width space: ``encode()`` gives zeros."""
+    spec = build_engine(save_family("StaticEmbedding", tmp_path / "family"), f"static-{tmp_path.name}", max_length=64)
+    job = finished_job(spec, dataset, limit=46)
+    assert spec.tiers == ("modules",)
+    told = verify(job.folder)
+    assert told.exit_code == 0, told.output
+    rows = pq.ParquetDataset(str(job.data)).read().sort_by("row_id").slice(40, 2).to_pydict()
+    assert rows["n_tokens"] == [0, 0]
+    assert rows["embedding"] == [None, None]
 
 
 def test_a_text_whose_row_claims_to_have_none_is_caught(job: Job) -> None:

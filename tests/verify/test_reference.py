@@ -6,6 +6,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
+from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -86,6 +87,28 @@ def test_a_models_own_modules_and_what_the_user_chose_against_them(
     for form in (VectorForm(), VectorForm(dimensions=5)):
         assert_as_stored(finished_job(spec, dataset, limit=46, form=form, prefix="Text: "))
         assert_as_stored(finished_job(spec, dataset, limit=46, form=form, overlap=10))
+
+
+@pytest.mark.parametrize("family", ["StaticEmbedding", "qwen3", "mpnet"])
+def test_models_of_other_families(family: str, workplace: Path, dataset: Path) -> None:
+    """Row 41 of the texts has no token, not even a special one, in a static model: it has no vector."""
+    spec = build_engine(save_family(family, workplace / "family"), f"family-{workplace.name}", max_length=48)
+    assert_as_stored(finished_job(spec, dataset, limit=46, prefix="Text: "))
+    if family != "StaticEmbedding":
+        assert_as_stored(finished_job(spec, dataset, limit=46, overlap=10))
+    job = finished_job(spec, dataset, limit=46)
+    assert_as_stored(job)
+    (row,) = opened(job).recompute([SampledRow(41, 2, 9, 1, False, "")], texts_of(job))
+    assert row.vectors.shape == ((0 if family == "StaticEmbedding" else 1), 32)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_left_padding_gives_the_tokens_of_the_text_alone(normalize: bool, workplace: Path, dataset: Path) -> None:
+    spec = build_engine(
+        save_family("qwen3", workplace / "family"), f"left-{normalize}", "tokens", normalize=normalize, max_length=48
+    )
+    assert spec.tiers == ("torch",)
+    assert_as_stored(finished_job(spec, dataset, limit=46))
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -11,7 +11,7 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.redis.heartbeat import computing
-from examples.local import process
+from embedmill.processes import process
 from tests.commands import wait_until
 from tests.contract.samples import WholeLedger
 

@@ -26,7 +26,7 @@ from contract.redis.heartbeat import computing
 from contract.redis.keys import queue_of
 from contract.settings import settings
 from contract.shard import ShardInfo, read_info
-from examples.local import celery_worker, free_port, redis_server
+from embedmill.processes import celery_worker, free_port, redis_server
 from tests.commands import called, wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import WholeLedger, a_job

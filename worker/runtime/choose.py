@@ -12,7 +12,7 @@ from typing import NamedTuple
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from worker.runtime.gpus import TORCH, gpu_model, lacking, missing, torch_lacking
+from worker.runtime.gpus import MODULES, TORCH, gpu_model, lacking, missing, modules_lacking, torch_lacking
 from worker.runtime.interface import Engine
 
 log = logging.getLogger("embedmill.worker")
@@ -38,16 +38,33 @@ class Runtime(NamedTuple):
     """The extra of embedmill that installs it."""
 
 
-def _nothing(*_: object) -> str:
+def _nothing() -> str:
     return ""
 
 
+def _no_onnx(spec: EngineSpec) -> str:
+    return spec.lacks("onnx")
+
+
 def _no_plan(spec: EngineSpec) -> str:
-    return "" if spec.plans else f"engine {spec.name} has no plan{spec.unusable_plans}; {spec.rebuild_plan}"
+    no_plan = f"engine {spec.name} has no plan{spec.unusable_plans}; {spec.rebuild_plan}"
+    return _no_onnx(spec) or ("" if spec.plans else no_plan)
+
+
+def _no_packed(spec: EngineSpec) -> str:
+    return spec.lacks("torch")
+
+
+def _no_folder(spec: EngineSpec) -> str:
+    return spec.lacks("modules")
 
 
 def _no_torch() -> str:
     return missing(*TORCH)
+
+
+def _no_modules() -> str:
+    return missing(*MODULES)
 
 
 def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
@@ -74,19 +91,32 @@ def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
     return torch_cpu_engine(spec, threads)
 
 
-_ONNX = Runtime("onnxruntime", _open_onnx, False, _nothing, _nothing, "onnxruntime", "cpu")
-"""Computes every engine on every machine, in FP32."""
+def _open_modules_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+    from worker.runtime.modules import modules_engine  # here: as above
+
+    return modules_engine(spec, threads, gpu)
+
+
+def _open_modules_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+    from worker.runtime.modules import modules_engine  # here: as above
+
+    return modules_engine(spec, threads)
+
 
 _GPU_TENSORRT = "an NVIDIA GPU, tensorrt (or tensorrt_rtx) and pycuda"
 _GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
+_GPU_MODULES = "an NVIDIA GPU, torch with CUDA and sentence-transformers"
 
 RUNTIMES = (
     Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu"),
-    Runtime("torch", _open_torch_gpu, True, torch_lacking, _nothing, _GPU_TORCH, "torch"),
-    _ONNX,
-    Runtime("torch", _open_torch_cpu, False, _no_torch, _nothing, "torch and transformers", "torch"),
+    Runtime("torch", _open_torch_gpu, True, torch_lacking, _no_packed, _GPU_TORCH, "torch"),
+    Runtime("modules", _open_modules_gpu, True, modules_lacking, _no_folder, _GPU_MODULES, "modules"),
+    Runtime("onnxruntime", _open_onnx, False, _nothing, _no_onnx, "onnxruntime", "cpu"),
+    Runtime("torch", _open_torch_cpu, False, _no_torch, _no_packed, "torch and transformers", "torch"),
+    Runtime("modules", _open_modules_cpu, False, _no_modules, _no_folder, "torch and sentence-transformers", "modules"),
 )
-"""In order of preference where nothing was measured. ``torch`` computes on a GPU where there is one."""
+"""In order of preference where nothing was measured. ``torch`` and ``modules`` compute on a GPU where there is one.
+Those that use no GPU compute in FP32."""
 
 
 class Choice(NamedTuple):
@@ -102,18 +132,30 @@ def choose(spec: EngineSpec) -> Choice:
     GPU idle is a warning in the log.
 
     Raises:
-        UserError: this machine lacks something that the named runtime needs.
+        UserError: this machine lacks something that the named runtime needs, or that the engine's every runtime does.
     """
     wanted = settings().runtime
     if wanted != "auto":
         return Choice(_named(wanted), f"EMBEDMILL_RUNTIME is {wanted}")
     fit = [one for one in RUNTIMES if not one.machine_lacks()]
-    can = [one for one in fit if not one.engine_lacks(spec)] or [_ONNX]
+    can = [one for one in fit if not one.engine_lacks(spec)]
+    if not can:
+        raise _without_runtime(spec)
     chosen = _fastest(spec, can) or Choice(can[0], "the first that this machine and the engine have all for")
     if not chosen.runtime.uses_gpu:
-        for idle in (one for one in fit if one.uses_gpu):
+        for idle in (one for one in fit if one.uses_gpu and one.name != "modules"):  # which few engines have
             log.warning("the GPU is left idle: %s", idle.engine_lacks(spec))
     return chosen
+
+
+def _without_runtime(spec: EngineSpec) -> UserError:
+    """The error where this machine has none of the runtimes that can compute the engine."""
+    able = next(one for one in reversed(RUNTIMES) if not one.engine_lacks(spec))
+    return UserError(
+        f"engine {spec.name} is computed by {able.name}, and this machine has {able.machine_lacks()}",
+        f"{able.name} needs {able.needs}; {'; '.join(spec.unused.values())}",
+        f"install them: pip install 'embedmill[{able.extra}]'",
+    )
 
 
 def _fastest(spec: EngineSpec, runtimes: Sequence[Runtime]) -> Choice | None:
@@ -170,5 +212,12 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
 
 
 def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:
-    """The engine in FP32, as every machine can load it. Arguments as ``open_engine``."""
-    return _ONNX.open(spec, threads, 0)
+    """The engine in FP32, on the CPU. Arguments as ``open_engine``.
+
+    Raises:
+        UserError: this machine lacks what that takes.
+    """
+    for runtime in RUNTIMES:
+        if not runtime.uses_gpu and not runtime.engine_lacks(spec) and not runtime.machine_lacks():
+            return runtime.open(spec, threads, 0)
+    raise _without_runtime(spec)

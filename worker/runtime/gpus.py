@@ -46,10 +46,18 @@ def lacking(*packages: str) -> str:
 TORCH = ("torch", "transformers", "safetensors")
 """What computing with PyTorch takes."""
 
+MODULES = (*TORCH, "sentence_transformers")
+"""What computing with a model's own modules takes."""
+
 
 def torch_lacking() -> str:
     """What this machine lacks for PyTorch on a GPU; empty if nothing."""
     return lacking(*TORCH) or _torch_without_cuda()
+
+
+def modules_lacking() -> str:
+    """What this machine lacks for a model's own modules on a GPU; empty if nothing."""
+    return lacking(*MODULES) or _torch_without_cuda()
 
 
 def _torch_without_cuda() -> str:

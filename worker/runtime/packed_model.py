@@ -27,11 +27,15 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from contract.engine import Pooling
 from worker.runtime.head import Head
+from worker.runtime.pooling import pool
 
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 """A packed model's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]``; see ``worker.runtime.layout``."""
 
 _ATTENTION = "embedmill_packed"
+
+_INDIFFERENT = ("deterministic", "dropout", "output_attentions", "position_ids", "use_cache")
+"""Options of an attention that change nothing here: positions are in the queries and keys already."""
 
 
 def _attention(
@@ -53,7 +57,7 @@ def _attention(
         query: ``[1, heads, tokens, width]``.
         key: likewise, of as many heads or of a fraction of them.
         value: as ``key``.
-        attention_mask: not used.
+        attention_mask: none: the rows' ends are mask enough.
         cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
         longest: no row has more tokens.
         scaling: None for 1 / √width.
@@ -61,9 +65,16 @@ def _attention(
 
     Returns:
         ``[1, tokens, heads, width]``.
+
+    Raises:
+        NotImplementedError: the model's attention has something more, such as a bias by position.
     """
-    causal = bool(options.get("is_causal", getattr(module, "is_causal", False)))
-    window = options.get("sliding_window") or getattr(module, "sliding_window", None)
+    is_causal, sliding_window = options.pop("is_causal", None), options.pop("sliding_window", None)
+    more = [name for name, value in options.items() if value is not None and name not in _INDIFFERENT]
+    if more or attention_mask is not None:
+        raise NotImplementedError(f"its attention has {' and '.join(more) or 'a mask of its own'}")
+    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
     size = before, 0 if causal else before
@@ -163,10 +174,16 @@ class PackedModel(nn.Module):
         encoder: transformers'; its attention becomes the one of this module.
         pooling: see ``contract.engine``.
         head: what follows it, in FP32.
+
+    Raises:
+        NotImplementedError: the encoder's attention does not go through transformers' attention interface.
     """
 
     def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
+        # transformers leaves the attention of a model that has one of its own as it is, and says so in its log alone.
+        if not getattr(encoder, "_supports_attention_backend", False):
+            raise NotImplementedError("its attention does not go through transformers' attention interface")
         encoder.set_attn_implementation(_ATTENTION)
         self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
         self._takes = inspect.signature(encoder.forward).parameters.keys()
@@ -177,22 +194,16 @@ class PackedModel(nn.Module):
         lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
         return max((list(one) for one in lists), key=len, default=[self.encoder])
 
-    def forward(self, inputs: Mapping[str, Tensor], longest: int) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
             longest: no row has more tokens. Compiled layers have a graph for each value.
+            skip: tokens at each row's beginning that are left out of the pooling.
         """
-        cu_seqlens = inputs["cu_seqlens"]
         hidden = self._hidden_states(**inputs, longest=longest).float()
-        if self.pooling == "mean":
-            lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-            # Unsafe: without checks of the lengths, each of which would wait for the GPU.
-            hidden = torch.segment_reduce(hidden, "mean", lengths=lengths, unsafe=True)
-        elif self.pooling == "cls":
-            hidden = hidden[cu_seqlens[:-1].clamp_max(len(hidden) - 1)]
-        vectors: Tensor = self.head(hidden)
+        vectors: Tensor = self.head(pool(hidden, inputs["cu_seqlens"], self.pooling, skip))
         return vectors
 
     def _hidden_states(

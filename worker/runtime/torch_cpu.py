@@ -62,6 +62,6 @@ class TorchCpuEngine:
             shapes = self._layout.fill(batch, micro, buffers)
             inputs = {name: torch.from_numpy(buffers[name][: shapes[name][0]]) for name in buffers}
             with torch.inference_mode():
-                vectors = self._model(inputs, self.spec.max_length).numpy()
+                vectors = self._model(inputs, self.spec.max_length, batch.prompt_tokens).numpy()
             self._layout.gather(micro, vectors[: self._layout.vectors(micro)], batch.lengths, gathered)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))

@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,9 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError, reason
 from contract.plan import PackedProfile
+from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
-from worker.runtime.interface import EngineDead, Gathered, Inference
+from worker.runtime.interface import Gathered, Inference
 from worker.runtime.layout import Packed
 from worker.runtime.merging import merging_backend
 from worker.runtime.microbatch import MicroBatch
@@ -81,22 +81,10 @@ def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterat
         EngineDead: the GPU failed.
     """
     device = _device(gpu)
-    properties: Any = torch.cuda.get_device_properties(device)
-    bus = f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
-    with torch.cuda.device(device), gpu_lock(bus) as lock:
-        try:
+    with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
+        with enough_memory(spec, device):
             engine = TorchGpuEngine(spec, _model(spec, device, warn), device, lock)
             engine.warm_up()
-        except RuntimeError as error:
-            # An allocation of CUDA's own, such as a stream's, is not an OutOfMemoryError.
-            if "out of memory" not in str(error):
-                raise
-            free, total = torch.cuda.mem_get_info(device)
-            raise UserError(
-                f"GPU {gpu} has too little free memory for engine {spec.name}: {free / 2**20:,.0f} of "
-                f"{total / 2**20:,.0f} MiB ({reason(error)})",
-                hint="end what else uses it (nvidia-smi), or start the worker with fewer children: -c 1",
-            ) from None
         try:
             yield engine
         finally:
@@ -104,12 +92,7 @@ def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterat
 
 
 def _device(gpu: int) -> torch.device:
-    if not torch.cuda.is_available() or gpu >= torch.cuda.device_count():
-        raise UserError(
-            f"PyTorch {torch.__version__} finds {torch.cuda.device_count()} GPUs",
-            f"expected to use number {gpu}",
-            "see nvidia-smi, and install a PyTorch that was built for CUDA",
-        )
+    device = cuda_device(gpu)
     major, minor = torch.cuda.get_device_capability(gpu)
     if 10 * major + minor < _COMPUTE_CAPABILITY:
         raise UserError(
@@ -117,7 +100,7 @@ def _device(gpu: int) -> torch.device:
             "PyTorch's attention over packed rows takes 8.0 or more",
             "set EMBEDMILL_RUNTIME=tensorrt, or onnxruntime",
         )
-    return torch.device("cuda", gpu)
+    return device
 
 
 def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
@@ -186,7 +169,7 @@ class TorchGpuEngine:
     def warm_up(self) -> None:
         """Compile the graph of each profile, compute with it once, and record its kernels for each slot."""
         began = time.monotonic()
-        with torch.inference_mode(), self._errors():
+        with torch.inference_mode(), dead_after_errors(self._device):
             for number, profile in enumerate(self._layout.profiles):
                 batch = filling(self.spec, profile)
                 (micro,) = self._layout.cut(batch.lengths)
@@ -218,10 +201,10 @@ class TorchGpuEngine:
             return forward
         return graph.replay
 
-    def _forward(self, slot: _Slot, profile: int) -> None:
+    def _forward(self, slot: _Slot, profile: int, skip: int = 0) -> None:
         shapes = self._layout.sizes_of(profile)
         longest = self._layout.profiles[profile].longest or self.spec.max_length
-        vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest)
+        vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest, skip)
         slot.vectors[: len(vectors)].copy_(vectors)
 
     def infer(self, batch: Batch) -> Inference:
@@ -236,7 +219,7 @@ class TorchGpuEngine:
             vectors = slot.received[: self._layout.vectors(micro)].numpy()
             self._layout.gather(micro, vectors, batch.lengths, gathered)
 
-        with torch.inference_mode(), self._errors():
+        with torch.inference_mode(), dead_after_errors(self._device):
             run_pipelined(microbatches, self._slots, self._lock, start, collect)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
 
@@ -251,25 +234,16 @@ class TorchGpuEngine:
         self._send(slot, micro, batch)
         with torch.cuda.stream(self._compute):
             slot.uploaded.wait()
-            slot.compute[micro.profile]()
+            if batch.prompt_tokens:  # which the recorded kernels pool too
+                self._forward(slot, micro.profile, batch.prompt_tokens)
+            else:
+                slot.compute[micro.profile]()
             slot.computed.record()
         with torch.cuda.stream(self._download):
             slot.computed.wait()
             vectors = self._layout.vectors(micro)
             slot.received[:vectors].copy_(slot.vectors[:vectors], non_blocking=True)
             slot.done.record()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """In the ``with`` block, an error after which the GPU does nothing more is an ``EngineDead``."""
-        try:
-            yield
-        except RuntimeError as error:
-            try:
-                torch.cuda.synchronize(self._device)
-            except RuntimeError:
-                raise EngineDead(f"GPU {self._device.index} failed: {reason(error)}") from error
-            raise
 
     def close(self) -> None:
         """Give the memory back to the GPU."""

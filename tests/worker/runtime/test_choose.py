@@ -14,7 +14,7 @@ from contract.settings import Settings, settings
 from contract.tuned import Measurement
 from tests.contract.samples import plan_spec
 from worker.runtime import choose as module
-from worker.runtime.choose import RUNTIMES, choose, gpu_usable, open_engine
+from worker.runtime.choose import RUNTIMES, choose, gpu_usable, open_engine, open_fp32_engine
 from worker.runtime.onnx import OnnxEngine
 from worker.runtime.torch_cpu import TorchCpuEngine
 
@@ -143,6 +143,57 @@ def test_pytorch_computes_on_a_cpu_when_it_is_asked_for(tiny: EngineSpec, monkey
     with open_engine(tiny, threads=1) as engine:
         assert isinstance(engine, TorchCpuEngine)
     assert not gpu_usable()
+
+
+def only(spec: EngineSpec, tier: str) -> EngineSpec:
+    """The engine as if it had this tier alone."""
+    hashes = dict.fromkeys(("onnx_sha256", "onnx_fp16_sha256", "onnx_packed_sha256", "torch_sha256"))
+    unused = {"onnx": "its attention has windows"}
+    return spec.model_copy(update={**hashes, f"{tier}_sha256": "x", "unused": unused})
+
+
+@pytest.mark.parametrize("tier", ["torch", "modules"])
+def test_an_engine_without_onnx_is_computed_by_what_it_has(
+    tier: str, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = only(tiny, tier)
+    for asked in ("auto", tier):
+        runtime(asked, monkeypatch)
+        assert (choose(spec).runtime.name, choose(spec).runtime.uses_gpu) == (tier, False)
+    runtime("onnxruntime", monkeypatch)
+    with (
+        pytest.raises(UserError, match=rf"no model.onnx; it is computed by {tier} .onnx: its attention has windows"),
+        open_engine(spec, threads=1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("tier", ["torch", "modules"])
+def test_an_engine_without_onnx_on_a_machine_without_pytorch_is_an_error_that_says_what_to_install(
+    tier: str, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime("auto", monkeypatch)
+    monkeypatch.setattr(
+        module,
+        "RUNTIMES",
+        tuple(
+            one._replace(machine_lacks=lambda: "no Python package torch") if one.extra in ("torch", "modules") else one
+            for one in RUNTIMES
+        ),
+    )
+    told = rf"computed by {tier}, and this machine has no Python package torch.*its attention has windows.*\[{tier}\]"
+    with pytest.raises(UserError, match=told):
+        choose(only(tiny, tier))
+    with pytest.raises(UserError, match=told):
+        open_fp32_engine(only(tiny, tier), threads=1)
+
+
+@pytest.mark.parametrize("tier", ["torch", "modules"])
+def test_on_a_gpu_an_engine_without_onnx_is_computed_there(
+    tier: str, gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime("auto", monkeypatch)
+    assert (choose(only(tiny, tier)).runtime.name, choose(only(tiny, tier)).runtime.uses_gpu) == (tier, True)
 
 
 def test_every_runtime_can_be_asked_for_by_its_name() -> None:

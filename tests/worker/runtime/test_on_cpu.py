@@ -1,6 +1,7 @@
 """The engines that compute on a CPU, each against plain transformers."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sentence_transformers import SentenceTransformer
 
+from bench.families import save_family
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -16,6 +19,7 @@ from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
 from worker.runtime.choose import Opened
+from worker.runtime.modules import ModulesEngine, modules_engine
 from worker.runtime.onnx import onnx_engine
 from worker.runtime.torch_cpu import torch_cpu_engine
 
@@ -100,6 +104,36 @@ def test_a_changed_file_is_refused_before_it_is_used(file: str, opened: Open, ti
     with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), opened(spec, 1):
         pass
     path.write_bytes(bytes(content[:-1]) + bytes([content[-1] ^ 1]))
+
+
+def test_a_changed_file_of_the_modules_is_refused_before_it_is_used(tmp_path: Path) -> None:
+    spec = build_engine(save_family("StaticEmbedding", tmp_path / "family"), f"static-{tmp_path.name}")
+    some = batch(spec, list(texts(5)))
+    with modules_engine(spec, 1) as engine:
+        assert engine.infer(some).vectors.shape == (5, spec.hidden)
+    (spec.folder / "modules" / "modeling_mine.py").write_text("raise SystemExit")
+    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), modules_engine(spec, 1):
+        pass
+    (spec.folder / "modules" / "modeling_mine.py").unlink()
+    shutil.rmtree(spec.folder / "modules" / "1_Normalize", ignore_errors=True)
+    (spec.folder / "modules" / "modules.json").unlink()
+    with pytest.raises(UserError, match=r"SHA-256.*python -m engine_build"), modules_engine(spec, 1):
+        pass
+
+
+def test_the_models_own_modules_give_the_vectors_of_packed_rows(tiny_model: Path, tmp_path: Path) -> None:
+    """Of every length, at token level too, and whatever rows are computed together."""
+    for pooling in ("mean", "tokens"):
+        spec = build_engine(tiny_model, f"tiers-{pooling}-{tmp_path.name}", pooling, max_length=200)
+        model = SentenceTransformer(str(tiny_model), device="cpu")
+        some = batch(spec, [*texts(50), None, "a"])
+        with torch_cpu_engine(spec, 1) as packed:
+            expected = packed.infer(some).vectors
+        if pooling == "tokens":
+            model = SentenceTransformer(modules=[model[0]], device="cpu")
+        found = ModulesEngine(spec, model).infer(some)
+        np.testing.assert_allclose(found.vectors, expected, atol=5e-6)
+        assert found.computed_tokens >= some.lengths.sum()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 31, 200])

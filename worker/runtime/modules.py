@@ -1,0 +1,132 @@
+"""A model's sentence-transformers modules as they are, in PyTorch, FP32: for what no faster runtime can compute.
+
+Rows are sorted by length and cut into batches by a token budget, so that next to no padding is computed. Everything
+after that is the model's own: its encoder, its pooling, whatever follows.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sentence_transformers
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from torch import Tensor
+
+from contract.batch import Batch
+from contract.engine import EngineSpec
+from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
+from worker.runtime.gpu_lock import GpuLock, gpu_lock
+from worker.runtime.interface import Gathered, Inference
+from worker.runtime.microbatch import MicroBatch, cut_by_budget
+
+_CPU_TOKENS, _GPU_TOKENS = 4096, 32_768
+"""Most tokens of a micro-batch, padding included; a longer row is computed alone."""
+
+
+@contextmanager
+def modules_engine(spec: EngineSpec, threads: int, gpu: int | None = None) -> Iterator["ModulesEngine"]:
+    """Load the modules while the ``with`` block lasts.
+
+    Args:
+        spec: the engine directory.
+        threads: cores to compute on, of the whole process, on a CPU.
+        gpu: the number of the GPU to compute on; None for the CPU.
+
+    Raises:
+        UserError: the engine has no modules, or a file of theirs is missing or was changed; there is no such GPU, or it
+            has too little free memory.
+    """
+    path = spec.check_modules()
+    transformers.utils.logging.set_verbosity_error()  # the build has judged its warnings
+    transformers.utils.logging.disable_progress_bar()
+    model = SentenceTransformer(
+        str(path),
+        device="cpu",
+        trust_remote_code=False,
+        local_files_only=True,
+        model_kwargs={"dtype": torch.float32},
+    )
+    if gpu is None:
+        torch.set_num_threads(threads)
+        yield ModulesEngine(spec, model)
+        return
+    device = cuda_device(gpu)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # 10 bits, which is no FP32
+    with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
+        with enough_memory(spec, device):
+            model.to(device)
+        try:
+            yield ModulesEngine(spec, model, lock)
+        finally:
+            model.to("cpu")
+            torch.cuda.empty_cache()
+
+
+class ModulesEngine:
+    """A model's modules.
+
+    Args:
+        spec: what they compute.
+        model: a ``SentenceTransformer``, on its device.
+        lock: the GPU's, where it is on one.
+    """
+
+    precision = "fp32"
+    runtime = f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}"
+
+    def __init__(self, spec: EngineSpec, model: SentenceTransformer, lock: GpuLock | None = None) -> None:
+        self.spec, self._lock = spec, lock
+        self._model: Any = model.eval().float()
+        names = getattr(self._model.tokenizer, "model_input_names", ())
+        self._segments = "token_type_ids" in names
+
+    def infer(self, batch: Batch) -> Inference:
+        """See ``interface.Engine.infer``."""
+        gathered = Gathered(self.spec, batch.lengths)
+        microbatches = cut_by_budget(batch.lengths, _GPU_TOKENS if self._lock else _CPU_TOKENS)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(dead_after_errors(self._model.device) if self._lock else nullcontext())
+            stack.enter_context(self._lock.held() if self._lock else nullcontext())
+            for micro in microbatches:
+                gathered.put(micro.rows, self._vectors(batch, micro))
+        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+
+    def _vectors(self, batch: Batch, micro: MicroBatch) -> npt.NDArray[np.float32]:
+        """``[rows, hidden]``, or ``[rows, length, hidden]`` at token level."""
+        ids, mask = (getattr(batch, name)[micro.rows, : micro.length] for name in ("input_ids", "attention_mask"))
+        features = {
+            name: values.to(self._model.device) if isinstance(values, Tensor) else values
+            for name, values in self._features(ids, mask, batch.prompt_tokens).items()
+        }
+        made = self._model(features)
+        if self.spec.per_token:
+            return made["token_embeddings"].float().cpu().numpy()
+        vectors = made["sentence_embedding"].float()[:, : self.spec.hidden]
+        if self.spec.normalize and "normalize" in self.spec.chosen:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors.cpu().numpy()
+
+    def _features(self, ids: npt.NDArray[np.int32], mask: npt.NDArray[np.int32], prompt_tokens: int) -> dict[str, Any]:
+        """What the first module takes: as its ``preprocess`` gives it for texts.
+
+        Args:
+            ids: ``[rows, length]``.
+            mask: likewise.
+            prompt_tokens: of each row, left out of the pooling.
+        """
+        rows, real = torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
+        if isinstance(self._model[0], StaticEmbedding):
+            lengths = real.sum(dim=1)
+            return {"input_ids": rows[real.bool()], "offsets": lengths.cumsum(0) - lengths}
+        features: dict[str, Any] = {"input_ids": rows, "attention_mask": real, "modality": "text"}
+        if self._segments:
+            features["token_type_ids"] = torch.zeros_like(rows)
+        if prompt_tokens:
+            features["prompt_length"] = prompt_tokens
+        return features
