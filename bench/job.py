@@ -12,18 +12,19 @@ import shutil
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import datasets
 from rich.console import Console
 
-from bench.job_run import JobRun, RunOptions, python_of, run_job, sample_batches
+from bench.job_run import JobRun, RunOptions, Sample, python_of, run_job, sample_batches
 from bench.machine import gpus, machine
-from bench.peers import Base, Loop, now, sentence_transformers
+from bench.peers import Base, Loop, PeerSettings, now, sentence_transformers
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
-from contract.engine import load_engine
+from contract.engine import EngineSpec, load_engine
 
 _EPILOG = """\b
 Examples:
@@ -117,46 +118,34 @@ def main(
     os.environ["EMBEDMILL_ENGINES"] = str(Path(os.environ.get("EMBEDMILL_ENGINES", "engines")).absolute())
     spec, records = load_engine(engine), list[Record]()
     os.environ["EMBEDMILL_ENGINE"] = spec.name  # which the workers load at their start
-    modes = modes or ("fp16,fp16-compiled,fp16-packed" if gpus() else "fp32")
-    batch_sizes = batch_sizes or ("64,256,1024" if gpus() else "32,128")
+    default = (
+        PeerSettings("fp16,fp16-compiled,fp16-packed", "64,256,1024") if gpus() else PeerSettings("fp32", "32,128")
+    )
+    peers = PeerSettings(modes or default.modes, batch_sizes or default.batch_sizes)
     console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         folder = Path(name)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
         for kind, count in itertools.product(kinds.split(","), rows):
-            file, what = (data or folder) / f"{kind}-{count}.{suffix}", f"{kind}, {count:,} rows"
+            file = (data or folder) / f"{kind}-{count}.{suffix}"
             if not file.exists():
                 write(file, kind, count)
             base = functools.partial(Record, dataset=kind, machine=machine(), model=spec.name, hidden=spec.hidden)
             if compare and not null:
                 some = list(texts(kind, min(count, compare_rows or count)))
-                of_some = folder / "rows.jsonl"
-                records += sentence_transformers(base, spec, some, of_some, modes, batch_sizes, console)
+                records += sentence_transformers(base, spec, some, folder / "rows.jsonl", peers, console)
             sample = sample_batches(file, folder / f"batches-{file.stem}", spec, batch_rows)
-            loop = functools.partial(
-                Loop.measure,
-                base=base,
-                folder=sample.folder,
-                rows=count,
-                batch_rows=sample.batch_rows,
-                seconds=engine_seconds,
-            )
+            one = _Dataset(file, count, sample, base, spec, engine_seconds, console)
             if compare and gpus() and not null:
-                console.print(f"{what}: packed rows in plain PyTorch …")
-                records.append(loop(_packed_loop(spec.model), system="pytorch packed"))
+                records.append(one.packed_loop())
             for runtime in runtimes.split(","):
-                alone: Record | None = None
-                if not null:
-                    console.print(f"{what}: the engine alone, runtime {runtime} …")
-                    alone = loop(_engine_loop(spec.name, runtime), system="engine alone, {}")
-                    records.append(alone)
+                alone = None if null else one.engine_alone(runtime)
+                records += [alone] if alone else []
                 app = "bench.null_engine" if null else "worker"
                 for number in workers:
-                    console.print(f"{what}: the job, runtime {runtime}, workers: {number} …")
                     options = RunOptions(sample.batch_rows, number, children, verify, app, runtime)
-                    run = run_job(folder, file, sample, spec, options)
-                    records.append(_of_job(base, run, alone, options))
+                    records.append(one.job(folder, options, alone))
             store(records, target)
             shutil.rmtree(sample.folder)
             shutil.rmtree(folder / "cache")
@@ -166,12 +155,43 @@ def main(
     console.print(f"Written: {target}", soft_wrap=True)
 
 
-def _packed_loop(model: str) -> Loop:
-    return Loop(os.environ.get("PYTHON_TORCH", sys.executable), "bench.packed_loop", ("--model", model))
+@dataclass(frozen=True)
+class _Dataset:
+    """A dataset, and what is measured on it."""
 
+    file: Path
+    rows: int
+    sample: Sample
+    base: Base
+    spec: EngineSpec
+    seconds: float
+    """That the programs which compute over and over do it."""
+    console: Console
 
-def _engine_loop(engine: str, runtime: str) -> Loop:
-    return Loop(python_of(runtime), "bench.engine_loop", ("--engine", engine), (("EMBEDMILL_RUNTIME", runtime),))
+    def packed_loop(self) -> Record:
+        self._say("packed rows in plain PyTorch")
+        python = os.environ.get("PYTHON_TORCH", sys.executable)
+        loop = Loop(python, "bench.packed_loop", ("--model", self.spec.model))
+        return self._measured(loop, "pytorch packed")
+
+    def engine_alone(self, runtime: str) -> Record:
+        self._say(f"the engine alone, runtime {runtime}")
+        options, environment = ("--engine", self.spec.name), (("EMBEDMILL_RUNTIME", runtime),)
+        return self._measured(Loop(python_of(runtime), "bench.engine_loop", options, environment), "engine alone, {}")
+
+    def job(self, folder: Path, options: RunOptions, alone: Record | None) -> Record:
+        self._say(f"the job, runtime {options.runtime}, workers: {options.workers}")
+        run = run_job(folder, self.file, self.sample, self.spec, options)
+        return _of_job(self.base, run, alone, options)
+
+    def _measured(self, loop: Loop, system: str) -> Record:
+        batch_rows = self.sample.batch_rows
+        return loop.measure(
+            self.base, system, self.sample.folder, rows=self.rows, batch_rows=batch_rows, seconds=self.seconds
+        )
+
+    def _say(self, what: str) -> None:
+        self.console.print(f"{self.file.stem.split('-')[0]}, {self.rows:,} rows: {what} …")
 
 
 def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) -> Record:

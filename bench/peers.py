@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -48,8 +48,17 @@ class Loop:
         )
 
 
+class PeerSettings(NamedTuple):
+    """How sentence-transformers is run."""
+
+    modes: str
+    """Of ``bench.peer``, with commas."""
+    batch_sizes: str
+    """With commas; the best counts."""
+
+
 def sentence_transformers(
-    base: Base, spec: EngineSpec, some: list[str], file: Path, modes: str, batch_sizes: str, console: Console
+    base: Base, spec: EngineSpec, some: list[str], file: Path, settings: PeerSettings, console: Console
 ) -> Iterator[Record]:
     """sentence-transformers on some texts, in each mode at its best batch size. A mode that cannot run here is said.
 
@@ -58,8 +67,7 @@ def sentence_transformers(
         spec: the engine that it is compared with.
         some: the texts.
         file: where they are written for it.
-        modes: of ``bench.peer``, with commas.
-        batch_sizes: with commas.
+        settings: how it is run.
         console: is told what is done.
     """
     tokenizer, rows = open_tokenizer(spec), len(some)
@@ -68,8 +76,9 @@ def sentence_transformers(
         int(np.minimum(tokenize(some[i : i + 256], tokenizer)[2], spec.max_length).sum()) for i in range(0, rows, 256)
     )
     python = os.environ.get("PYTHON_TORCH", sys.executable)
-    command = [str(file), "--model", spec.model, "--max-length", str(spec.max_length), "--batch-sizes", batch_sizes]
-    for mode in modes.split(","):
+    command = [str(file), "--model", spec.model, "--max-length", str(spec.max_length)]
+    command += ["--batch-sizes", settings.batch_sizes]
+    for mode in settings.modes.split(","):
         console.print(f"{rows:,} rows: sentence-transformers {mode} …")
         try:
             found = told_by(python, "-m", "bench.peer", *command, "--mode", mode)

@@ -116,14 +116,7 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     again = "normalize" in chosen and wanted
     while not wanted and steps and isinstance(steps[-1], Normalize):
         steps.pop()
-    kept: list[Any] = [first]
-    if per_token:
-        kept += [Normalize(module_input_name="token_embeddings")] if wanted else []
-    elif own_pooling:
-        same = pooling == own_mode
-        kept += [own_pooling if same else PoolingModule(own_pooling.embedding_dimension, pooling), *steps]
-    else:
-        kept += steps
+    kept = [first, *_pooling_modules(own_pooling, pooling, wanted), *steps]
     return Parts(
         encoder=first.auto_model if isinstance(first, Transformer) else None,
         pooling=pooling,
@@ -135,6 +128,15 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         truncate_dim=width,
         reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
     )
+
+
+def _pooling_modules(own: Any | None, pooling: Pooling, normalize: bool) -> list[Any]:
+    """The modules between the encoder and what follows the pooling, of a model whose own pooling is ``own``."""
+    if pooling == "tokens":
+        return [Normalize(module_input_name="token_embeddings")] if normalize else []
+    if own is None:
+        return []
+    return [own if pooling == _mode(own) else PoolingModule(own.embedding_dimension, pooling)]
 
 
 def _mode(pooling: Any) -> Pooling:

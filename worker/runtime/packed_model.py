@@ -15,7 +15,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import torch
@@ -77,45 +77,40 @@ def _attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
-    size = before, 0 if causal else before
+    rows = _Rows(cu_seqlens, longest, (before, 0 if causal else before))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     compute = _on_gpu if query.is_cuda else _row_by_row
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    context = compute(query, key, value, cu_seqlens, longest, scaling, size)
+    context = compute(query, key, value, rows, scaling)
     return context[None], None
 
 
-def _on_gpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    longest: int,
-    scaling: float | None,
-    window: tuple[int, int],
-) -> Tensor:
+class _Rows(NamedTuple):
+    """How rows lie, and what of a row a token sees."""
+
+    ends: Tensor
+    """``[rows + 1]`` int32, where each row begins, and where the last ends."""
+    longest: int
+    """No row has more tokens."""
+    window: tuple[int, int]
+    """Tokens before and behind a token that it sees; -1 for all."""
+
+
+def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # here: a CPU's PyTorch may lack it
 
-    made = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=window)
+    ends, longest = rows.ends, rows.longest
+    made = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window)
     return made  # type: ignore[return-value]  # a tuple only where more is asked for
 
 
-def _row_by_row(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens: Tensor,
-    longest: int,
-    scaling: float | None,
-    window: tuple[int, int],
-) -> Tensor:
+def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
     """The same on a CPU, for which PyTorch has no kernel that knows rows."""
-    before, behind = (size if size >= 0 else longest for size in window)
+    before, behind = (size if size >= 0 else rows.longest for size in rows.window)
     context = torch.empty_like(query)
-    ends = cu_seqlens.tolist()
-    for start, end in itertools.pairwise(ends):
+    for start, end in itertools.pairwise(rows.ends.tolist()):
         if start == end:
             continue
         mask = None
