@@ -52,6 +52,8 @@ def _merge(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
         widths = [node.args[1].meta["example_value"].shape[0] for node in nodes]  # type: ignore[union-attr]
         parts = graph.call_function(torch.split, (product, widths, -1))
         for number, node in enumerate(nodes):
-            node.replace_all_uses_with(graph.call_function(operator.getitem, (parts, number)))
+            part = graph.call_function(operator.getitem, (parts, number))
+            part.meta = node.meta  # without which PyTorch would not keep what it compiles of the graph
+            node.replace_all_uses_with(part)
     for node in nodes:
         graph.erase_node(node)

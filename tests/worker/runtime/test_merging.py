@@ -1,14 +1,16 @@
 """Linear layers of one input as one product; no GPU, and nothing compiled."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, fx, nn
+from torch._dynamo.utils import counters
 
-from worker.runtime.merging import merge_linear
+from worker.runtime.merging import merge_linear, merging_backend
 
 
 def merged(module: nn.Module, *inputs: Any, **options: Any) -> tuple[Any, int]:
@@ -84,3 +86,18 @@ def test_a_weight_that_is_computed_is_left_alone() -> None:
     found, left_out = merged(model, hidden)
     assert left_out == 0
     torch.testing.assert_close(found, model(hidden).detach())
+
+
+def test_what_is_compiled_of_a_merged_graph_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else a worker traces anew at each start what ``engine_build compile`` has kept."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.compiler.reset()
+    counters["aot_autograd"].clear()
+    model = transformers.BertModel(
+        transformers.BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
+    ).eval()
+    layer = model.encoder.layer[0]
+    layer.compile(dynamic=False, backend=merging_backend)
+    with torch.inference_mode():
+        layer(torch.ones(1, 4, 32))
+    assert dict(counters["aot_autograd"]) == {"total": 1, "autograd_cache_miss": 1, "autograd_cache_saved": 1, "ok": 1}
