@@ -16,7 +16,7 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.jobs import latest_job
 from embedmill.processes import celery_worker
-from examples import search
+from embedmill.search import search
 from tests.conftest import JARGON, MINILM
 
 _TEXTS = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
@@ -65,7 +65,7 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
 
         produced("--dtype", "int8", "--keep-columns", "text", "--ranges", job.folder)
         assert latest_job().id == job.id
-        hits = search.search(job, QUERY, count=3)
+        hits = search(job, QUERY, count=3)
 
         produced("--dtype", "binary", "--dimensions", 128)
         cut = model.encode(TEXTS, normalize_embeddings=True, truncate_dim=128)
@@ -75,7 +75,7 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
         verified()
         produced("--dtype", "float16")
         np.testing.assert_allclose(stored(latest_job()), theirs, atol=5e-4)
-        close = search.search(latest_job(), QUERY, count=3)
+        close = search(latest_job(), QUERY, count=3)
         assert hits[0][0].row == close[0][0].row
         assert hits[0][0].cosine == pytest.approx(close[0][0].cosine, abs=0.01)
         produced("--long-texts", "window", "--overlap", 32, "--dtype", "float16")
