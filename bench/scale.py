@@ -222,7 +222,7 @@ def table(plan: Plan, units: Units) -> list[str]:
         ("producer's one thread", f"{100 * producer:,.0f} % busy", f"{1000 * units.batch_seconds:.1f} ms a batch"),
         ("Redis, in and out each", f"{flow / 1e6:,.0f} MB/s",
          f"{units.wire_bytes:,.0f} bytes a row; {100 * flow / plan.network:.0f} % of its network"),
-        ("batches in workers' hands", f"{in_work / 1e6:,.0f} MB", "one computed and one waiting, for each GPU"),
+        ("batches that workers hold", f"{in_work / 1e6:,.0f} MB", "one computed and one waiting, for each GPU"),
         ("batches in Redis", f"{plan.outstanding / 1e6:,.0f} MB", f"{plan.outstanding / flow:.1f} s of work"),
         ("one listing of a folder", f"{batches * units.listing:,.1f} s", f"{1e6 * units.listing:.1f} µs a shard"),
         ("one listing of a bucket", f"{lists:,} LIST requests", f"{lists * 0.05:,.0f} s at 50 ms"),
