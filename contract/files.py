@@ -34,6 +34,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def as_umask_says(*files: Path) -> None:
+    """Give files the permissions that a new file has. Those that safetensors writes are for their owner alone, and a
+    worker of another user could not load them."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in files:
+        file.chmod(0o666 & ~umask)
+
+
 def sync(descriptor: int) -> None:
     """Have the disk take a file's bytes before anything refers to them."""
     os.fsync(descriptor)

@@ -31,7 +31,7 @@ def build_engine(request: dict[str, Any], sender: Sender) -> None:
         sender.event(Event("engine", text))
 
     spec, _ = build(model, EngineOptions(**request), say=lambda line: sender.send(note=line), step=step)
-    if not lacking() and not spec.plans:
+    if not lacking() and not spec.plans and spec.onnx_sha256:
         from engine_build.plan_command import build_plan
         from engine_build.profiles import PlanOptions
 

@@ -17,7 +17,7 @@ import producer.command
 import verify.command
 from contract.errors import UserError
 from contract.job import Job
-from contract.settings import engines_in_cache, is_set, put
+from contract.settings import engines_in_cache, is_set, put, settings
 from contract.store import Location
 from contract.verdict import load_verdict
 from embedmill.display import Display, Piped, display_on
@@ -94,8 +94,8 @@ def main(
     the Hub. The model's engine is built unless an earlier run has built it. A Redis and a worker run as long as the
     command does. The exit status is 0 if every check of the verifier passes.
     """
-    if not is_set("engines"):
-        put(engines=str(engines_in_cache()))
+    # The worker runs in another folder.
+    put(engines=str(settings().engines.absolute() if is_set("engines") else engines_in_cache()))
     wanted = EngineRequest(model, model_revision, *(options.pop(name) for name in _ENGINE[1:]))
     sender = Sender(events) if events is not None else None
     came = _listen()
@@ -138,7 +138,8 @@ def _listen() -> list[int]:
         os.kill(os.getpid(), signal.SIGINT)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, interrupt)
     return came
 
 

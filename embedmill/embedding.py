@@ -80,7 +80,7 @@ class Run:
         spec = load_engine(request.engine)
         tokenizer = open_tokenizer(spec)
         with self.display.paused() if request.dtype == "int8" else contextlib.nullcontext():
-            self.job = job_for(request, self.asked.ranges, texts, spec, tokenizer)
+            self.job = job_for(request, self.asked.ranges, texts, spec, tokenizer, working.check)
         self._drive(Work(self.job, texts, tokenizer), working)
         self._worker.close()  # its cores are the verifier's now
         return self.job
@@ -111,7 +111,10 @@ class Run:
             now, view = time.monotonic(), progress.view
             self._show(progress)
             if line := stall.line(progress, now):
-                if view and reason(view).kind == "no worker":
+                why = reason(view) if view else None
+                if why and why.kind.startswith("refused "):  # and there will be no other worker
+                    raise UserError(why.line, hint=f"see the worker's log: {working.log}")
+                if why and why.kind == "no worker":
                     line = f"The worker has not started for {timedelta(seconds=round(now - began))}"
                 STDERR.print(line, highlight=False, soft_wrap=True)
             if progress.new.rows:

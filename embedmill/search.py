@@ -82,6 +82,12 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
             another one now; its dataset is missing or another one now.
     """
     spec = engine_of(job, "vectors of two engines cannot be compared: point EMBEDMILL_ENGINES to the job's own")
+    if prefix and not spec.include_prompt and "onnx" in spec.tiers:
+        raise UserError(
+            f"--prefix {prefix!r}",
+            f"the model of engine {spec.name} leaves prompts out of its pooling, and its export pools all tokens",
+            "leave out --prefix",
+        )
     if spec.per_token:
         raise UserError(
             f"job {job.id} has a vector for each token",

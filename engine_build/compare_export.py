@@ -63,7 +63,7 @@ class Expected:
         self.rows, self.prompts = rows, tuple(dict.fromkeys(("", *prompts)))
         # Of a model that takes long texts, what may change with the position is seen in a long one alone.
         longest = min(rows.length, _LONGEST)
-        self.texts = (*TEXTS, *([TEXTS[-1] * (longest // 256)] if longest > _LONG else []))
+        self.texts = (*TEXTS, *([TEXTS[-1] * (longest // 780 + 1)] if longest > _LONG else []))
         self._encoded = {prompt: _encoded(parts, self.texts, prompt) for prompt in self.prompts}
 
     def of(self, prompt: str) -> list[npt.NDArray[np.float32]]:

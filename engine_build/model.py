@@ -136,7 +136,9 @@ def _pooling_modules(own: Any | None, pooling: Pooling, normalize: bool) -> list
         return [Normalize(module_input_name="token_embeddings")] if normalize else []
     if own is None:
         return []
-    return [own if pooling == _mode(own) else PoolingModule(own.embedding_dimension, pooling)]
+    if pooling == _mode(own):
+        return [own]
+    return [PoolingModule(own.embedding_dimension, pooling, include_prompt=own.include_prompt)]
 
 
 def _mode(pooling: Any) -> Pooling:

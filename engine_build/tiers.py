@@ -5,6 +5,7 @@ compute it.
 """
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec, Tier
 from contract.errors import UserError, reason
-from contract.files import sha256_of, sha256_of_folder
+from contract.files import as_umask_says, sha256_of, sha256_of_folder
 from engine_build.compare_export import Expected, check_export
 from engine_build.export import onnx_from_torch
 from engine_build.packed import packable, packed_onnx_from_torch
@@ -94,7 +95,11 @@ def make(
         if not why:
             try:
                 hashes, found = attempt(model, spec, expected, folder, step)
+            except MemoryError:
+                raise
             except Exception as error:  # a library's, of a model that it does not take: the next tier may
+                if isinstance(error, OSError) and error.errno:  # this machine's fault: a full disk, no right to write
+                    raise
                 why = error.message if isinstance(error, UserError) else reason(error)
             else:
                 made.hashes.update(hashes)
@@ -122,6 +127,8 @@ def _remove_unused(folder: Path, made: Made) -> None:
         if made.hashes[field_name] is None:
             for name in names:
                 (folder / name).unlink(missing_ok=True)
+    if made.hashes["modules_sha256"] is None:
+        shutil.rmtree(folder / "modules", ignore_errors=True)
 
 
 _Attempt = tuple[dict[str, str | None], dict[str, Comparison]]
@@ -209,6 +216,7 @@ def _modules(
 ) -> _Attempt:
     step("comparing the model's modules with sentence-transformers")
     model.parts.reference.save_pretrained(str(folder / "modules"), create_model_card=False)
+    as_umask_says(*(path for path in (folder / "modules").rglob("*") if path.is_file()))
     with quietly():
         again = SentenceTransformer(
             str(folder / "modules"),

@@ -60,7 +60,13 @@ def begin(job: Job) -> ProducerLedger:
     return ledger
 
 
-def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -> bool:
+def _nothing() -> None:
+    pass
+
+
+def run(
+    work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool, watch: Callable[[], None] = _nothing
+) -> bool:
     """Drive a job, and print what came of it.
 
     Args:
@@ -68,6 +74,7 @@ def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -
         spec: its engine.
         ledger: its keys in Redis.
         detach: leave once everything is published.
+        watch: called a few times a second; what it raises ends the drive.
 
     Returns:
         Whether every batch has its shard.
@@ -77,7 +84,12 @@ def run(work: Work, spec: EngineSpec, ledger: ProducerLedger, *, detach: bool) -
     """
     job, began = work.job, time.monotonic()
     try:
-        with progress_display(STDERR) as report:
+        with progress_display(STDERR) as show:
+
+            def report(progress: Progress) -> None:
+                watch()
+                show(progress)
+
             progress = drive(work, ledger, report, detach=detach)
     except KeyboardInterrupt:
         raise _interrupted(job) from None
@@ -110,7 +122,12 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
 
 
 def job_for(
-    request: JobRequest, ranges: str | None, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer
+    request: JobRequest,
+    ranges: str | None,
+    texts: TextDataset,
+    spec: EngineSpec,
+    tokenizer: RowTokenizer,
+    watch: Callable[[], None] = _nothing,
 ) -> Job:
     """The job that a request makes. For int8 without ``ranges``, the dataset's first rows are embedded for them.
 
@@ -120,18 +137,21 @@ def job_for(
         texts: the dataset.
         spec: the engine.
         tokenizer: the engine's.
+        watch: called a few times a second while these rows are embedded; what it raises ends that.
 
     Raises:
         UserError: the engine or the dataset cannot do what is asked for.
     """
     if request.dtype == "int8":
         elements = elements_of(request, spec)
-        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer)
+        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer, watch)
         request = replace(request, ranges=found)
     return resolve(request, texts, spec, tokenizer)
 
 
-def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Ranges:
+def calibrate(
+    request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer, watch: Callable[[], None]
+) -> Ranges:
     """The ranges of the first rows that a request asks for, by a float32 job of these rows alone.
 
     Raises:
@@ -141,7 +161,7 @@ def calibrate(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokeniz
     print_note(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:")
     texts = replace(texts, columns=())
     job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec, tokenizer)
-    run(Work(job, texts, tokenizer), spec, begin(job), detach=False)
+    run(Work(job, texts, tokenizer), spec, begin(job), detach=False, watch=watch)
     return ranges_of(job)
 
 

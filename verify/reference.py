@@ -234,7 +234,7 @@ def _as_chosen(model: SentenceTransformer, spec: EngineSpec) -> SentenceTransfor
         tail = [Normalize(module_input_name="token_embeddings")] if spec.normalize else []
         return SentenceTransformer(modules=[first, *tail], device="cpu")
     if "pooling" in spec.chosen:
-        after[0] = Pooling(spec.encoder_width, spec.pooling)
+        after[0] = Pooling(spec.encoder_width, spec.pooling, include_prompt=spec.include_prompt)
     if "normalize" in spec.chosen and not spec.normalize:
         while after and type(after[-1]).__name__ in ("Normalize", "Dropout"):
             after.pop()

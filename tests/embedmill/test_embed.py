@@ -194,6 +194,30 @@ def test_what_is_wrong_is_one_line_before_an_engine_is_built(
     assert not processes_of(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_worker_that_cannot_compute_ends_the_run(
+    dtype: str, environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """There will be no other one, for the job or for the rows that give the ranges of int8."""
+    options = ("--text-column", "body", "--limit", "3", "--dtype", dtype)
+    done = run(command(reviews, tiny_model, *options), environment | {"EMBEDMILL_RUNTIME": "tensorrt"})
+    assert done.status == 1
+    assert "EMBEDMILL_RUNTIME is tensorrt" in done.err.splitlines()[-1]
+    assert not processes_of(tmp_path)
+
+
+def test_engines_may_be_in_a_folder_that_is_named_from_here(
+    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--text-column", "body", "--limit", "3")
+    done = run(command(reviews, tiny_model, *options), environment | {"EMBEDMILL_ENGINES": "engines"})
+    assert done.status == 0, done.err
+    (engine,) = (tmp_path / "engines").iterdir()
+    assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
+
+
 def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: Path, tmp_path: Path) -> None:
     empty = tmp_path / "no-model"
     empty.mkdir()

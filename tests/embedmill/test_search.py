@@ -75,6 +75,13 @@ def test_what_cannot_be_searched_is_said_in_one_line(job: Job, monkeypatch: pyte
         search(job.model_copy(update={"revision": "other"}), ("a",), count=1)
     with pytest.raises(UserError, match="no shard"):
         search(job.model_copy(update={"split": "test"}), ("a",), count=1)
+    outside = EngineSpec.model_construct(
+        name="tiny", pooling="mean", include_prompt=False, onnx_sha256="0", torch_sha256="0", modules_sha256=None
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("embedmill.search.engine_of", lambda *_: outside)
+        with pytest.raises(UserError, match="leaves prompts out of its pooling"):
+            search(job, ("a",), count=1, prefix="query: ")
     per_token = EngineSpec.model_construct(name="tiny", pooling="tokens")
     monkeypatch.setattr("embedmill.search.engine_of", lambda *_: per_token)
     with pytest.raises(UserError, match="a vector for each token"):

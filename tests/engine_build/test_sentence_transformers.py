@@ -33,6 +33,8 @@ from engine_build.build import build
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
+from tests.contract.samples import a_job
+from verify.reference import open_model
 from worker.runtime.choose import open_engine
 
 LENGTH = 64
@@ -290,6 +292,21 @@ def test_a_prompt_can_be_left_out_of_a_pooling_that_is_exported_otherwise(poolin
     expected = SentenceTransformer(spec.model, device="cpu").encode(TEXTS, show_progress_bar=False)
     np.testing.assert_allclose(computed(spec, TEXTS, spec.prefix), expected, atol=2e-6)
     assert built(saved(tmp_path / f"without-{pooling}", outside)).tiers == ("onnx", "torch")
+
+
+def test_a_chosen_pooling_leaves_a_prompt_out_as_the_models_own_does(tmp_path: Path) -> None:
+    """In the engine and in what the verifier compares with: if both pooled it, they would agree on a wrong vector."""
+    folder = saved(tmp_path, Pooling(32, "mean", include_prompt=False), prompts={"doc": "A text: "}, default="doc")
+    options = EngineOptions("chosen", max_length=LENGTH, pooling="cls")
+    spec, _ = build(str(folder), options, say=lambda line: None, step=lambda text: None)
+    assert (spec.pooling, spec.include_prompt, spec.chosen) == ("cls", False, ("pooling",))
+    modules: list[Any] = list(SentenceTransformer(str(folder), device="cpu"))
+    expected = SentenceTransformer(modules=[modules[0], Pooling(32, "cls", include_prompt=False)], device="cpu")
+    vectors = expected.encode(TEXTS, prompt="A text: ", show_progress_bar=False)
+    np.testing.assert_allclose(computed(spec, TEXTS, "A text: "), vectors, atol=2e-6)
+    job = a_job(tmp_path / "output", engine=spec.name, fingerprint=spec.fingerprint, prefix="A text: ")
+    pooling: Any = list(open_model(job, spec).model)[1]
+    assert (pooling.pooling_mode, pooling.include_prompt) == ("cls", False)
 
 
 def test_the_models_own_modules_leave_a_prompt_out_too(tmp_path: Path) -> None:

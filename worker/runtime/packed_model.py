@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 from transformers.masking_utils import AttentionMaskInterface
 
 from contract.engine import Pooling
+from contract.files import as_umask_says
 from worker.runtime.head import Head
 from worker.runtime.pooling import pool
 
@@ -231,6 +232,7 @@ def write_model(encoder: transformers.PreTrainedModel, head: Head, path: Path) -
     }
     described = {"encoder": encoder.config.to_json_string(use_diff=False), "head": json.dumps(head.described)}
     save_file(weights, path, described)
+    as_umask_says(path)
 
 
 def read_model(path: Path, dtype: torch.dtype) -> tuple[transformers.PreTrainedModel, Head]:

@@ -60,9 +60,10 @@ def profiles(max_length: int, multiprocessors: int) -> list[PackedProfile]:
     512: 2112x33792 of rows of up to 128 tokens, 528x33792, 528x8448, 132x2112.
     """
     most, *fewer = (tokens * multiprocessors for tokens in _TOKENS)
-    short = PackedProfile(most // 16, most, min(_SHORT, max_length))
+    each = min(16, max_length)
+    short = PackedProfile(most // each, most, min(_SHORT, max_length))
     any_length = PackedProfile(most // 64, max(most, max_length))
-    smaller = [PackedProfile(max(1, tokens // 16), tokens) for tokens in fewer]
+    smaller = [PackedProfile(max(1, tokens // each), tokens) for tokens in fewer]
     return [short, *([any_length] if max_length > _SHORT else []), *smaller]
 
 

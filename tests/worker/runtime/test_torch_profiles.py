@@ -10,7 +10,7 @@ from worker.runtime.torch_gpu import filling, profiles
 
 
 @pytest.mark.parametrize("multiprocessors", [16, 46, 108, 132])
-@pytest.mark.parametrize("max_length", [16, 128, 129, 256, 512, 8192])
+@pytest.mark.parametrize("max_length", [3, 8, 12, 15, 16, 128, 129, 256, 512, 8192])
 def test_each_profile_is_warmed_up_and_any_row_is_taken(max_length: int, multiprocessors: int) -> None:
     """A profile that no warm-up reaches would be compiled in the middle of a job."""
     spec = engine_spec(max_length=max_length)
