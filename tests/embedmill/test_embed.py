@@ -212,7 +212,8 @@ def test_engines_may_be_in_a_folder_that_is_named_from_here(
     """The worker runs in another folder."""
     monkeypatch.chdir(tmp_path)
     options = ("--text-column", "body", "--limit", "3")
-    done = run(command(reviews, tiny_model, *options), environment | {"EMBEDMILL_ENGINES": "engines"})
+    own = {"EMBEDMILL_ENGINES": "engines", "XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no engine is yet
+    done = run(command(reviews, tiny_model, *options), environment | own)
     assert done.status == 0, done.err
     (engine,) = (tmp_path / "engines").iterdir()
     assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777

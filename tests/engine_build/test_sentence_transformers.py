@@ -297,7 +297,7 @@ def test_a_prompt_can_be_left_out_of_a_pooling_that_is_exported_otherwise(poolin
 def test_a_chosen_pooling_leaves_a_prompt_out_as_the_models_own_does(tmp_path: Path) -> None:
     """In the engine and in what the verifier compares with: if both pooled it, they would agree on a wrong vector."""
     folder = saved(tmp_path, Pooling(32, "mean", include_prompt=False), prompts={"doc": "A text: "}, default="doc")
-    options = EngineOptions("chosen", max_length=LENGTH, pooling="cls")
+    options = EngineOptions("prompt-outside-cls", max_length=LENGTH, pooling="cls")
     spec, _ = build(str(folder), options, say=lambda line: None, step=lambda text: None)
     assert (spec.pooling, spec.include_prompt, spec.chosen) == ("cls", False, ("pooling",))
     modules: list[Any] = list(SentenceTransformer(str(folder), device="cpu"))
