@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 
 import pyarrow.dataset as pads
@@ -81,7 +82,10 @@ def test_an_altered_model_is_refused_by_the_worker(as_producer: Station, tiny: E
         called(*COMMAND, "--limit", 20, "--engine", spec.name, "--detach")
         job = latest_job()
         as_producer.said(f"cannot serve job {job.key}, and leaves it to others: ")
-        told = called("producer", "status").stdout
+        until = time.monotonic() + 60
+        told = ""  # between two tries, of a moment each, it is told
+        while "cannot serve this job" not in " ".join(told.replace("│", " ").split()) and time.monotonic() < until:
+            told = called("producer", "status").stdout
     line = next(line for line in as_producer.log.read_text().splitlines() if f"cannot serve job {job.key}" in line)
     assert f"engine.json records {spec.onnx_sha256}" in line
     assert "rebuild the engine" in line
