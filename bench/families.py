@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from bench.tiny_model import JARGON, save_tiny_model
+from bench.tiny_model import JARGON, SPECIAL_TOKENS, save_tiny_model
 from contract.engine import Tier
 
 Words = Literal["wordpiece", "bytes", "unigram"]
@@ -175,7 +175,7 @@ _SEGMENTS = {True: ["token_type_ids"], False: []}
 
 def _tokenizer(family: Family, pad_id: int) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of the family's kind, trained on the Jargon File, with its special tokens around a text."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    special = list(SPECIAL_TOKENS.values())
     special[0], special[pad_id] = special[pad_id], special[0]
     lines = JARGON.read_text(encoding="utf-8").splitlines()[: _VOCABULARY * 3 // 10]
     tokenizer, trainer = _untrained(family.words, special)
@@ -186,11 +186,7 @@ def _tokenizer(family: Family, pad_id: int) -> transformers.PreTrainedTokenizerF
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        **SPECIAL_TOKENS,
         padding_side="left" if family.left else "right",
         model_max_length=512,
         # RoBERTa's and the decoders' give no token types.

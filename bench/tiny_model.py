@@ -12,6 +12,15 @@ from tokenizers.trainers import WordPieceTrainer
 
 JARGON = Path(__file__).resolve().parent.parent / "examples" / "jargon.jsonl"
 
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+"""By the names that transformers has for them."""
+
 
 def save_tiny_model(folder: Path, model_type: str = "bert", vocabulary: int = 1000, **config: object) -> Path:
     """A seeded two-layer encoder of any type that transformers knows, 32 wide, with a WordPiece tokenizer.
@@ -25,20 +34,15 @@ def save_tiny_model(folder: Path, model_type: str = "bert", vocabulary: int = 10
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer()
     tokenizer.pre_tokenizer = BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     lines = JARGON.read_text(encoding="utf-8").splitlines()[: vocabulary * 3 // 10]
-    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False)
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        **SPECIAL_TOKENS,
     ).save_pretrained(folder)
     shape = {
         "hidden_size": 32,

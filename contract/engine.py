@@ -20,26 +20,18 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import UserError, first_fault
 from contract.files import sha256_of, sha256_of_folder, write_atomically
-from contract.plan import PACKED_INPUTS, PlanSpec
+from contract.graph import Pooling
+from contract.plan import PlanSpec
 from contract.settings import engines_in_cache, settings
 from contract.tuned import CompiledSpec, Measurement
 from contract.unusable import GrowingRecord
 from contract.words import count
-
-MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Of pooling, as sentence-transformers names them."""
-
-_MODE = f"({'|'.join(MODES)})"
-
-Pooling = Annotated[str, Field(pattern=rf"^({_MODE}(\+{_MODE})*|tokens|own)$")]
-"""One of ``MODES``; several whose vectors are joined, such as ``cls+mean``; ``tokens`` for a vector for each token;
-``own`` where the model's modules give a vector in a way of their own."""
 
 Tier = Literal["onnx", "torch", "modules"]
 """How an engine is computed. Each is there only if it gives the vectors of ``encode()``: ``onnx`` where the model can
@@ -50,22 +42,8 @@ torch      transformers' own code in PyTorch, on rows that lie end to end
 modules    the model's sentence-transformers modules as they are, in PyTorch, on rows of like length
 """
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""The graph's inputs, each int32 ``[rows, length]``."""
-
 Choice = Literal["pooling", "normalize"]
 """What a user can choose against the model's own."""
-
-OUTPUT = "embedding"
-"""The graph's output, float32: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``; of the
-packed graph then ``[tokens, hidden]``."""
-
-
-def packed_inputs(pooling: Pooling) -> tuple[str, ...]:
-    """Those of ``PACKED_INPUTS`` that the packed graph with this pooling has: it needs each token's row for means
-    alone."""
-    return tuple(name for name in PACKED_INPUTS if name != "row_of_token" or pooling == "mean")
-
 
 DECISIVE = (
     "weights_sha256",

@@ -8,8 +8,9 @@ import click
 from rich.table import Table
 
 from contract.compare import Comparison
-from contract.engine import MODES, EngineSpec, Pooling, Tier
+from contract.engine import EngineSpec, Tier
 from contract.entry import importing
+from contract.graph import MODES, Pooling
 from contract.words import count
 from engine_build.bench.command import bench
 from engine_build.compile_command import compile_

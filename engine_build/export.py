@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.engine import INPUTS, OUTPUT, Pooling
 from contract.errors import UserError, first_line
+from contract.graph import INPUTS, OUTPUT, Pooling
 from engine_build.model import has_segments, hidden_states, pooled
 from worker.runtime.head import Head
 

@@ -18,8 +18,9 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 from torch import Tensor
 
-from contract.engine import Choice, Pooling
+from contract.engine import Choice
 from contract.errors import UserError
+from contract.graph import Pooling
 from contract.weights import model_sha256
 from worker.runtime.head import Head
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.engine import OUTPUT, Pooling, packed_inputs
+from contract.graph import OUTPUT, Pooling, packed_inputs
 from contract.plan import ATTENTION_PLUGIN
 from engine_build.export import exported
 from worker.runtime.head import Head

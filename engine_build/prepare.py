@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from contract.engine import Pooling
 from contract.errors import UserError
+from contract.graph import Pooling
 from contract.words import count
 from engine_build.model import NO_LIMIT, Parts, longest, parts_of, weights_sha256
 from engine_build.opened import open_folder

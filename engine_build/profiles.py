@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from contract.engine import INPUTS, Pooling, packed_inputs
 from contract.errors import UserError
+from contract.graph import INPUTS, Pooling, packed_inputs
 from contract.plan import BatchShape, PackedProfile, PaddedProfile
 from contract.words import count
 

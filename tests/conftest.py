@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from contract.engine import EngineSpec, Pooling, load_engine
+from contract.engine import EngineSpec, load_engine
+from contract.graph import Pooling
 from contract.settings import settings
 from tests.hub import Hub, serve
 from worker.runtime.gpus import lacking, torch_lacking

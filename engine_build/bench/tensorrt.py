@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pycuda.driver as cuda
 
-from contract.engine import OUTPUT, EngineSpec
+from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.graph import OUTPUT
 from contract.plan import BatchShape
 from engine_build.bench.cases import Inputs, Timed, as_batch, inputs
 from engine_build.bench.records import System

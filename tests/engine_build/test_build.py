@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.compare import TOLERANCES, Comparison
-from contract.engine import EngineSpec, Pooling, load_engine
+from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
+from contract.graph import Pooling
 from contract.settings import settings
 from engine_build import tiers
 from engine_build.build import build

@@ -13,7 +13,7 @@ import transformers
 from onnx import numpy_helper
 
 from bench.tiny_model import save_tiny_model
-from contract.engine import INPUTS, OUTPUT, Pooling
+from contract.graph import INPUTS, OUTPUT, Pooling
 from engine_build.export import OPSET, onnx_from_torch
 from engine_build.model import longest
 from engine_build.tiers import EXPORTED

@@ -10,7 +10,7 @@ import transformers
 
 from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
-from contract.engine import Pooling, packed_inputs
+from contract.graph import Pooling, packed_inputs
 from contract.plan import ATTENTION_PLUGIN, PackedProfile
 from engine_build.model import position_pad_id
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch

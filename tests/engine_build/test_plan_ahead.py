@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from bench.tiny_model import save_tiny_model
-from contract.engine import EngineSpec, Pooling, load_engine
+from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
+from contract.graph import Pooling
 from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
 from engine_build import plan_command

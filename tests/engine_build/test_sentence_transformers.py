@@ -27,8 +27,9 @@ from sentence_transformers.sentence_transformer.modules import (
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
-from contract.engine import INPUTS, OUTPUT, EngineSpec
+from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.graph import INPUTS, OUTPUT
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize

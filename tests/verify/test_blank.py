@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contract.engine import MODES, EngineSpec, Pooling
+from contract.engine import EngineSpec
+from contract.graph import MODES, Pooling
 from contract.job import Job
 from contract.shard import read_info
 from producer.dataset import dataset_of

@@ -136,7 +136,7 @@ def choose(spec: EngineSpec) -> Choice:
     """
     wanted = settings().runtime
     if wanted != "auto":
-        return Choice(_named(wanted), f"EMBEDMILL_RUNTIME is {wanted}")
+        return Choice(_named(wanted, spec), f"EMBEDMILL_RUNTIME is {wanted}")
     fit = [one for one in RUNTIMES if not one.machine_lacks()]
     can = [one for one in fit if not one.engine_lacks(spec)]
     if not can:
@@ -170,17 +170,18 @@ def _fastest(spec: EngineSpec, runtimes: Sequence[Runtime]) -> Choice | None:
     return Choice(names[fastest], f"measured on {gpu}, million tokens/s: {listed}")
 
 
-def _named(name: str) -> Runtime:
+def _named(name: str, spec: EngineSpec) -> Runtime:
     named = [one for one in RUNTIMES if one.name == name]
-    for runtime in named:
-        if not runtime.machine_lacks():
-            return runtime
-    lacks = named[-1].machine_lacks()
-    raise UserError(
-        f"EMBEDMILL_RUNTIME is {name}, and this machine has {lacks}",
-        f"{name} needs {named[-1].needs}",
-        f"install them: pip install 'embedmill[{named[-1].extra}]', or unset EMBEDMILL_RUNTIME",
-    )
+    fit = [one for one in named if not one.machine_lacks()]
+    if not fit:
+        raise UserError(
+            f"EMBEDMILL_RUNTIME is {name}, and this machine has {named[-1].machine_lacks()}",
+            f"{name} needs {named[-1].needs}",
+            f"install them: pip install 'embedmill[{named[-1].extra}]', or unset EMBEDMILL_RUNTIME",
+        )
+    if lacks := fit[0].engine_lacks(spec):
+        raise UserError(f"EMBEDMILL_RUNTIME is {name}", lacks, "unset EMBEDMILL_RUNTIME, or choose another engine")
+    return fit[0]
 
 
 def gpu_usable() -> bool:

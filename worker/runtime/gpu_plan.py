@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import pycuda.driver as cuda
 
-from contract.engine import OUTPUT, EngineSpec
+from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.graph import OUTPUT
 from worker.runtime.interface import EngineDead
 from worker.runtime.layout import TensorShape, layout_of
 from worker.runtime.trt import LOG, VERSION, trt

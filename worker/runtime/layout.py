@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
-from contract.engine import INPUTS, EngineSpec, packed_inputs
+from contract.engine import EngineSpec
+from contract.graph import INPUTS, packed_inputs
 from contract.plan import PackedProfile, PaddedProfile, PlanSpec
 from worker.runtime.interface import Gathered
 from worker.runtime.microbatch import Lengths, MicroBatch, cut_packed, cut_padded

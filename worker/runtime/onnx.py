@@ -8,7 +8,8 @@ from pathlib import Path
 import onnxruntime
 
 from contract.batch import Batch
-from contract.engine import INPUTS, OUTPUT, EngineSpec
+from contract.engine import EngineSpec
+from contract.graph import INPUTS, OUTPUT
 from contract.settings import settings
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.microbatch import MicroBatch, cut_by_budget

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 from transformers.masking_utils import AttentionMaskInterface
 
-from contract.engine import Pooling
 from contract.files import as_umask_says
+from contract.graph import Pooling
 from worker.runtime.head import Head
 from worker.runtime.pooling import pool
 
@@ -34,6 +34,12 @@ INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 """A packed model's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]``; see ``worker.runtime.layout``."""
 
 _ATTENTION = "embedmill_packed"
+
+
+class Unpackable(Exception):
+    """The model has something that cannot be computed on packed rows. It is found when the engine is built, which then
+    is computed in another way: an attention that left it out would give wrong vectors without a word."""
+
 
 _INDIFFERENT = ("deterministic", "dropout", "output_attentions", "position_ids", "use_cache")
 """Options of an attention that change nothing here: positions are in the queries and keys already."""
@@ -68,12 +74,12 @@ def _attention(
         ``[1, tokens, heads, width]``.
 
     Raises:
-        NotImplementedError: the model's attention has something more, such as a bias by position.
+        Unpackable: the model's attention has something more, such as a bias by position.
     """
     is_causal, sliding_window = options.pop("is_causal", None), options.pop("sliding_window", None)
     more = [name for name, value in options.items() if value is not None and name not in _INDIFFERENT]
     if more or attention_mask is not None:
-        raise NotImplementedError(f"its attention has {' and '.join(more) or 'a mask of its own'}")
+        raise Unpackable(f"its attention has {' and '.join(more) or 'a mask of its own'}")
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
@@ -168,18 +174,18 @@ class PackedModel(nn.Module):
 
     Args:
         encoder: transformers'; its attention becomes the one of this module.
-        pooling: see ``contract.engine``.
+        pooling: see ``contract.graph``.
         head: what follows it, in FP32.
 
     Raises:
-        NotImplementedError: the encoder's attention does not go through transformers' attention interface.
+        Unpackable: the encoder's attention does not go through transformers' attention interface.
     """
 
     def __init__(self, encoder: transformers.PreTrainedModel, pooling: Pooling, head: Head) -> None:
         super().__init__()
         # transformers leaves the attention of a model that has one of its own as it is, and says so in its log alone.
         if not getattr(encoder, "_supports_attention_backend", False):
-            raise NotImplementedError("its attention does not go through transformers' attention interface")
+            raise Unpackable("its attention does not go through transformers' attention interface")
         encoder.set_attn_implementation(_ATTENTION)
         self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
         self._takes = inspect.signature(encoder.forward).parameters.keys()

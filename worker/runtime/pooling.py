@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from contract.engine import Pooling
+from contract.graph import Pooling
 
 _LEAST = 1e-9
 """Of a divisor, as sentence-transformers has it."""

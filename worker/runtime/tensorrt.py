@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pycuda.driver as cuda
 
 from contract.batch import Batch
-from contract.engine import OUTPUT, EngineSpec
+from contract.engine import EngineSpec
+from contract.graph import OUTPUT
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import EngineDead, Gathered, Inference

@@ -69,7 +69,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("auto", True, "tensorrt", True),
         ("auto", False, "torch", True),
         ("torch", True, "torch", True),
-        ("tensorrt", False, "tensorrt", True),  # which then says that there is no plan
+        ("tensorrt", True, "tensorrt", True),
         ("onnxruntime", True, "onnxruntime", False),
     ],
 )
@@ -80,6 +80,17 @@ def test_on_a_gpu_where_nothing_was_measured_a_plan_comes_first_and_then_pytorch
     chosen = choose(tiny.model_copy(update={"plans": (plan_spec(),) if planned else ()}))
     assert (chosen.runtime.name, chosen.runtime.uses_gpu) == (name, on_gpu)
     assert gpu_usable() == on_gpu
+
+
+def test_tensorrt_that_is_asked_for_without_a_plan_is_an_error(
+    gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime("tensorrt", monkeypatch)
+    told = (
+        "EMBEDMILL_RUNTIME is tensorrt; engine tiny has no plan; build it on this machine: python -m engine_build plan"
+    )
+    with pytest.raises(UserError, match=told):
+        choose(tiny.model_copy(update={"plans": ()}))
 
 
 def measured(runtime: str, mixed: float, **changes: object) -> Measurement:
@@ -162,7 +173,7 @@ def test_an_engine_without_onnx_is_computed_by_what_it_has(
         assert (choose(spec).runtime.name, choose(spec).runtime.uses_gpu) == (tier, False)
     runtime("onnxruntime", monkeypatch)
     with (
-        pytest.raises(UserError, match=rf"no model.onnx; it is computed by {tier} .onnx: its attention has windows"),
+        pytest.raises(UserError, match="EMBEDMILL_RUNTIME is onnxruntime; engine tiny has no ONNX file: its attention"),
         open_engine(spec, threads=1),
     ):
         pass
@@ -207,6 +218,18 @@ def test_tensorrt_that_is_asked_for_and_cannot_be_had_is_an_error(
     runtime("tensorrt", monkeypatch)
     with pytest.raises(UserError, match=r"this machine has no NVIDIA GPU.*pip install 'embedmill\[gpu\]'"):
         choose(tiny)
+
+
+@pytest.mark.parametrize(("name", "tier"), [("onnxruntime", "torch"), ("torch", "modules"), ("modules", "torch")])
+def test_a_runtime_that_is_asked_for_and_that_the_engine_has_nothing_for_is_an_error(
+    name: str, tier: str, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's parent chooses before it starts its children, so that it ends with this line."""
+    runtime(name, monkeypatch)
+    with pytest.raises(
+        UserError, match=rf"EMBEDMILL_RUNTIME is {name}; engine tiny has no .*; unset EMBEDMILL_RUNTIME"
+    ):
+        choose(only(tiny, tier))
 
 
 def test_a_worker_that_cannot_have_it_does_not_start(tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from contract.batch import Batch
-from contract.engine import INPUTS
+from contract.graph import INPUTS
 from contract.plan import PACKED_INPUTS, PackedProfile, PaddedProfile
 from tests.contract.samples import engine_spec
 from worker.runtime.interface import Gathered

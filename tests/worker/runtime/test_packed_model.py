@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contract.engine import Pooling
 from contract.errors import UserError
+from contract.graph import Pooling
 from worker.runtime.head import Head
 from worker.runtime.packed_model import PackedModel, fuse_gelu, read_model, write_model
 

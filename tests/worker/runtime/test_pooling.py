@@ -6,7 +6,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from contract.engine import MODES
+from contract.graph import MODES
 from worker.runtime.pooling import pool
 
 LENGTHS = (5, 1, 12, 3)
