@@ -151,7 +151,8 @@ def _choose_packed(
     """The index of the profile that computes the most tokens of rows for its cost, as the next micro-batch.
 
     The cost is the profile's tokens and, for what a micro-batch costs besides, those of the smallest profile once more:
-    on an H200 2,112 tokens took twice the time that 2,112 more took in a large micro-batch. Say the profiles have 200,
+    on an H200 2,048 tokens took 1.9 ms alone, and 1.0 ms more where they made a micro-batch larger (the table of sizes
+    in docs/lab-notes.md). Say the profiles have 200,
     400 and 1,000 tokens. Of 500 tokens in rows of 100 the three take 200, 400 and 500, for a cost of 400, 600 and
     1,200: that of 400 is chosen, and then that of 200 for the last 100.
 

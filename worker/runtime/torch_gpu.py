@@ -166,6 +166,8 @@ class TorchGpuEngine:
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._unrecorded = ""
+        """Why the kernels cannot be recorded; empty if they can."""
 
     def warm_up(self) -> None:
         """Compile the graph of each profile, compute with it once, and record its kernels for each slot."""
@@ -179,6 +181,8 @@ class TorchGpuEngine:
                     slot.uploaded.synchronize()
                     slot.compute.append(self._recorded(slot, number))
         torch.cuda.empty_cache()  # what was computed with before it was recorded
+        if self._unrecorded:
+            log.warning("engine %s is slower than it could be: no CUDA graph (%s)", self.spec.name, self._unrecorded)
         log.info(
             "engine %s: %d graphs ready in %.1f s", self.spec.name, len(self._layout.profiles), time.monotonic() - began
         )
@@ -189,6 +193,8 @@ class TorchGpuEngine:
         with torch.cuda.stream(self._compute):
             forward()
         self._compute.synchronize()
+        if self._unrecorded:
+            return forward
         graph = torch.cuda.CUDAGraph()
         try:
             # All share memory: they compute one after the other, and nothing in it is read after one has computed.
@@ -198,7 +204,7 @@ class TorchGpuEngine:
             raise
         except RuntimeError as error:
             torch.cuda.synchronize(self._device)
-            log.warning("engine %s is slower than it could be: no CUDA graph (%s)", self.spec.name, reason(error))
+            self._unrecorded = reason(error)
             return forward
         return graph.replay
 
