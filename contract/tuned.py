@@ -10,7 +10,7 @@ class CompiledSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
-    """Relative to the engine's folder: what ``torch.compiler.save_cache_artifacts`` gave."""
+    """Relative to the engine's folder; ``worker.runtime.compiled`` writes and reads it."""
     sha256: str
     """Of the file. It holds code: only a file whose hash is recorded is loaded."""
     torch: str
@@ -19,6 +19,10 @@ class CompiledSpec(BaseModel):
     """The GPU's compute capability, 90 for 9.0."""
     gpu: str
     """The GPU that it was compiled on."""
+    flash_attention_4: tuple[int, ...]
+    """Tokens of the longest row of those profiles that FlashAttention 4 computes, as it was measured to be faster."""
+    attention: str
+    """What was measured of it, or why nothing was, for people."""
     seconds: float
     """That compiling took."""
     created: str

@@ -4,6 +4,7 @@ import click
 from rich.table import Table
 
 from contract.errors import UserError
+from contract.tuned import CompiledSpec
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
 from worker.runtime.gpus import torch_lacking
 
@@ -38,6 +39,12 @@ def compile_(engine: str | None, gpu: int) -> None:
     table = Table("compiled", made.file, title=f"Engine {spec.name} compiled", title_justify="left")
     table.add_row("runs on", f"PyTorch {made.torch}, SM {made.sm}")
     table.add_row("compiled on", made.gpu)
+    table.add_row("FlashAttention 4", _flash_attention_4(made))
     table.add_row("size", f"{(spec.folder / made.file).stat().st_size / 1e6:,.1f} MB")
     table.add_row("seconds", f"{made.seconds:.1f}")
     STDOUT.print(table)
+
+
+def _flash_attention_4(made: CompiledSpec) -> str:
+    used = " and ".join(f"up to {longest} tokens" for longest in made.flash_attention_4)
+    return f"{f'for rows of {used}' if used else 'not used'} ({made.attention})"

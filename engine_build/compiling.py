@@ -33,20 +33,27 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
     with _empty_caches():
         import torch  # here: it reads the names of its caches' folders
 
-        from worker.runtime.torch_gpu import compute_capability, torch_gpu_engine
+        from worker.runtime.compiled import Compiled
+        from worker.runtime.cuda import cuda_device
+        from worker.runtime.flash import faster_lengths
+        from worker.runtime.packed_model import attention_shape
+        from worker.runtime.torch_gpu import compute_capability, profiles_on, torch_gpu_engine
 
+        device = cuda_device(gpu)
+        heads, width = attention_shape(spec.check_file("model.safetensors", spec.torch_sha256))
+        flash_4, attention = faster_lengths(profiles_on(device, spec), spec.max_length, heads, width, device)
         began = time.monotonic()
-        with torch_gpu_engine(spec.model_copy(update={"compiled": ()}), gpu, warn=False):
+        with torch_gpu_engine(spec, gpu, flash_4=flash_4):
             seconds = time.monotonic() - began
-            artifacts = torch.compiler.save_cache_artifacts()
-    if artifacts is None:
+            compiled = Compiled.of_this_process()
+    if compiled is None:
         raise UserError(
             f"PyTorch {torch.__version__} gave nothing that can be kept",
             "expected that torch.compiler.save_cache_artifacts does",
             "unset TORCHINDUCTOR_FORCE_DISABLE_CACHES, and see python -c 'import torch; print(torch.__version__)'",
         )
-    content, _ = artifacts
-    sm, digest = compute_capability(torch.device("cuda", gpu)), hashlib.sha256(content).hexdigest()
+    content, sm = compiled.to_bytes(), compute_capability(device)
+    digest = hashlib.sha256(content).hexdigest()
     file = f"compiled/torch{torch.__version__}-sm{sm}-{digest[:8]}.bin"
     (spec.folder / "compiled").mkdir(exist_ok=True)
     write_atomically(spec.folder / file, content)
@@ -57,6 +64,8 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
             torch=torch.__version__,
             sm=sm,
             gpu=torch.cuda.get_device_name(gpu),
+            flash_attention_4=flash_4,
+            attention=attention,
             seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
         )

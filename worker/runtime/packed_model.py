@@ -13,7 +13,7 @@ Every architecture whose attention goes through that interface is computed so, w
 import inspect
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from contract.files import as_umask_says
 from contract.graph import Pooling
+from worker.runtime.flash import flash_attention_4
 from worker.runtime.head import Head
 from worker.runtime.pooling import pool
 
@@ -54,6 +55,7 @@ def _attention(
     *,
     cu_seqlens: Tensor,
     longest: int,
+    flash_4: bool = False,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -67,6 +69,7 @@ def _attention(
         attention_mask: none: the rows' ends are mask enough.
         cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
         longest: no row has more tokens.
+        flash_4: compute it by FlashAttention 4, on a GPU.
         scaling: None for 1 / √width.
         options: transformers'. ``sliding_window`` and ``is_causal`` count.
 
@@ -84,7 +87,7 @@ def _attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
-    rows = _Rows(cu_seqlens, longest, (before, 0 if causal else before))
+    rows = _Rows(cu_seqlens, longest, (before, 0 if causal else before), flash_4)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -103,12 +106,16 @@ class _Rows(NamedTuple):
     """No row has more tokens."""
     window: tuple[int, int]
     """Tokens before and behind a token that it sees; -1 for all."""
+    flash_4: bool
+    """FlashAttention 4 computes them on a GPU, and not PyTorch's own attention."""
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # here: a CPU's PyTorch may lack it
 
     ends, longest = rows.ends, rows.longest
+    if rows.flash_4:
+        return flash_attention_4(query, key, value, ends, longest, scaling, list(rows.window))
     made = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window)
     return made  # type: ignore[return-value]  # a tuple only where more is asked for
 
@@ -188,6 +195,8 @@ class PackedModel(nn.Module):
             raise Unpackable("its attention does not go through transformers' attention interface")
         encoder.set_attn_implementation(_ATTENTION)
         self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
+        self.flash_4: Collection[int] = ()
+        """Values of ``longest`` for which FlashAttention 4 computes the attention on a GPU."""
         self._takes = inspect.signature(encoder.forward).parameters.keys()
 
     @property
@@ -217,6 +226,7 @@ class PackedModel(nn.Module):
             input_ids=input_ids[None],
             cu_seqlens=cu_seqlens,
             longest=longest,
+            flash_4=longest in self.flash_4,
             **{name: values for name, values in some.items() if name in self._takes},
         )
         hidden: Tensor = made.last_hidden_state[0]
@@ -241,6 +251,24 @@ def write_model(encoder: transformers.PreTrainedModel, head: Head, path: Path) -
     as_umask_says(path)
 
 
+def _described(path: Path) -> dict[str, Any]:
+    """The configurations of ``encoder`` and ``head``."""
+    with safetensors.safe_open(path, "pt") as file:
+        return {part: json.loads(text) for part, text in file.metadata().items()}
+
+
+def attention_shape(path: Path) -> tuple[int, int]:
+    """The heads of the encoder that ``write_model`` wrote, and the width of each."""
+    config = _config(_described(path)["encoder"])
+    heads = config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def _config(described: Mapping[str, Any]) -> transformers.PreTrainedConfig:
+    named = dict(described)
+    return transformers.AutoConfig.for_model(named.pop("model_type"), **named)
+
+
 def read_model(path: Path, dtype: torch.dtype) -> tuple[transformers.PreTrainedModel, Head]:
     """The encoder, in ``dtype``, and the head, in FP32, both on the CPU.
 
@@ -248,16 +276,13 @@ def read_model(path: Path, dtype: torch.dtype) -> tuple[transformers.PreTrainedM
         RuntimeError: the file's weights are not those of its configurations.
     """
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
+    described = _described(path)
     with safetensors.safe_open(path, "pt") as file:
-        described = {part: json.loads(text) for part, text in file.metadata().items()}
         for name in file.keys():  # noqa: SIM118  # it is no dict
             part, _, weight = name.partition(".")
             parts[part][weight] = file.get_tensor(name)
-    config = described["encoder"]
     with no_init_weights():  # they would be random, and are replaced
-        encoder = transformers.AutoModel.from_config(
-            transformers.AutoConfig.for_model(config.pop("model_type"), **config), dtype=dtype
-        )
+        encoder = transformers.AutoModel.from_config(_config(described["encoder"]), dtype=dtype)
     if hasattr(encoder, "pooler"):
         encoder.pooler = None
     encoder.load_state_dict(parts["encoder"])

@@ -12,7 +12,7 @@ a micro-batch is small.
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,7 +25,9 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError, reason
 from contract.plan import PackedProfile
+from worker.runtime.compiled import Compiled
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
+from worker.runtime.flash import lacking
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.layout import Packed
@@ -67,14 +69,22 @@ def profiles(max_length: int, multiprocessors: int) -> list[PackedProfile]:
     return [short, *([any_length] if max_length > _SHORT else []), *smaller]
 
 
+def profiles_on(device: torch.device, spec: EngineSpec) -> list[PackedProfile]:
+    """Those of an engine on a GPU."""
+    return profiles(spec.max_length, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 @contextmanager
-def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterator["TorchGpuEngine"]:
+def torch_gpu_engine(
+    spec: EngineSpec, gpu: int, *, flash_4: Collection[int] | None = None
+) -> Iterator["TorchGpuEngine"]:
     """Load ``model.safetensors`` onto a GPU, and compile it or load what was compiled, while the ``with`` block lasts.
 
     Args:
         spec: the engine directory.
         gpu: the GPU's number, from 0.
-        warn: say in the log if nothing that was compiled for this GPU is kept.
+        flash_4: compile it, whatever is kept, with FlashAttention 4 for profiles with these longest rows. By default
+            what was compiled for this GPU and is kept is loaded; the log says so if nothing is.
 
     Raises:
         UserError: there is no such GPU, it is too old or has too little free memory, or a file is missing or was
@@ -84,7 +94,7 @@ def torch_gpu_engine(spec: EngineSpec, gpu: int, *, warn: bool = True) -> Iterat
     device = _device(gpu)
     with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
         with enough_memory(spec, device):
-            engine = TorchGpuEngine(spec, _model(spec, device, warn), device, lock)
+            engine = TorchGpuEngine(spec, _model(spec, device, flash_4), device, lock)
             engine.warm_up()
         try:
             yield engine
@@ -104,23 +114,36 @@ def _device(gpu: int) -> torch.device:
     return device
 
 
-def _model(spec: EngineSpec, device: torch.device, warn: bool) -> PackedModel:
+def _model(spec: EngineSpec, device: torch.device, flash_4: Collection[int] | None) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, torch.float16)
     fuse_gelu(encoder)
     model = PackedModel(encoder, spec.pooling, head).to(device)
-    compiled = spec.compiled_for(torch.__version__, compute_capability(device))
-    if compiled:
-        torch.compiler.load_cache_artifacts(spec.check_compiled(compiled).read_bytes())
-    elif warn:
-        log.warning(
-            "engine %s was not compiled for this GPU and PyTorch: that takes a minute now, and each time a worker "
-            "starts; keep it: python -m engine_build compile --engine %s",
-            *(spec.name, spec.name),
-        )
+    model.flash_4 = _restored(spec, device) if flash_4 is None else flash_4
     for layer in model.layers:
         layer.compile(dynamic=False, backend=merging_backend)
     return model
+
+
+def _restored(spec: EngineSpec, device: torch.device) -> tuple[int, ...]:
+    """Have PyTorch load what is kept for this GPU, or say in the log why it cannot.
+
+    Returns:
+        The longest rows of the profiles that it computes by FlashAttention 4.
+    """
+    compiled = spec.compiled_for(torch.__version__, compute_capability(device))
+    why_not = "was not compiled for this GPU and PyTorch"
+    if compiled and compiled.flash_attention_4 and (lacks := lacking()):
+        compiled, why_not = None, f"was compiled with FlashAttention 4, and this machine has {lacks}"
+    if compiled:
+        Compiled.from_bytes(spec.check_compiled(compiled).read_bytes()).restore()
+        return compiled.flash_attention_4
+    log.warning(
+        "engine %s %s: compiling takes a minute now, and each time a worker starts; keep what is compiled: python -m "
+        "engine_build compile --engine %s",
+        *(spec.name, why_not, spec.name),
+    )
+    return ()
 
 
 @functools.cache
@@ -161,8 +184,7 @@ class TorchGpuEngine:
 
     def __init__(self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-        self._layout = Packed(spec, profiles(spec.max_length, multiprocessors), INPUTS)
+        self._layout = Packed(spec, profiles_on(device, spec), INPUTS)
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)
         self._pool = torch.cuda.graph_pool_handle()

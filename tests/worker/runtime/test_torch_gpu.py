@@ -20,8 +20,10 @@ from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from worker.runtime.choose import open_engine
+from worker.runtime.flash import flash_attention_4, lacking
 from worker.runtime.interface import Engine
 from worker.runtime.onnx import onnx_engine
+from worker.runtime.torch_gpu import torch_gpu_engine
 
 ROOT = JARGON.parent.parent
 
@@ -232,3 +234,32 @@ def test_changed_compiled_graphs_are_refused_before_they_are_loaded() -> None:
             pass
     finally:
         file.write_bytes(content)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (16, 16)])
+@pytest.mark.parametrize("longest", [64, 512])
+def test_flash_attention_4_computes_what_pytorchs_attention_does(longest: int, window: tuple[int, int]) -> None:
+    import torch
+    from torch.nn.attention.varlen import varlen_attn
+
+    if lacks := lacking():
+        pytest.skip(lacks)
+    random = torch.Generator().manual_seed(longest)
+    lengths = torch.tensor([longest, 0, 1, *torch.randint(0, longest + 1, (40,), generator=random).tolist(), 0])
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to("cuda", torch.int32)
+    query, key, value = torch.randn(int(ends[-1]), 3, 12, 64, device="cuda", dtype=torch.float16).unbind(1)
+    expected = varlen_attn(query, key, value, ends, ends, longest, longest, window_size=window)
+    found = flash_attention_4(query, key, value, ends, longest, None, list(window))
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+
+
+def test_an_engine_by_flash_attention_4_has_the_vectors_of_fp32() -> None:
+    if lacks := lacking():
+        pytest.skip(lacks)
+    spec = load_engine("packed")
+    whole = batch(spec, [None, *jargon(300), "", "one"])
+    with onnx_engine(spec, threads=4) as fp32:
+        expected = fp32.infer(whole)
+    with torch_gpu_engine(spec, 0, flash_4=(128, 512)) as engine:
+        comparison = compare(engine.infer(whole).vectors, expected.vectors)
+    assert comparison.within(TOLERANCES["fp16"]), comparison
