@@ -22,6 +22,8 @@ TOLERANCES = {
     # Two vectors of norm 1 with cosine 0.99999 have a relative MSE of 2 * (1 - 0.99999) = 2e-5: one bound each way.
     "fp32": Tolerance(min_cosine=0.99999, max_relative_mse=2e-5),
     "fp16": Tolerance(min_cosine=0.9999, max_relative_mse=1e-4),
+    # An eighth of FP16's digits: rounding errors are eight times as large, the bounds ten times, by the same rule.
+    "bf16": Tolerance(min_cosine=0.999, max_relative_mse=2e-3),
 }
 
 

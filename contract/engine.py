@@ -83,6 +83,9 @@ class EngineSpec(GrowingRecord, BaseModel):
     """SHA-256 of ``model.packed.onnx``."""
     torch_sha256: str | None
     """SHA-256 of ``model.safetensors``."""
+    torch_precision: Literal["fp16", "bf16"] | None
+    """What PyTorch computes packed rows in on a GPU: BF16 where values of this model are too large for FP16. None where
+    there is no ``model.safetensors``, or neither gives the vectors of ``encode()`` within its tolerance."""
     modules_sha256: str | None = None
     """Hash over the files in ``modules/``: ``contract.files.sha256_of_folder``."""
     unused: dict[Tier, str] = {}

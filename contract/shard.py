@@ -49,7 +49,7 @@ class ShardInfo(BaseModel):
     runtime: str
     """Such as ``onnxruntime 1.32.0``."""
     precision: str
-    """``fp32`` or ``fp16``: the arithmetic, which decides how closely PyTorch FP32 must be met."""
+    """``fp32``, ``fp16`` or ``bf16``: the arithmetic, which decides how closely PyTorch FP32 must be met."""
     max_length: int
     rows: int
     tokens: int

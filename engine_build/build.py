@@ -61,7 +61,7 @@ def build(
         made = make(prepared, described, Expected(prepared.parts, rows, list(prepared.prompts.values())), staging, step)
         for line in filter(None, (tiers_line(made), fp16_warning(made))):
             say(line)
-        spec = EngineSpec.model_validate({**described, **made.hashes, "unused": made.unused})
+        spec = EngineSpec.model_validate({**described, **made.fields, "unused": made.unused})
         spec.write(staging)
         if final.exists():  # another process built it meanwhile
             return _existing(name, described), {}

@@ -26,7 +26,7 @@ from engine_build.quiet import quietly
 from worker.runtime.interface import Engine
 from worker.runtime.modules import ModulesEngine
 from worker.runtime.onnx import Fp16OnnxEngine, OnnxEngine, session_of
-from worker.runtime.packed_model import PackedModel, read_model, write_model
+from worker.runtime.packed_model import HALF, PackedModel, read_model, write_model
 from worker.runtime.torch_cpu import TorchCpuEngine
 
 EXPORTED = (
@@ -57,8 +57,8 @@ _POOLED = ("mean", "cls", "tokens")
 class Made:
     """What an engine is computed with."""
 
-    hashes: dict[str, str | None] = field(default_factory=dict)
-    """By the fields of ``EngineSpec``."""
+    fields: dict[str, str | None] = field(default_factory=dict)
+    """Of ``EngineSpec``: its files' hashes, and ``torch_precision``."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """What computes, such as ``ONNX FP32`` → how far it is from ``encode()``."""
     unused: dict[Tier, str] = field(default_factory=dict)
@@ -66,9 +66,10 @@ class Made:
 
 
 NO_FILES: dict[str, str | None] = {
-    **dict.fromkeys(("onnx_sha256", "onnx_fp16_sha256", "onnx_packed_sha256", "torch_sha256", "modules_sha256"))
+    **dict.fromkeys(("onnx_sha256", "onnx_fp16_sha256", "onnx_packed_sha256", "modules_sha256")),
+    **dict.fromkeys(("torch_sha256", "torch_precision")),
 }
-"""``Made.hashes`` of an engine without any tier."""
+"""``Made.fields`` of an engine without any tier."""
 
 
 def make(
@@ -78,7 +79,7 @@ def make(
 
     Args:
         model: the model.
-        described: the engine's ``EngineSpec`` without the hashes.
+        described: the engine's ``EngineSpec`` without those of ``NO_FILES``.
         expected: what ``encode()`` gives.
         folder: the engine's, which is being built.
         step: takes the name of the step that begins.
@@ -89,12 +90,12 @@ def make(
     spec = EngineSpec.model_validate({**described, **NO_FILES})
     made = Made(dict(NO_FILES))
     for tier, why_not, attempt in _TIERS:
-        if tier == "modules" and made.hashes["torch_sha256"]:
+        if tier == "modules" and made.fields["torch_sha256"]:
             break
         why = why_not(model)
         if not why:
             try:
-                hashes, found = attempt(model, spec, expected, folder, step)
+                fields, found = attempt(model, spec, expected, folder, step)
             except MemoryError:
                 raise
             except Exception as error:  # a library's, of a model that it does not take: the next tier may
@@ -102,7 +103,7 @@ def make(
                     raise
                 why = error.message if isinstance(error, UserError) else reason(error)
             else:
-                made.hashes.update(hashes)
+                made.fields.update(fields)
                 made.comparisons.update(found)
         if why:
             made.unused[tier] = why
@@ -124,10 +125,10 @@ def _remove_unused(folder: Path, made: Made) -> None:
         "torch_sha256": ("model.safetensors",),
     }
     for field_name, names in files.items():
-        if made.hashes[field_name] is None:
+        if made.fields[field_name] is None:
             for name in names:
                 (folder / name).unlink(missing_ok=True)
-    if made.hashes["modules_sha256"] is None:
+    if made.fields["modules_sha256"] is None:
         shutil.rmtree(folder / "modules", ignore_errors=True)
 
 
@@ -208,7 +209,24 @@ def _torch(
     encoder, head = read_model(file, torch.float32)
     packed = PackedModel(encoder, spec.pooling, head)
     comparisons = check_export({"PyTorch FP32": TorchCpuEngine(spec, packed)}, expected)
-    return {"torch_sha256": sha256_of(file)}, comparisons
+    precision, half = _half_precision(spec, file, expected, step)
+    return {"torch_sha256": sha256_of(file), "torch_precision": precision}, comparisons | half
+
+
+def _half_precision(
+    spec: EngineSpec, file: Path, expected: Expected, step: Callable[[str], None]
+) -> tuple[str | None, dict[str, Comparison]]:
+    """What a GPU computes the model in: FP16, or BF16 if that is too far from ``encode()``; None if both are."""
+    found: dict[str, Comparison] = {}
+    for precision in HALF:
+        name = f"PyTorch {precision.upper()}"
+        step(f"comparing {name} with sentence-transformers")
+        encoder, head = read_model(file, HALF[precision])
+        model = PackedModel(encoder, spec.pooling, head)
+        found |= check_export({name: TorchCpuEngine(spec, model, precision)}, expected)
+        if found[name].within(TOLERANCES[precision]):
+            return precision, found
+    return None, found
 
 
 def _modules(

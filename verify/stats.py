@@ -14,7 +14,7 @@ from verify.shard_rows import ShardRows
 
 _FLOAT32 = VectorForm()
 
-_NORM_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3}
+_NORM_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 2e-3}
 """By how much a norm may differ from 1 for the engine's arithmetic; what quantization adds comes on top."""
 
 

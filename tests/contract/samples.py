@@ -29,6 +29,7 @@ ENGINE_FIELDS: dict[str, object] = {
     "onnx_fp16_sha256": "h",
     "onnx_packed_sha256": "p",
     "torch_sha256": "s",
+    "torch_precision": "fp16",
     "pooling": "mean",
     "normalize": True,
     "hidden": 32,

@@ -77,6 +77,22 @@ def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Pa
     assert (spec.pooling, spec.normalize, spec.hidden, spec.max_length, spec.pad_id) == ("mean", False, 32, 512, 0)
 
 
+@pytest.mark.parametrize(("scale", "precision"), [(1.0, "fp16"), (1e7, "bf16")])
+def test_a_model_whose_values_are_too_large_for_fp16_is_computed_in_bf16_on_a_gpu(
+    scale: float, precision: str, engines: Path, model: Path, tmp_path: Path
+) -> None:
+    """Between a layer's two products values are larger by ``scale``: 65,504 is the largest of FP16."""
+    encoder = transformers.AutoModel.from_pretrained(model)
+    with torch.no_grad():
+        for layer in encoder.encoder.layer:
+            layer.intermediate.dense.weight.mul_(scale)
+            layer.intermediate.dense.bias.mul_(scale)
+            layer.output.dense.weight.div_(scale)
+    shutil.copytree(model, tmp_path / "scaled")
+    encoder.save_pretrained(tmp_path / "scaled")
+    assert build_engine(tmp_path / "scaled", "scaled").torch_precision == precision
+
+
 @pytest.mark.parametrize("architecture", EXPORTED)
 def test_every_architecture_becomes_an_engine(architecture: str, engines: Path, tmp_path: Path) -> None:
     spec = build_engine(save_tiny_model(tmp_path / "model", architecture), architecture, max_length=32)

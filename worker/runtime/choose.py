@@ -55,6 +55,11 @@ def _no_packed(spec: EngineSpec) -> str:
     return spec.lacks("torch")
 
 
+def _no_half(spec: EngineSpec) -> str:
+    far = f"engine {spec.name} is too far from encode() in FP16 and BF16, in which PyTorch computes on a GPU"
+    return _no_packed(spec) or ("" if spec.torch_precision else far)
+
+
 def _no_folder(spec: EngineSpec) -> str:
     return spec.lacks("modules")
 
@@ -109,7 +114,7 @@ _GPU_MODULES = "an NVIDIA GPU, torch with CUDA and sentence-transformers"
 
 RUNTIMES = (
     Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu"),
-    Runtime("torch", _open_torch_gpu, True, torch_lacking, _no_packed, _GPU_TORCH, "torch"),
+    Runtime("torch", _open_torch_gpu, True, torch_lacking, _no_half, _GPU_TORCH, "torch"),
     Runtime("modules", _open_modules_gpu, True, modules_lacking, _no_folder, _GPU_MODULES, "modules"),
     Runtime("onnxruntime", _open_onnx, False, _nothing, _no_onnx, "onnxruntime", "cpu"),
     Runtime("torch", _open_torch_cpu, False, _no_torch, _no_packed, "torch and transformers", "torch"),

@@ -34,6 +34,9 @@ from worker.runtime.pooling import pool
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 """A packed model's, each int32 ``[tokens]``, but ``cu_seqlens`` ``[rows + 1]``; see ``worker.runtime.layout``."""
 
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What a GPU computes in, the more exact one first."""
+
 _ATTENTION = "embedmill_packed"
 
 

@@ -41,14 +41,14 @@ class TorchCpuEngine:
 
     Args:
         spec: what it computes.
-        model: in FP32.
+        model: the model.
+        precision: of its weights; FP32 but for comparisons.
     """
 
-    precision = "fp32"
     runtime = f"torch {torch.__version__}"
 
-    def __init__(self, spec: EngineSpec, model: PackedModel) -> None:
-        self.spec, self._model = spec, model
+    def __init__(self, spec: EngineSpec, model: PackedModel, precision: str = "fp32") -> None:
+        self.spec, self._model, self.precision = spec, model, precision
         sizes = (max(_TOKENS[0], spec.max_length), *_TOKENS[1:])
         self._layout = Packed(spec, [PackedProfile(tokens // _TOKENS_PER_ROW, tokens) for tokens in sizes], INPUTS)
 

@@ -1,4 +1,4 @@
-"""PyTorch on an NVIDIA GPU: rows packed end to end, compiled by ``torch.compile``, in FP16.
+"""PyTorch on an NVIDIA GPU: rows packed end to end, compiled by ``torch.compile``, in FP16 or BF16.
 
 Layers are compiled, not the whole model: all of one kind share a graph, so compiling takes a few seconds instead of
 half a minute, for 1 % of the speed.
@@ -33,7 +33,7 @@ from worker.runtime.interface import Gathered, Inference
 from worker.runtime.layout import Packed
 from worker.runtime.merging import merging_backend
 from worker.runtime.microbatch import MicroBatch
-from worker.runtime.packed_model import INPUTS, PackedModel, fuse_gelu, read_model
+from worker.runtime.packed_model import HALF, INPUTS, PackedModel, fuse_gelu, read_model
 from worker.runtime.pipeline import run_pipelined
 
 log = logging.getLogger("embedmill.worker")
@@ -116,7 +116,7 @@ def _device(gpu: int) -> torch.device:
 
 def _model(spec: EngineSpec, device: torch.device, flash_4: Collection[int] | None) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
-    encoder, head = read_model(path, torch.float16)
+    encoder, head = read_model(path, HALF[spec.torch_precision or "fp16"])
     fuse_gelu(encoder)
     model = PackedModel(encoder, spec.pooling, head).to(device)
     model.flash_4 = _restored(spec, device) if flash_4 is None else flash_4
@@ -179,11 +179,11 @@ class _Slot:
 class TorchGpuEngine:
     """A model on one GPU, its buffers, and the GPU's lock; ``torch_gpu_engine`` makes it."""
 
-    precision = "fp16"
     runtime = f"torch {torch.__version__}"
 
     def __init__(self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
+        self.precision = spec.torch_precision or "fp16"
         self._layout = Packed(spec, profiles_on(device, spec), INPUTS)
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)

@@ -179,6 +179,13 @@ def test_an_engine_without_onnx_is_computed_by_what_it_has(
         pass
 
 
+def test_pytorch_computes_on_a_gpu_only_in_a_precision_that_is_exact_enough(tiny: EngineSpec) -> None:
+    on_gpu = next(one for one in RUNTIMES if one.name == "torch" and one.uses_gpu)
+    assert not on_gpu.engine_lacks(tiny)
+    far = tiny.model_copy(update={"torch_precision": None})
+    assert on_gpu.engine_lacks(far).startswith("engine tiny is too far from encode() in FP16 and BF16")
+
+
 @pytest.mark.parametrize("tier", ["torch", "modules"])
 def test_an_engine_without_onnx_on_a_machine_without_pytorch_is_an_error_that_says_what_to_install(
     tier: str, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
