@@ -12,17 +12,21 @@
 #   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg; bench.layers: FOLDER/layers.json
 #   jobs      whole jobs on the Jargon File by each of RUNTIMES: one child and two, one killed in mid-run, each verified
 #   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
+#   shapes    models of MODELS's shapes, see bench.shapes: engines for rows of 512 tokens and of 4,096
+#   models    those on reviews and on texts of 4,000 tokens, beside sentence-transformers: FOLDER/models.json
 #
 # PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
 # PYTHON_TENSORRT   the Python with tensorrt, pycuda and onnxruntime      [default: python]
 # REDIS_SERVER      a redis-server                                        [default: redis-server]
 # MINILM            folder of all-MiniLM-L6-v2; empty to do without       [default: the installed package's]
 # ROWS              reviews of the step speed; short texts: thrice as many [default: 1000000]
+# MODELS            of the steps shapes and models   [default: those of bench.shapes]
 # RUNTIMES          of the steps jobs and speed                           [default: torch tensorrt]
 set -euo pipefail
 folder=$(mkdir -p "${1:?usage: bench/gpu.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
 shift
-steps=${*:-engines compile plans tune tests engine jobs speed}
+steps=${*:-engines compile plans tune tests engine jobs speed shapes models}
+models=${MODELS:-mpnet-base modernbert-base qwen3-0.6b embeddinggemma-300m}
 runtimes=${RUNTIMES:-torch tensorrt}
 torch=${PYTHON_TORCH:-python} tensorrt=${PYTHON_TENSORRT:-python}
 export PYTHON_TORCH=$torch PYTHON_TENSORRT=$tensorrt REDIS_SERVER=${REDIS_SERVER:-redis-server} COLUMNS=100
@@ -155,6 +159,35 @@ speed() {
         $torch -m bench.job --engine bert-base --kind $kind --rows "$rows" --runtimes "${runtimes// /,}" --verify \
             --compare-rows 8000 --engine-seconds 8 --json "$folder/job.json"
         rows=$((3 * rows)) # a job of about half a minute at least
+    done
+}
+
+shapes() {
+    local name building=()
+    for name in $models; do
+        {
+            $torch -m bench.shapes "$name" "$folder/models/$name"
+            for length in 512 4096; do
+                if [ "$name-$length" = mpnet-base-4096 ]; then continue; fi # it has 512 positions
+                OMP_NUM_THREADS=4 $torch -m engine_build --no-plan --name "$name-$length" --max-length $length \
+                    --model "$folder/models/$name/saved"
+            done
+        } > "$folder/logs/shape-$name" 2>&1 & building+=($!)
+    done
+    for one in "${building[@]}"; do wait "$one"; done
+}
+
+models() {
+    local name options="--no-job --runtimes auto --json $folder/models.json --modes fp16,fp16-packed --engine-seconds 6"
+    for name in $models; do
+        if [ -d "$EMBEDMILL_ENGINES/$name-512" ]; then
+            $torch -m bench.job --engine "$name-512" --kind reviews --rows 12000 \
+                --compare-rows 2000 --batch-sizes 64,256 $options
+        fi
+        if [ -d "$EMBEDMILL_ENGINES/$name-4096" ]; then
+            $torch -m bench.job --engine "$name-4096" --kind documents --rows 1000 --compare-rows 200 \
+                --batch-sizes 8,32 $options
+        fi
     done
 }
 

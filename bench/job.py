@@ -65,13 +65,20 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 @click.command(epilog=_EPILOG)
 @click.option("--engine", help="[default: EMBEDMILL_ENGINE, or the one built last]")
-@click.option("--kind", "kinds", default="reviews", show_default=True, help="reviews, short or both; see bench.texts.")
+@click.option(
+    "--kind",
+    "kinds",
+    default="reviews",
+    show_default=True,
+    help="reviews, short, documents, with commas; see bench.texts.",
+)
 @click.option("--rows", default="10000", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--workers", default="1", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--children", type=int, help="Children of each worker.  [default: the worker's own]")
 @click.option(
     "--runtimes", envvar="EMBEDMILL_RUNTIME", default="auto", show_default=True, help="A job for each, with commas."
 )
+@click.option("--job/--no-job", default=True, help="The whole job too, or the engine alone.  [default: with the job]")
 @click.option("--batch-rows", type=click.IntRange(min=1), help="The producer's batch.  [default: the producer's own]")
 @click.option("--format", "suffix", type=click.Choice(["csv", "parquet"]), default="csv", help="[default: csv]")
 @click.option("--compare/--no-compare", default=True, help="With sentence-transformers, or without.  [default: with]")
@@ -100,6 +107,7 @@ def main(
     workers: list[int],
     children: int | None,
     runtimes: str,
+    job: bool,
     batch_rows: int | None,
     suffix: str,
     compare: bool,
@@ -143,7 +151,7 @@ def main(
                 alone = None if null else one.engine_alone(runtime)
                 records += [alone] if alone else []
                 app = "bench.null_engine" if null else "worker"
-                for number in workers:
+                for number in workers if job else []:
                     options = RunOptions(sample.batch_rows, number, children, verify, app, runtime)
                     records.append(one.job(folder, options, alone))
             store(records, target)

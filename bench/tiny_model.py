@@ -31,19 +31,7 @@ def save_tiny_model(folder: Path, model_type: str = "bert", vocabulary: int = 10
         vocabulary: most entries of the tokenizer's vocabulary, which is trained on the Jargon File.
         config: what is to differ from that.
     """
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    lines = JARGON.read_text(encoding="utf-8").splitlines()[: vocabulary * 3 // 10]
-    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False)
-    tokenizer.train_from_iterator(lines, trainer)
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **SPECIAL_TOKENS,
-    ).save_pretrained(folder)
+    save_tiny_tokenizer(folder, vocabulary)
     shape = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -57,6 +45,24 @@ def save_tiny_model(folder: Path, model_type: str = "bert", vocabulary: int = 10
     settings = transformers.AutoConfig.for_model(model_type, **(shape | {"pad_token_id": 0} | config))
     transformers.AutoModel.from_config(settings).save_pretrained(folder)
     return folder
+
+
+def save_tiny_tokenizer(folder: Path, vocabulary: int, padding_side: str = "right") -> None:
+    """A WordPiece tokenizer of at most so many entries, trained on the Jargon File."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    lines = JARGON.read_text(encoding="utf-8").splitlines()[: vocabulary * 3 // 10]
+    trainer = WordPieceTrainer(vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False)
+    tokenizer.train_from_iterator(lines, trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL_TOKENS,
+        padding_side=padding_side,
+    ).save_pretrained(folder)
 
 
 def save_bert_base(folder: Path) -> Path:
