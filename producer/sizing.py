@@ -70,8 +70,8 @@ def batch_size(texts: TextDataset, rows: int, tokenizer: RowTokenizer, prefix: s
     for some in ranges:
         with readable(texts.dataset, some):
             found, kept = texts.read(some)
-            _, _, mask, _ = tokenize_windows([unless_blank(text) for text in found], tokenizer, prefix, overlap)
-        tokens += int(mask.sum())
+            _, found_tokens, _ = tokenize_windows([unless_blank(text) for text in found], tokenizer, prefix, overlap)
+        tokens += len(found_tokens.ids)
         kept_bytes += sum(values.nbytes for values in kept.values())
     return size_from(Sample(sum(map(len, ranges)), tokens, kept_bytes), rows, tokenizer.length)
 

@@ -99,7 +99,7 @@ class ModulesEngine:
 
     def _vectors(self, batch: Batch, micro: MicroBatch) -> npt.NDArray[np.float32]:
         """``[rows, hidden]``, or ``[rows, length, hidden]`` at token level."""
-        ids, mask = (getattr(batch, name)[micro.rows, : micro.length] for name in ("input_ids", "attention_mask"))
+        ids, mask, _ = batch.tokens.take(micro.rows).padded(micro.length, self.spec.pad_id).values()
         features = {
             name: values.to(self._model.device) if isinstance(values, Tensor) else values
             for name, values in self._features(ids, mask, batch.prompt_tokens).items()

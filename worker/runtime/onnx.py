@@ -9,7 +9,7 @@ import onnxruntime
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.graph import INPUTS, OUTPUT
+from contract.graph import OUTPUT
 from contract.settings import settings
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
@@ -67,7 +67,7 @@ class OnnxEngine:
         microbatches = cut_by_budget(lengths, settings().token_budget)
 
         def compute(micro: MicroBatch) -> None:
-            feed = {name: getattr(batch, name)[micro.rows, : micro.length] for name in INPUTS}
+            feed = batch.tokens.take(micro.rows).padded(micro.length, self.spec.pad_id)
             gathered.put(micro.rows, self._session.run([OUTPUT], feed)[0])
 
         for _ in self._pool.map(compute, microbatches):
