@@ -118,7 +118,9 @@ def test_a_long_row_is_computed_without_any_tensor_of_its_length_squared(name: s
 class _Largest(TorchDispatchMode):
     """Notes the elements of the largest tensor that is made."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
