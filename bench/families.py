@@ -4,7 +4,7 @@ They have the family's own code, with its kind of tokenizer, pooling and padding
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,9 +135,16 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 
-def save_family(name: str, folder: Path) -> Path:
-    """Write a tiny model of a family of ``FAMILIES`` as ``SentenceTransformer.save_pretrained`` leaves it."""
+def save_family(name: str, folder: Path, **config: object) -> Path:
+    """Write a tiny model of a family of ``FAMILIES`` as ``SentenceTransformer.save_pretrained`` leaves it.
+
+    Args:
+        name: of the family.
+        folder: for the model, in its folder ``saved``.
+        config: of transformers' configuration what differs from the family's, such as ``max_position_embeddings``.
+    """
     family = FAMILIES[name]
+    family = replace(family, config={**family.config, **config})
     modules = _static(folder) if family.model_type == "StaticEmbedding" else _modules(family, folder)
     model = SentenceTransformer(
         modules=modules, prompts=dict(family.prompts), default_prompt_name=family.default_prompt, device="cpu"
@@ -164,7 +171,7 @@ def _modules(family: Family, folder: Path) -> list[Any]:
     made: Any = kind(config) if kind else transformers.AutoModel.from_config(config)
     made.save_pretrained(plain)
     _tokenizer(family, config.pad_token_id or 0).save_pretrained(plain)
-    modules: list[Any] = [Transformer(str(plain)), Pooling(WIDTH, family.pooling)]
+    modules: list[Any] = [Transformer(str(plain)), Pooling(config.hidden_size, family.pooling)]
     if family.dense:
         modules += [Dense(WIDTH, 48, activation_function=torch.nn.Identity()), Dense(48, WIDTH)]
     return [*modules, Normalize()]

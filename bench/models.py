@@ -108,8 +108,8 @@ def _engines(folder: Path) -> Iterator[None]:
 
 
 def _batch(spec: EngineSpec) -> Batch:
-    ids, mask, n_tokens = tokenize(ODD_TEXTS, open_tokenizer(spec), spec.prefix)
-    return Batch("models", 0, spec.fingerprint, np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens)
+    tokens, n_tokens = tokenize(ODD_TEXTS, open_tokenizer(spec), spec.prefix)
+    return Batch("models", 0, spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
 
 
 def _lowest(engine: Engine, batch: Batch, expected: npt.NDArray[np.float32]) -> float:

@@ -58,10 +58,10 @@ class _Run(NamedTuple):
 
 def _runs(folder: Path) -> list[_Run]:
     rows = [
-        torch.from_numpy(batch.input_ids[row, :length].copy())
+        row.clone()
         for batch in (Batch.from_bytes(file.read_bytes()) for file in sorted(folder.iterdir()))
-        for row, length in enumerate(batch.lengths)
-        if length
+        for row in torch.from_numpy(batch.tokens.ids).split(batch.lengths.tolist())
+        if len(row)
     ]
     runs: list[list[Tensor]] = [[]]
     size = 0

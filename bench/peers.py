@@ -73,7 +73,7 @@ def sentence_transformers(
     tokenizer, rows = open_tokenizer(spec), len(some)
     file.write_text("".join(json.dumps(text) + "\n" for text in some), encoding="utf-8")
     tokens = sum(
-        int(np.minimum(tokenize(some[i : i + 256], tokenizer)[2], spec.max_length).sum()) for i in range(0, rows, 256)
+        int(np.minimum(tokenize(some[i : i + 256], tokenizer)[1], spec.max_length).sum()) for i in range(0, rows, 256)
     )
     python = os.environ.get("PYTHON_TORCH", sys.executable)
     command = [str(file), "--model", spec.model, "--max-length", str(spec.max_length)]

@@ -77,12 +77,12 @@ class Watched:
 
     def _look(self) -> None:
         while not self._over.wait(_EVERY):
-            families = _families()
+            families = families_of_processes()
             for name, process in list(self._processes.items()):
                 own = resident = spent = 0.0
                 for member in families.get(process, [process]):
                     spent += _spent(member)
-                    sizes = _sizes(member)
+                    sizes = memory_of(member)
                     own += sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
                     resident += sizes.get("VmRSS", 0)
                 self.cpu[name] = max(spent, self.cpu.get(name, 0.0))
@@ -100,7 +100,7 @@ class Watched:
         self.memory[name] = round(max(value, self.memory.get(name, 0.0)), 1)
 
 
-def _families() -> dict[int, list[int]]:
+def families_of_processes() -> dict[int, list[int]]:
     """Each process and its descendants."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
@@ -124,7 +124,7 @@ def _spent(process: int) -> float:
     return 0.0
 
 
-def _sizes(process: int) -> dict[str, float]:
+def memory_of(process: int) -> dict[str, float]:
     """A process's memory by the kernel's names, in MB."""
     with contextlib.suppress(OSError):
         text = Path("/proc", str(process), "status").read_text()

@@ -112,15 +112,13 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
 def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArray[np.float32]:
     """``[queries, hidden]`` float32: the vectors of some texts, made as a worker makes those of a dataset's rows."""
     rows = open_tokenizer(spec)
-    input_ids, attention_mask, n_tokens = tokenize(queries, rows, prefix)
+    tokens, n_tokens = tokenize(queries, rows, prefix)
     batch = Batch(
         job="search",
         number=0,
         engine=spec.fingerprint,
         row_id=np.arange(len(queries), dtype=np.int64),
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        token_type_ids=np.zeros_like(input_ids),
+        tokens=tokens,
         n_tokens=n_tokens,
         prompt_tokens=0 if rows.pools_prompt else rows.prompt_tokens(prefix),
     )

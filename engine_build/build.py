@@ -17,6 +17,7 @@ from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
 from engine_build.compare_export import Expected
+from engine_build.long_rows import long_rows_line
 from engine_build.model import layers, linear_weights, position_pad_id
 from engine_build.prepare import EngineOptions, Prepared, Say, prepare
 from engine_build.tiers import fp16_warning, make, tiers_line
@@ -59,7 +60,7 @@ def build(
         step("computing what the engine must give")
         rows = _rows(staging / "tokenizer" / "tokenizer.json", prepared.max_length, _pad_id(prepared.tokenizer))
         made = make(prepared, described, Expected(prepared.parts, rows, list(prepared.prompts.values())), staging, step)
-        for line in filter(None, (tiers_line(made), fp16_warning(made))):
+        for line in filter(None, (tiers_line(made), long_rows_line(prepared, made), fp16_warning(made))):
             say(line)
         spec = EngineSpec.model_validate({**described, **made.fields, "unused": made.unused})
         spec.write(staging)

@@ -126,10 +126,9 @@ def _encoded(parts: Parts, texts: Sequence[str], prompt: str) -> list[npt.NDArra
 def _computed(engine: Engine, expected: Expected, prompt: str) -> list[npt.NDArray[np.float32]]:
     """As ``_encoded``; ``[0, hidden]`` of a text without a token."""
     rows = expected.rows
-    ids, mask, n_tokens = tokenize(expected.texts, rows, prompt)
+    tokens, n_tokens = tokenize(expected.texts, rows, prompt)
     batch = Batch(
-        *("check", 0, engine.spec.fingerprint, np.arange(len(ids))),
-        *(ids, mask, np.zeros_like(ids), n_tokens),
+        *("check", 0, engine.spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens),
         prompt_tokens=0 if engine.spec.include_prompt else rows.prompt_tokens(prompt),
     )
     counts = batch.lengths if engine.spec.per_token else np.minimum(batch.lengths, 1)

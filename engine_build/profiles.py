@@ -11,7 +11,7 @@ from contract.words import count
 
 _TOKENS = 16_384
 """Tokens of a padded profile's largest micro-batch: 32 rows of 512, with which an H200 is full."""
-_LENGTHS = (64, 128, 256, 512)
+_SHORTEST = 64
 _PACKED_TOKENS = (256, 128, 64, 32, 16)
 """Of the packed profiles, for each of the GPU's multiprocessors, so that all are at work to a matrix product's end.
 On an H200, which has 132, from 33,792 to 2,112. All but the largest are for what is left at a batch's end."""
@@ -50,7 +50,7 @@ TensorProfile = Mapping[str, ShapeTuple]
 
 def padded_profiles(max_length: int) -> tuple[PaddedProfile, ...]:
     """The default of a padded plan: micro-batches of up to 16,384 tokens, a profile for each doubling of the length."""
-    lengths = [length for length in _LENGTHS if length < max_length] + [max_length]
+    lengths = [_SHORTEST << doublings for doublings in range(16) if _SHORTEST << doublings < max_length] + [max_length]
     shortest = [1] + [length + 1 for length in lengths]
     return tuple(
         PaddedProfile(BatchShape(1, least), BatchShape(max(1, _TOKENS // length), length))

@@ -10,6 +10,7 @@ import numpy as np
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
 from contract.engine import EngineSpec
+from contract.tokens import TokenRows
 from contract.tuned import Measurement
 from engine_build.vocabulary import vocabulary_size
 from worker.runtime.choose import RUNTIMES, Runtime, open_fp32_engine
@@ -33,11 +34,9 @@ def _batch(spec: EngineSpec, kind: str, tokens: int) -> Batch:
     shortest, most = (min(length, spec.max_length) for length in _LENGTHS[kind])
     random = np.random.default_rng([shortest, most])
     lengths = random.integers(shortest, most + 1, max(_COMPARED, 2 * tokens // (shortest + most)), dtype=np.int32)
-    mask = (np.arange(spec.max_length) < lengths[:, None]).astype(np.int32)
-    ids = random.integers(0, vocabulary_size(spec) - 1, mask.shape, dtype=np.int32)
+    ids = random.integers(0, vocabulary_size(spec) - 1, lengths.sum(), dtype=np.int32)
     ids += ids >= spec.pad_id  # not the padding id, by which some models count positions
-    ids[mask == 0] = spec.pad_id
-    return Batch(kind, 0, spec.fingerprint, np.arange(len(lengths)), ids, mask, np.zeros_like(ids), lengths)
+    return Batch(kind, 0, spec.fingerprint, np.arange(len(lengths)), TokenRows(ids, lengths), lengths)
 
 
 def runtimes(spec: EngineSpec) -> list[tuple[Runtime, str]]:

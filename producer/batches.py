@@ -1,6 +1,7 @@
-"""Texts to token ids: pure functions over the ``tokenizers`` library, padded by hand into one int32 array.
+"""Texts to token ids: pure functions over the ``tokenizers`` library.
 
-Until then a row's ids are the bytes of int32: joining and cutting small arrays instead cost a tenth of the speed.
+Until all are joined, a row's ids are the bytes of int32: joining and cutting small arrays instead cost a tenth of the
+speed.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from tokenizers import Tokenizer
 
@@ -17,6 +19,7 @@ from contract.blank import unless_blank
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
+from contract.tokens import TokenRows
 from contract.words import count
 from producer.words import ID_BYTES, Words, words_of
 
@@ -27,7 +30,7 @@ class RowTokenizer:
 
     tokenizer: Tokenizer
     length: int
-    """Tokens of a row, padding included."""
+    """Most tokens of a row."""
     pad_id: int
     first: bytes
     """Ids of the special tokens that begin a row."""
@@ -103,8 +106,8 @@ def tokenizer_from(file: Path, length: int, pad_id: int) -> RowTokenizer:
 
 def tokenize(
     texts: Sequence[str | None], rows: RowTokenizer, prefix: str = ""
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokenize, truncate and pad.
+) -> tuple[TokenRows, npt.NDArray[np.int32]]:
+    """Tokenize and truncate.
 
     Args:
         texts: ``n`` of them; None for a row without a text.
@@ -112,15 +115,15 @@ def tokenize(
         prefix: put before every text.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, int32 ``[n, length]``, and ``n_tokens``, int32 ``[n]``: the tokens before
-        truncation, special tokens counted. A row without a text is all padding and has 0 tokens.
+        ``n`` rows, and ``n_tokens``, int32 ``[n]``: the tokens before truncation, special tokens counted. A row without
+        a text has 0 tokens.
     """
     return tokenize_windows(texts, rows, prefix, None)[1:]
 
 
 def tokenize_windows(
     texts: Sequence[str | None], rows: RowTokenizer, prefix: str, overlap: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[npt.NDArray[np.int64], TokenRows, npt.NDArray[np.int32]]:
     """As ``tokenize``, with one more row for each further window of a long text.
 
     Args:
@@ -140,11 +143,8 @@ def tokenize_windows(
         n_tokens[index], pieces[index] = len(ids) // ID_BYTES + rows.special, rows.pieces(ids, overlap)
     owners = np.repeat(np.arange(len(texts)), [len(windows) for windows in pieces])
     flat = [ids for windows in pieces for ids in windows]
-    lengths = np.array([len(ids) // ID_BYTES for ids in flat])
-    real = np.arange(rows.length) < lengths[:, None]
-    input_ids = np.full((len(flat), rows.length), rows.pad_id, np.int32)
-    input_ids[real] = np.frombuffer(b"".join(flat), np.int32)
-    return owners, input_ids, real.astype(np.int32), n_tokens[owners]
+    lengths = np.array([len(ids) // ID_BYTES for ids in flat], np.int32)
+    return owners, TokenRows(np.frombuffer(b"".join(flat), np.int32), lengths), n_tokens[owners]
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def batch_of(
     if len(texts) != len(wanted):
         raise ValueError(f"found {count(len(texts), 'text')} for {count(len(wanted), 'row')}")
     present = [unless_blank(text) for text in texts]
-    owners, input_ids, attention_mask, n_tokens = tokenize_windows(present, rows, job.prefix, job.overlap)
+    owners, tokens, n_tokens = tokenize_windows(present, rows, job.prefix, job.overlap)
     # A text's further windows have nulls there: once is enough for what may be long.
     first = np.diff(owners, prepend=-1) != 0
     indices = pa.array(np.where(first, owners, 0), mask=~first)
@@ -192,10 +192,7 @@ def batch_of(
         number=number,
         engine=job.fingerprint,
         row_id=np.arange(wanted.start, wanted.stop, dtype=np.int64)[owners],
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        # The second segment is for pairs of texts; a row is one text.
-        token_type_ids=np.zeros_like(input_ids),
+        tokens=tokens,
         n_tokens=n_tokens,
         kept={name: values.take(indices) for name, values in (kept or {}).items()},
         features=features or {},

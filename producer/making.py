@@ -45,7 +45,8 @@ class Work(NamedTuple):
         rows = self.job.row_range(batch)
         with readable(self.job.dataset, rows):
             texts, kept = self.texts.read(rows)
-            return batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features).to_bytes()
+            made = batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features)
+            return made.to_bytes(self.tokenizer.length, self.tokenizer.pad_id)
 
 
 class Maker:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.plan import BatchShape
+from contract.tokens import TokenRows
 from engine_build.vocabulary import vocabulary_size
 
 INPUT_SETS = 4
@@ -56,10 +57,9 @@ def inputs(spec: EngineSpec, shape: BatchShape) -> list[Inputs]:
 
 
 def as_batch(spec: EngineSpec, batch: Inputs) -> Batch:
-    """The batch as a worker gets it: each row padded to the longest that the engine takes."""
-    rows, length = batch.input_ids.shape
-    ids, mask, types = (np.pad(array, ((0, 0), (0, spec.max_length - length))) for array in batch)
-    return Batch("bench", 0, spec.fingerprint, np.arange(rows), ids, mask, types, mask.sum(axis=1, dtype=np.int32))
+    """The batch as a worker has it."""
+    tokens = TokenRows.of_padded(batch.input_ids, batch.attention_mask)
+    return Batch("bench", 0, spec.fingerprint, np.arange(len(tokens)), tokens, tokens.lengths)
 
 
 def without_padding(spec: EngineSpec, batch: Inputs, output: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from contract.redis.producing import ProducerLedger
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import Location, location
+from contract.tokens import TokenRows
 from contract.verdict import Check, Figures, RowAccounting, Verdict
 
 FINGERPRINT = "fedcba9876543210"
@@ -84,11 +85,14 @@ def a_batch() -> Batch:
         number=7,
         engine=FINGERPRINT,
         row_id=np.array([14, 15, 16]),
-        input_ids=matrix([2, 57, 3, 0], [2, 99, 98, 3], [0, 0, 0, 0]),
-        attention_mask=matrix([1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]),
-        token_type_ids=matrix([0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
+        tokens=TokenRows(np.array([2, 57, 3, 2, 99, 98, 3], np.int32), np.array([3, 4, 0], np.int32)),
         n_tokens=np.array([3, 9, 0], np.int32),
     )
+
+
+def packed(batch: Batch) -> bytes:
+    """A batch's bytes as a producer packs it for an engine of 512 tokens."""
+    return batch.to_bytes(512, pad_id=0)
 
 
 def a_job(output: Path | Location, **changes: object) -> Job:
@@ -116,10 +120,10 @@ def info_for(batch: Batch, **changes: object) -> ShardInfo:
         "engine": batch.engine,
         "runtime": "by hand",
         "precision": "fp32",
-        "max_length": batch.input_ids.shape[1],
+        "max_length": int(batch.lengths.max()),
         "rows": len(batch),
         "tokens": int(batch.lengths.sum()),
-        "truncated": int((batch.n_tokens > batch.input_ids.shape[1]).sum()),
+        "truncated": int((batch.n_tokens > batch.lengths.max()).sum()),
         "without_text": int((batch.n_tokens == 0).sum()),
         "computed_tokens": int(batch.lengths.sum()),
         "recomputed": 0,

@@ -1,10 +1,12 @@
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from contract.batch import Batch
+from contract.batch import Batch, width
+from contract.tokens import TokenRows
 from tests.contract.samples import a_batch
 
 WIRE = base64.b64decode(
@@ -45,10 +47,10 @@ SCHEMA = pa.schema(
 
 def assert_same(found: Batch, expected: Batch) -> None:
     assert (found.job, found.number, found.engine) == (expected.job, expected.number, expected.engine)
-    for name in ("row_id", "input_ids", "attention_mask", "token_type_ids", "n_tokens"):
-        left, right = getattr(found, name), getattr(expected, name)
-        assert left.dtype == right.dtype, name
-        np.testing.assert_array_equal(left, right, err_msg=name)
+    pairs = [(getattr(found, name), getattr(expected, name)) for name in ("row_id", "lengths", "n_tokens")]
+    for left, right in [*pairs, (found.tokens.ids, expected.tokens.ids)]:
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
 
 
 def test_the_bytes_on_the_wire_mean_these_arrays() -> None:
@@ -56,7 +58,7 @@ def test_the_bytes_on_the_wire_mean_these_arrays() -> None:
 
 
 def test_the_bytes_are_the_documented_arrow_stream() -> None:
-    with pa.ipc.open_stream(a_batch().to_bytes()) as stream:
+    with pa.ipc.open_stream(a_batch().to_bytes(4, pad_id=0)) as stream:
         record = stream.read_next_batch()
         with pytest.raises(StopIteration):
             stream.read_next_batch()
@@ -76,22 +78,73 @@ def test_the_bytes_are_the_documented_arrow_stream() -> None:
 
 
 def test_the_buffers_are_lz4_frames() -> None:
-    assert a_batch().to_bytes().count(b"\x04\x22\x4d\x18") == 5  # the frame's magic number, once a column
+    assert a_batch().to_bytes(4, pad_id=0).count(b"\x04\x22\x4d\x18") == 5  # the frame's magic number, once a column
 
 
-@pytest.mark.parametrize(("rows", "length"), [(1, 2), (3, 512), (1000, 7), (0, 4)])
-def test_what_was_packed_comes_out(rows: int, length: int) -> None:
+def random_batch(rows: int, longest: int) -> Batch:
     random = np.random.default_rng(rows)
-    ids, mask, types = random.integers(-(2**31), 2**31, (3, rows, length), np.int32)
-    row_id = random.integers(0, 2**62, rows)
-    batch = Batch("job-ü", 2**40, "engine", row_id, ids, mask, types, random.integers(0, 2**31, rows, np.int32))
-    assert_same(Batch.from_bytes(batch.to_bytes()), batch)
+    lengths = random.integers(0, longest + 1, rows, np.int32)
+    tokens = TokenRows(random.integers(-(2**31), 2**31, lengths.sum(), np.int32), lengths)
+    row_id, n_tokens = random.integers(0, 2**62, rows), random.integers(0, 2**31, rows, np.int32)
+    return Batch("job-ü", 2**40, "engine", row_id, tokens, n_tokens)
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest", "max_length"), [(1, 2, 2), (3, 512, 512), (1000, 7, 7), (0, 4, 4), (200, 8192, 8192)]
+)
+def test_what_was_packed_comes_out(rows: int, longest: int, max_length: int) -> None:
+    batch = random_batch(rows, longest)
+    assert_same(Batch.from_bytes(batch.to_bytes(max_length, pad_id=0)), batch)
 
 
 def test_arrays_that_are_views_are_packed_by_their_values() -> None:
-    wide = np.arange(60, dtype=np.int32).reshape(3, 20)
-    batch = Batch("job", 0, "e", np.arange(6)[::2], wide[:, ::5], wide[:, 1:5], wide.T[:4].T, wide[:, 0])
-    assert_same(Batch.from_bytes(batch.to_bytes()), batch)
+    wide = np.arange(40, dtype=np.int32).reshape(2, 20)
+    batch = Batch("job", 0, "e", np.arange(6)[::3], TokenRows(wide[0, ::5], wide[:, 2]), wide[:, 1])
+    batch = replace(batch, tokens=TokenRows(np.arange(48, dtype=np.int32)[::2], wide[:, 2]))
+    assert_same(Batch.from_bytes(batch.to_bytes(22, pad_id=0)), batch)
+
+
+def records(payload: bytes) -> list[pa.RecordBatch]:
+    with pa.ipc.open_stream(payload) as stream:
+        return list(stream)
+
+
+def test_a_wide_batch_is_in_parts_and_none_of_its_rows_is_missing_where_it_is_cut_between_them() -> None:
+    kept = pa.array([None, *(f"row {row}" for row in range(1, 200))])
+    batch = replace(random_batch(200, 8192), kept={"a": kept, "b": kept.dictionary_encode()})
+    payload = batch.to_bytes(8192, pad_id=0)
+    parts = records(payload)
+    assert len(parts) == 4
+    assert {part.schema.field("input_ids").type.list_size for part in parts} == {8192}
+    found = Batch.from_bytes(payload)
+    assert_same(found, batch)
+    assert {name: values.to_pylist() for name, values in found.kept.items()} == {"a": kept.to_pylist()} | {
+        "b": kept.to_pylist()
+    }
+    sink = pa.BufferOutputStream()
+    stream = pa.ipc.new_stream(sink, parts[0].schema)
+    for part in parts[:3]:
+        stream.write_batch(part)
+    with pytest.raises(ValueError, match="its end is missing"):
+        Batch.from_bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("max_length", "longest", "expected"),
+    [
+        *((512, longest, 512) for longest in (0, 3, 512)),
+        *((4, 1, 4), (510, 510, 510), (513, 1, 128), (513, 129, 256), (513, 513, 513)),
+        *((8192, 0, 128), (8192, 128, 128), (8192, 129, 256), (8192, 8065, 8192), (8194, 8193, 8194)),
+    ],
+)
+def test_a_batch_is_as_wide_as_the_engine_takes_or_beyond_512_as_its_longest_row(
+    max_length: int, longest: int, expected: int
+) -> None:
+    assert width(max_length, longest) == expected
+    lengths = np.array([longest, 1], np.int32)
+    batch = Batch("j", 0, "e", np.arange(2), TokenRows(np.ones(longest + 1, np.int32), lengths), lengths)
+    (record,) = records(batch.to_bytes(max_length, pad_id=9))
+    assert record.column("input_ids").to_pylist()[1] == [1] + [9] * (expected - 1)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 64, b"ARROW1\0\0", b"PAR1", b"{}", b"\xff\xff\xff\xff\0\0\0\0"])
@@ -101,8 +154,7 @@ def test_other_bytes_are_refused(payload: bytes) -> None:
 
 
 def test_a_batch_cut_anywhere_is_refused() -> None:
-    end_of_stream = 8  # without the mark nothing is missing
-    for size in range(len(WIRE) - end_of_stream):
+    for size in range(len(WIRE)):
         with pytest.raises(ValueError, match="no batch"):
             Batch.from_bytes(WIRE[:size])
 
@@ -146,9 +198,13 @@ def _metadata() -> dict[str, str]:
 
 
 def _stream(schema: pa.Schema) -> bytes:
+    return _stream_of(pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _stream_of(record: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as stream:
-        stream.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
+    with pa.ipc.new_stream(sink, record.schema) as stream:
+        stream.write_batch(record)
     return sink.getvalue().to_pybytes()
 
 
@@ -158,9 +214,24 @@ def test_lengths_are_the_tokens_after_truncation() -> None:
 
 
 def test_padding_costs_next_to_nothing_on_the_wire() -> None:
-    rows, length, real = 1024, 512, 20
-    ids = np.zeros((rows, length), np.int32)
-    ids[:, :real] = np.random.default_rng(0).integers(0, 30_000, (rows, real))
-    mask = (np.arange(length) < real).astype(np.int32) * np.ones((rows, 1), np.int32)
-    batch = Batch("j", 0, "e", np.arange(rows), ids, mask, np.zeros_like(ids), np.full(rows, real, np.int32))
-    assert len(batch.to_bytes()) < 2 * ids[:, :real].nbytes  # 160 kB, where the arrays have 6 MB
+    rows, real = 1024, 20
+    ids = np.random.default_rng(0).integers(0, 30_000, rows * real, np.int32)
+    lengths = np.full(rows, real, np.int32)
+    batch = Batch("j", 0, "e", np.arange(rows), TokenRows(ids, lengths), lengths)
+    assert len(batch.to_bytes(512, pad_id=0)) < 2 * ids.nbytes  # 160 kB, where the arrays have 6 MB
+
+
+@pytest.mark.parametrize("rows", [[[1, 0, 1, 0]], [[0, 1, 1, 1]]])
+def test_padding_before_a_token_is_refused(rows: list[list[int]]) -> None:
+    columns = {"row_id": [0], "input_ids": [[5] * 4], "attention_mask": rows, "token_type_ids": [[0] * 4]}
+    record = pa.RecordBatch.from_pydict(columns | {"n_tokens": [3]}, schema=SCHEMA.with_metadata(_metadata()))
+    with pytest.raises(ValueError, match="padding before a token"):
+        Batch.from_bytes(_stream_of(record))
+
+
+def test_token_types_that_no_row_has_are_refused() -> None:
+    ones = [[1] * 4]
+    columns = {"row_id": [0], "input_ids": ones, "attention_mask": ones, "token_type_ids": ones, "n_tokens": [4]}
+    record = pa.RecordBatch.from_pydict(columns, schema=SCHEMA.with_metadata(_metadata()))
+    with pytest.raises(ValueError, match="token_type_ids"):
+        Batch.from_bytes(_stream_of(record))

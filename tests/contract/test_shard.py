@@ -20,6 +20,7 @@ from contract.form import Quantized
 from contract.job import Job
 from contract.shard import commit, embedding_type, info_of, read_info, table_of
 from contract.store import location
+from contract.tokens import TokenRows
 from tests.contract.samples import a_batch, a_job, info_for
 
 VECTORS = np.array([[1.5, -2.0], [0.25, 1e-30]], np.float32)
@@ -73,8 +74,8 @@ def test_a_row_has_a_vector_for_each_of_its_real_tokens(per_token: pa.Table) -> 
 
 
 def test_a_table_whose_rows_are_all_without_a_text_has_only_nulls() -> None:
-    empty = np.zeros((2, 4), np.int32)
-    batch = Batch("j", 0, "e", np.arange(2), empty, empty, empty, np.zeros(2, np.int32))
+    nothing = np.zeros(2, np.int32)
+    batch = Batch("j", 0, "e", np.arange(2), TokenRows(nothing[:0], nothing), nothing)
     for per_token in (False, True):
         table = table_of(batch, np.empty((0, 2), np.float32), info_for(batch), per_token=per_token)
         table.validate(full=True)
@@ -153,8 +154,8 @@ def test_of_many_writers_at_once_one_wins_and_its_file_is_whole(job: Job) -> Non
 
 def test_a_shard_that_cannot_be_written_leaves_nothing(job: Job) -> None:
     rows = 2_000
-    ids = np.ones((rows, 2), np.int32)
-    batch = Batch("j", 0, "e", np.arange(rows), ids, ids, ids * 0, np.full(rows, 2, np.int32))
+    two = np.full(rows, 2, np.int32)
+    batch = Batch("j", 0, "e", np.arange(rows), TokenRows(np.ones(2 * rows, np.int32), two), two)
     vectors = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
     table = table_of(batch, vectors, info_for(batch), per_token=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -198,8 +199,9 @@ def finished(tmp_path: Path) -> Job:
     for number in (2, 0, 1):  # shards come in any order
         row_id = np.array(job.row_range(number))
         n_tokens = np.where(row_id == 5, 0, row_id % 3 + 2).astype(np.int32)
-        ids = np.ones((len(row_id), 3), np.int32)
-        batch = Batch(job.id, number, job.fingerprint, row_id, ids, ids, ids * 0, n_tokens)
+        lengths = np.minimum(n_tokens, 3)
+        tokens = TokenRows(np.ones(lengths.sum(), np.int32), lengths)
+        batch = Batch(job.id, number, job.fingerprint, row_id, tokens, n_tokens)
         vectors = np.array([_vector(row) for row in row_id if row != 5], np.float32)
         commit(table_of(batch, vectors, info_for(batch), per_token=False), job.shard(number), job.staging)
     (job.folder / "verify.json").write_text(json.dumps({"passed": True}))
@@ -290,8 +292,8 @@ def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) 
     job = a_job(tmp_path / "output", rows=3 if null else 2)
     job.save()
     n_tokens = np.array([1, 0, 1] if null else [1, 1], np.int32)
-    ids = n_tokens[:, None]
-    batch = Batch(job.id, 0, job.fingerprint, np.arange(len(ids)), ids, ids, ids * 0, n_tokens)
+    tokens = TokenRows(n_tokens[n_tokens > 0], n_tokens)
+    batch = Batch(job.id, 0, job.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
     commit(table_of(batch, FORMS[dtype], info_for(batch), per_token=per_token), job.shard(0), job.staging)
     vectors: list[Quantized | None] = [vector[None] if per_token else vector for vector in FORMS[dtype]]
     return job, [vectors[0], None, vectors[1]] if null else vectors

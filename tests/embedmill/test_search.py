@@ -12,7 +12,7 @@ from embedmill.search import embed, main, search
 from producer.batches import batch_of, open_tokenizer
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
-from tests.contract.samples import a_job
+from tests.contract.samples import a_job, packed
 from worker.embed import Embedder
 
 TEXTS = ["a hacker", None, "the bug [sic] of it", "a hacker", "to frob", "spam in a can", "the end of the line"]
@@ -37,9 +37,7 @@ def job(tiny: EngineSpec, workplace: Path) -> Job:
     embedder = Embedder(threads=1)
     for number in range(job.batches):
         rows = job.row_range(number)
-        embedder.embed(
-            job, number, batch_of(job, number, TEXTS[rows.start : rows.stop], open_tokenizer(tiny)).to_bytes()
-        )
+        embedder.embed(job, number, packed(batch_of(job, number, TEXTS[rows.start : rows.stop], open_tokenizer(tiny))))
     embedder.close()
     return job
 

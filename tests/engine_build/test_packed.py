@@ -12,6 +12,7 @@ from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
 from contract.graph import Pooling, packed_inputs
 from contract.plan import ATTENTION_PLUGIN, PackedProfile
+from contract.tokens import TokenRows
 from engine_build.model import position_pad_id
 from engine_build.packed import PackedGraph, packable, packed_onnx_from_torch
 from tests.contract.samples import engine_spec
@@ -37,12 +38,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def batch_of(lengths: list[int], pad_id: int) -> Batch:
     random = np.random.default_rng(5)
-    ids = random.integers(5, 1000, (len(lengths), LENGTH), dtype=np.int32)
-    ids[random.random(ids.shape) < 0.05] = pad_id  # a text may have that token too
-    mask = (np.arange(LENGTH) < np.array(lengths)[:, None]).astype(np.int32)
-    ids[mask == 0] = pad_id
     n_tokens = np.array(lengths, np.int32)
-    return Batch("job", 0, "engine", np.arange(len(lengths)), ids, mask, np.zeros_like(ids), n_tokens)
+    ids = random.integers(5, 1000, n_tokens.sum(), dtype=np.int32)
+    ids[random.random(ids.shape) < 0.05] = pad_id  # a text may have that token too
+    return Batch("job", 0, "engine", np.arange(len(lengths)), TokenRows(ids, n_tokens), n_tokens)
 
 
 def plain(model: Path, batch: Batch) -> list[np.ndarray]:
@@ -50,7 +49,7 @@ def plain(model: Path, batch: Batch) -> list[np.ndarray]:
     encoder = transformers.AutoModel.from_pretrained(model, dtype=torch.float32).eval()
     found = []
     for row in np.flatnonzero(batch.lengths):
-        ids = torch.from_numpy(batch.input_ids[row, : batch.lengths[row]].copy())[None]
+        ids = torch.from_numpy(batch.tokens.slice(slice(row, row + 1)).ids.copy())[None]
         with torch.inference_mode():
             found.append(encoder(input_ids=ids.long()).last_hidden_state[0].numpy())
     return found

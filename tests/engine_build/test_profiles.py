@@ -39,6 +39,13 @@ def test_the_default_profiles_of_512_tokens_on_an_h200() -> None:
         "1-64x129-256",
         "1-32x257-512",
     ]
+    assert list(map(str, padded_profiles(8192)))[3:] == [
+        "1-32x257-512",
+        "1-16x513-1024",
+        "1-8x1025-2048",
+        "1-4x2049-4096",
+        "1-2x4097-8192",
+    ]
     sizes = "1056x33792", "528x16896", "264x8448", "132x4224", "66x2112"
     assert tuple(map(str, packed_profiles(132))) == sizes
 

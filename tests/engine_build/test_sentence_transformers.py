@@ -29,7 +29,7 @@ from bench.tiny_model import save_tiny_model
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.graph import INPUTS, OUTPUT
+from contract.graph import OUTPUT
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
@@ -53,20 +53,20 @@ TEXTS = [
 def engine_vectors(spec: EngineSpec, texts: list[str]) -> npt.NDArray[np.float32]:
     """What the engine makes of texts with its own prefix, one at a time."""
     session = onnxruntime.InferenceSession(str(spec.folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    ids, mask, _ = tokenize(texts, open_tokenizer(spec), spec.prefix)
+    tokens, _ = tokenize(texts, open_tokenizer(spec), spec.prefix)
     found = []
-    for row, real in zip(ids, mask, strict=True):
-        row, real = row[None, : real.sum()], real[None, : real.sum()]
-        found.append(session.run([OUTPUT], dict(zip(INPUTS, (row, real, np.zeros_like(row)), strict=True)))[0][0])
+    for row, length in enumerate(tokens.lengths):
+        feed = tokens.slice(slice(row, row + 1)).padded(int(length), spec.pad_id)
+        found.append(session.run([OUTPUT], feed)[0][0])
     return np.stack(found)
 
 
 def computed(spec: EngineSpec, texts: list[str], prefix: str = "") -> npt.NDArray[np.float32]:
     """What the runtime that a worker takes makes of texts."""
     rows = open_tokenizer(spec)
-    ids, mask, n_tokens = tokenize(texts, rows, prefix)
+    tokens, n_tokens = tokenize(texts, rows, prefix)
     skipped = 0 if rows.pools_prompt else rows.prompt_tokens(prefix)
-    batch = Batch("job", 0, "", np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens, prompt_tokens=skipped)
+    batch = Batch("job", 0, "", np.arange(len(tokens)), tokens, n_tokens, prompt_tokens=skipped)
     with open_engine(spec, 1) as engine:
         return engine.infer(batch).vectors
 
@@ -117,7 +117,7 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: EngineSpec) -
     reference = SentenceTransformer(str(MINILM), device="cpu")
     reference.max_seq_length = 512
     expected = reference.encode(chosen, batch_size=8, show_progress_bar=False)
-    assert (tokenize(longest, open_tokenizer(minilm))[2] > 512).all()
+    assert (tokenize(longest, open_tokenizer(minilm))[1] > 512).all()
     assert cosines(engine_vectors(minilm, chosen), expected).min() >= 0.99999
 
 

@@ -205,9 +205,9 @@ def damaged(draw: random.Random, folder: Path, drawn: list[str]) -> tuple[Path, 
 def engine_vectors(spec: EngineSpec, prefix: str) -> npt.NDArray[np.float32]:
     """By what a worker takes; zeros of a text that has no token."""
     rows = open_tokenizer(spec)
-    ids, mask, n_tokens = tokenize(TEXTS, rows, prefix)
+    tokens, n_tokens = tokenize(TEXTS, rows, prefix)
     skipped = 0 if rows.pools_prompt else rows.prompt_tokens(prefix)
-    batch = Batch("fuzz", 0, "", np.arange(len(ids)), ids, mask, np.zeros_like(ids), n_tokens, prompt_tokens=skipped)
+    batch = Batch("fuzz", 0, "", np.arange(len(tokens)), tokens, n_tokens, prompt_tokens=skipped)
     with open_engine(spec, 1) as engine:
         return engine.infer(batch).vectors
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import transformers
@@ -13,6 +14,7 @@ from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
+from contract.tokens import TokenRows
 from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenize, tokenizer_from
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
@@ -26,16 +28,22 @@ ODD_TEXTS = [text for text in ODD.values() if text is not None] + ["[SEP] [PAD] 
 def assert_as_transformers(
     texts: Sequence[str], rows: RowTokenizer, reference: transformers.PreTrainedTokenizerBase, prefix: str = ""
 ) -> None:
-    found_ids, found_mask, n_tokens = tokenize(texts, rows, prefix)
+    tokens, n_tokens = tokenize(texts, rows, prefix)
+    found = tokens.padded(rows.length, rows.pad_id)
     prefixed = [prefix + text for text in texts]
     expected = reference(
         prefixed, truncation=True, padding="max_length", max_length=rows.length, return_tensors="np", verbose=False
     )
-    np.testing.assert_array_equal(found_ids, expected["input_ids"])
-    np.testing.assert_array_equal(found_mask, expected["attention_mask"])
+    np.testing.assert_array_equal(found["input_ids"], expected["input_ids"])
+    np.testing.assert_array_equal(found["attention_mask"], expected["attention_mask"])
     whole = reference(prefixed, truncation=False, verbose=False)["input_ids"]
     assert n_tokens.tolist() == [len(ids) for ids in whole]
-    assert {array.dtype for array in (found_ids, found_mask, n_tokens)} == {np.dtype(np.int32)}
+    assert {array.dtype for array in (tokens.ids, tokens.lengths, n_tokens)} == {np.dtype(np.int32)}
+
+
+def as_lists(tokenized: tuple[TokenRows, npt.NDArray[np.int32]]) -> list[list[int]]:
+    tokens, n_tokens = tokenized
+    return [tokens.ids.tolist(), tokens.lengths.tolist(), n_tokens.tolist()]
 
 
 def test_minilm_tokens_are_those_of_transformers(minilm: EngineSpec) -> None:
@@ -82,28 +90,24 @@ def test_special_tokens_at_the_end_survive_truncation(style: str, length: int, t
 
 
 def test_a_row_without_a_text_has_no_token_and_an_empty_text_has_its_special_ones(tiny: EngineSpec) -> None:
-    ids, mask, n_tokens = tokenize([None, "", "mill", None], open_tokenizer(tiny), "never a row of its own: ")
+    tokens, n_tokens = tokenize([None, "", "mill", None], open_tokenizer(tiny), "never a row of its own: ")
     assert n_tokens[[0, 3]].tolist() == [0, 0]
-    assert mask.sum(axis=1).tolist() == n_tokens.tolist()
-    assert (ids[[0, 3]] == tiny.pad_id).all()
-    ids, mask, n_tokens = tokenize(["", None], open_tokenizer(tiny))
-    assert n_tokens.tolist() == [2, 0]
-    assert ids[0, :3].tolist() == [2, 3, tiny.pad_id]
+    assert tokens.lengths.tolist() == n_tokens.tolist()
+    tokens, n_tokens = tokenize(["", None], open_tokenizer(tiny))
+    assert n_tokens.tolist() == tokens.lengths.tolist() == [2, 0]
+    assert tokens.ids.tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("texts", [[], [None], [None, None]])
 def test_rows_may_all_be_without_a_text(texts: list[None], tiny: EngineSpec) -> None:
-    ids, mask, n_tokens = tokenize(texts, open_tokenizer(tiny))
-    assert ids.shape == mask.shape == (len(texts), tiny.max_length)
-    assert not mask.any()
-    assert not n_tokens.any()
+    tokens, n_tokens = tokenize(texts, open_tokenizer(tiny))
+    assert (len(tokens.ids), tokens.lengths.tolist(), n_tokens.tolist()) == (0, [0] * len(texts), [0] * len(texts))
 
 
 def test_half_of_a_surrogate_pair_is_a_question_mark(tiny: EngineSpec) -> None:
     rows = open_tokenizer(tiny)
     found, expected = tokenize(["a\ud800b \udfff", "ok"], rows), tokenize(["a?b ?", "ok"], rows)
-    for left, right in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(left, right)
+    assert as_lists(found) == as_lists(expected)
 
 
 def test_a_changed_tokenizer_is_refused(tiny: EngineSpec) -> None:
@@ -117,11 +121,7 @@ def test_a_batch_is_its_slice_of_the_dataset(tiny: EngineSpec, tmp_path: Path) -
     batch = batch_of(job, 1, ["a mill", None], rows)
     assert (batch.job, batch.number, batch.engine) == (job.id, 1, FINGERPRINT)
     assert batch.row_id.tolist() == [4, 5]
-    expected = tokenize(["a mill", None], rows, "of ")
-    for left, right in zip((batch.input_ids, batch.attention_mask, batch.n_tokens), expected, strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert not batch.token_type_ids.any()
-    assert batch.token_type_ids.shape == batch.input_ids.shape
+    assert as_lists((batch.tokens, batch.n_tokens)) == as_lists(tokenize(["a mill", None], rows, "of "))
 
 
 def test_a_blank_text_is_none_in_a_batch_whatever_the_prefix(tiny: EngineSpec, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_blank_text_is_none_in_a_batch_whatever_the_prefix(tiny: EngineSpec, t
 def test_a_batch_does_not_depend_on_its_neighbours(tiny: EngineSpec) -> None:
     rows = open_tokenizer(tiny)
     texts = ["short", "a much longer text " * 200, None, "another"]
-    together = tokenize(texts, rows)
+    tokens, n_tokens = tokenize(texts, rows)
     for place, text in enumerate(texts):
-        for left, right in zip(together, tokenize([text], rows), strict=True):
-            np.testing.assert_array_equal(left[place], right[0])
+        alone = tokens.take(np.array([place])), n_tokens[[place]]
+        assert as_lists(alone) == as_lists(tokenize([text], rows))

@@ -27,6 +27,7 @@ from contract.redis.keys import key_of, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import TASK
 from contract.settings import settings
+from contract.tokens import TokenRows
 from embedmill.processes import redis_server
 from producer import making
 from producer.driver import Driver, Times
@@ -35,7 +36,7 @@ from producer.messages import byte_budget, message_sender
 from producer.progress import Progress
 from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made, tokenizing_apart, tokenizing_here
-from tests.contract.samples import WholeLedger, a_job, commit_by_hand
+from tests.contract.samples import WholeLedger, a_job, commit_by_hand, packed
 
 SOON = Times(look=0.02, inspect=0.05)
 
@@ -97,15 +98,16 @@ def worker(redis_url: str, job: Job) -> ByHand:
 def batch(job: Job, number: int) -> Batch:
     row_id = np.array(job.row_range(number))
     n_tokens = np.where(row_id == 5, 0, np.where(row_id == 6, 9, 3)).astype(np.int32)
-    mask = (np.arange(8) < n_tokens[:, None]).astype(np.int32)
-    return Batch(job.id, number, job.fingerprint, row_id, mask, mask, mask * 0, n_tokens)
+    lengths = np.minimum(n_tokens, 8)
+    tokens = TokenRows(np.ones(lengths.sum(), np.int32), lengths)
+    return Batch(job.id, number, job.fingerprint, row_id, tokens, n_tokens)
 
 
 class ByHandMade(Work):
     """Of no dataset."""
 
     def payload(self, number: int) -> bytes:
-        return batch(self.job, number).to_bytes()
+        return packed(batch(self.job, number))
 
 
 OF_NO_DATASET: Any = (None, None)
@@ -160,14 +162,14 @@ def test_a_message_is_json_with_the_job_and_the_batch_and_nothing_else(job: Job,
     assert (envelope["content-type"], envelope["headers"]["task"]) == ("application/json", TASK)
     arguments, named, _ = json.loads(base64.b64decode(envelope["body"]))
     assert (arguments, named) == ([job.key, 0], {})
-    assert worker.ledger.fetch(job.key, 0) == batch(job, 0).to_bytes()
+    assert worker.ledger.fetch(job.key, 0) == packed(batch(job, 0))
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_no_more_bytes_wait_in_redis_than_are_allowed(
     at_once: int, job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = len(batch(job, 0).to_bytes())
+    size = len(packed(batch(job, 0)))
     monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * (at_once + 0.5))))
     settings.cache_clear()
     waiting: list[int] = []
@@ -399,7 +401,7 @@ def test_a_batch_that_is_settled_while_the_driver_looks_for_lost_ones_is_counted
 
     for number in range(4):
         commit_by_hand(job, batch(job, number))
-    worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
+    worker.ledger.publish(job, 4, packed(batch(job, 4)))
     message_sender(job, worker.ledger)(4)
     progress = Driver(job, source(job), Slow(patience=5), times=SOON).run()
     assert progress.totals.rows == 18
@@ -515,8 +517,8 @@ def test_what_is_wrong_with_a_batch_ends_the_run_and_the_next_one_goes_on(job: J
 
 
 def test_a_batch_whose_producer_died_between_its_claim_and_its_message_is_published(job: Job, worker: ByHand) -> None:
-    assert worker.ledger.publish(job, 3, batch(job, 3).to_bytes())  # no message follows
-    worker.ledger.publish(job, 4, batch(job, 4).to_bytes())
+    assert worker.ledger.publish(job, 3, packed(batch(job, 3)))  # no message follows
+    worker.ledger.publish(job, 4, packed(batch(job, 4)))
     worker.redis.delete(f"embedmill:{job.key}:batch:4")  # nor bytes
     progress = run(job, worker, times=replace(SOON, missing_after=0.3))
     assert progress.totals.shards == 5
@@ -533,7 +535,7 @@ def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: By
 def test_it_does_not_end_while_a_shard_is_missing_whatever_redis_lost(job: Job, worker: ByHand) -> None:
     """Another producer has published batch 3. While this one makes batch 2, another makes shard 4, and Redis loses
     everything: what is left to do is there by then, and batch 3 is in nobody's list."""
-    worker.ledger.publish(job, 3, batch(job, 3).to_bytes())
+    worker.ledger.publish(job, 3, packed(batch(job, 3)))
     begun: list[int] = []
     here = source(job)
 
@@ -555,7 +557,7 @@ def test_no_batch_is_made_twice_after_redis_lost_bytes_that_another_producer_pub
     job: Job, worker: ByHand
 ) -> None:
     for number in range(5):
-        worker.ledger.publish(job, number, batch(job, number).to_bytes())
+        worker.ledger.publish(job, number, packed(batch(job, number)))
         worker.redis.delete(f"embedmill:{job.key}:batch:{number}")
     begun: list[int] = []
     here = source(job)
@@ -606,7 +608,7 @@ def test_bytes_that_are_on_their_way_count_and_are_not_taken_for_lost(
     job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is claimed long before its bytes are there: room is kept for it, and it is not made again."""
-    size = len(batch(job, 0).to_bytes())
+    size = len(packed(batch(job, 0)))
     monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * 1.5)))
     settings.cache_clear()
     here, begun = source(job), list[int]()
@@ -665,7 +667,7 @@ def test_a_tokenizing_process_that_dies_once_redis_has_its_bytes_ends_the_run_an
 ) -> None:
     with pytest.raises(UserError, match="a tokenizing process was killed"):
         in_two_processes(job, DiesOnceRedisHasIt(job, *OF_NO_DATASET))
-    assert worker.ledger.fetch(job.key, 2) == batch(job, 2).to_bytes()
+    assert worker.ledger.fetch(job.key, 2) == packed(batch(job, 2))
     assert 2 not in worker.ledger.waiting(job)
     assert run(job, worker, times=replace(SOON, missing_after=0.3)).totals.rows == 18
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]

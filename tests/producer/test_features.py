@@ -12,7 +12,7 @@ from contract.batch import Batch
 from contract.shard import table_of
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
-from tests.contract.samples import a_batch, info_for, matrix
+from tests.contract.samples import a_batch, info_for, matrix, packed
 
 FEATURES = datasets.Features(
     {
@@ -45,7 +45,7 @@ def test_a_kept_feature_is_the_same_in_the_shards(kind: str, tmp_path: Path) -> 
     assert list(opened.features) == ["label", "image", "sound"]
 
     kept = opened.read(range(3))[1]
-    batch = Batch.from_bytes(replace(a_batch(), kept=kept, features=opened.features).to_bytes())
+    batch = Batch.from_bytes(packed(replace(a_batch(), kept=kept, features=opened.features)))
     vectors = matrix([1, 2], [3, 4]).astype("float32")
     (tmp_path / "job" / "data").mkdir(parents=True)
     shard = table_of(batch, vectors, info_for(batch), per_token=False)
@@ -59,4 +59,4 @@ def test_a_kept_feature_is_the_same_in_the_shards(kind: str, tmp_path: Path) -> 
 def test_a_feature_that_is_no_json_makes_no_batch() -> None:
     batch = replace(a_batch(), kept={"label": pa.array([1, 2, 3])}, features={"label": "{"})
     with pytest.raises(ValueError, match="no batch, but"):
-        Batch.from_bytes(batch.to_bytes())
+        Batch.from_bytes(packed(batch))

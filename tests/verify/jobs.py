@@ -21,7 +21,7 @@ from producer.dataset import open_dataset
 from producer.request import job_of
 from producer.texts import DatasetSource
 from tests.conftest import JARGON
-from tests.contract.samples import a_batch, info_for
+from tests.contract.samples import a_batch, info_for, packed
 from worker.embed import Embedder
 
 _ENTRIES = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
@@ -63,7 +63,7 @@ def finished_job(
         rows = job.row_range(number)
         some, kept = texts.read(rows)
         batch = batch_of(job, number, some, tokenizer, kept)
-        embedder.embed(job, number, batch.to_bytes())
+        embedder.embed(job, number, packed(batch))
     embedder.close()
     return job
 

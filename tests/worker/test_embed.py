@@ -18,6 +18,7 @@ from contract.shard import read_info
 from contract.store import location
 from producer.batches import batch_of, open_tokenizer
 from tests.conftest import build_engine
+from tests.contract.samples import packed
 from worker.embed import Embedder
 from worker.runtime.interface import Inference
 from worker.runtime.onnx import OnnxEngine, onnx_engine
@@ -43,7 +44,7 @@ def batch_for(job: Job, spec: EngineSpec) -> Batch:
 def test_a_batch_becomes_a_shard_that_says_what_it_holds(tiny: EngineSpec, tmp_path: Path) -> None:
     job = job_for(tiny, tmp_path)
     batch, began = batch_for(job, tiny), datetime.now(UTC)
-    Embedder(threads=1).embed(job, 0, batch.to_bytes())
+    Embedder(threads=1).embed(job, 0, packed(batch))
     table = pq.read_table(job.shard(0))
     assert table["row_id"].to_pylist() == [0, 1, 2, 3, 4]
     assert [vector is None for vector in table["embedding"].to_pylist()] == [False, True, False, False, False]
@@ -61,7 +62,7 @@ def test_the_seconds_of_a_batch_are_told_stage_by_stage(
 ) -> None:
     job, embedder = job_for(tiny, tmp_path), Embedder(threads=1)
     with caplog.at_level("INFO"):
-        embedder.embed(job, 0, batch_for(job, tiny).to_bytes())
+        embedder.embed(job, 0, packed(batch_for(job, tiny)))
     stages = embedder.stages
     assert stages.fetch == 0
     assert min(stages.decode, stages.compute, stages.write) > 0
@@ -79,7 +80,7 @@ def test_a_batch_of_another_job_number_or_engine_is_refused(tiny: EngineSpec, tm
         replace(batch, row_id=batch.row_id + 1),
     ):
         with pytest.raises(ValueError, match="expected batch 0"):
-            Embedder(threads=1).embed(job, 0, other.to_bytes())
+            Embedder(threads=1).embed(job, 0, packed(other))
     assert job.committed() == set()
 
 
@@ -103,7 +104,7 @@ def test_a_batch_costs_one_reading_of_the_engines_record(
     monkeypatch.setattr(Path, "read_bytes", counted)
     for batches in (1, 2):
         embedder.get_ready_for(job)
-        embedder.embed(job, 0, batch_for(job, tiny).to_bytes())
+        embedder.embed(job, 0, packed(batch_for(job, tiny)))
         assert len(read) == batches
 
 
@@ -134,7 +135,7 @@ def broken_engine(model: Path, name: str, word: str) -> EngineSpec:
 def test_a_row_that_yields_nan_has_an_error_and_costs_no_other_row(tiny_model: Path, tmp_path: Path) -> None:
     spec = broken_engine(tiny_model, "broken", "about")
     job = job_for(spec, tmp_path)
-    Embedder(threads=1).embed(job, 0, batch_for(job, spec).to_bytes())
+    Embedder(threads=1).embed(job, 0, packed(batch_for(job, spec)))
     table = pq.read_table(job.shard(0))
     assert [error is None for error in table["error"].to_pylist()] == [True, True, True, True, False]
     assert [vector is None for vector in table["embedding"].to_pylist()] == [False, True, False, False, True]
@@ -163,9 +164,9 @@ def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
     tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact, half = job_for(tiny, tmp_path / "exact"), job_for(tiny, tmp_path / "half")
-    Embedder(threads=1).embed(exact, 0, batch_for(exact, tiny).to_bytes())
+    Embedder(threads=1).embed(exact, 0, packed(batch_for(exact, tiny)))
     monkeypatch.setattr(worker.embed, "open_engine", HalfPrecise.opened)
-    Embedder(threads=1).embed(half, 0, batch_for(half, tiny).to_bytes())
+    Embedder(threads=1).embed(half, 0, packed(batch_for(half, tiny)))
     left, right = (pq.read_table(job.shard(0)) for job in (exact, half))
     assert right["error"].null_count == len(right)
     np.testing.assert_allclose(

@@ -4,14 +4,14 @@ import pytest
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.form import VectorForm
+from contract.tokens import TokenRows
 from producer.batches import open_tokenizer, tokenize_windows
 from worker.rows import EmbeddedBatch, into_form, pool_windows
 
 
 def batch_of(row_id: list[int], lengths: list[int]) -> Batch:
-    mask = (np.arange(8) < np.array(lengths)[:, None]).astype(np.int32)
-    n_tokens = np.bincount(row_id, lengths)[row_id].astype(np.int32)
-    return Batch("j", 0, "e", np.array(row_id), mask, mask, mask * 0, n_tokens)
+    tokens = TokenRows(np.ones(sum(lengths), np.int32), np.array(lengths, np.int32))
+    return Batch("j", 0, "e", np.array(row_id), tokens, np.bincount(row_id, lengths)[row_id].astype(np.int32))
 
 
 def found(vectors: list[list[float]], errors: dict[int, str] | None = None) -> EmbeddedBatch:
@@ -62,11 +62,11 @@ def test_windows_are_those_of_transformers(overlap: int, words: int, tiny: Engin
 
     text = " ".join("bit" for _ in range(words))
     rows = open_tokenizer(tiny.model_copy(update={"max_length": 32}))
-    owners, ids, mask, n_tokens = tokenize_windows([text, None, "one bit"], rows, "", overlap)
+    owners, tokens, n_tokens = tokenize_windows([text, None, "one bit"], rows, "", overlap)
     theirs = AutoTokenizer.from_pretrained(tiny_model)(
         text, truncation=True, max_length=32, stride=overlap, return_overflowing_tokens=True
     )["input_ids"]
-    windows = [row[real.astype(bool)].tolist() for row, real in zip(ids, mask, strict=True)]
+    windows = [row.tolist() for row in np.split(tokens.ids, np.cumsum(tokens.lengths)[:-1])]
     assert windows[:-2] == theirs
     assert owners.tolist() == [0] * len(theirs) + [1, 2]
     assert set(n_tokens[:-2].tolist()) == {words + 2}

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
+from contract.words import count
 from worker.runtime.gpus import MODULES, TORCH, gpu_model, lacking, missing, modules_lacking, torch_lacking
-from worker.runtime.interface import Engine
+from worker.runtime.interface import LONG_ROW, Engine
 
 log = logging.getLogger("embedmill.worker")
 
@@ -143,14 +144,38 @@ def choose(spec: EngineSpec) -> Choice:
     if wanted != "auto":
         return Choice(_named(wanted, spec), f"EMBEDMILL_RUNTIME is {wanted}")
     fit = [one for one in RUNTIMES if not one.machine_lacks()]
-    can = [one for one in fit if not one.engine_lacks(spec)]
+    can = _in_order(spec, [one for one in fit if not one.engine_lacks(spec)])
     if not can:
         raise _without_runtime(spec)
-    chosen = _fastest(spec, can) or Choice(can[0], "the first that this machine and the engine have all for")
+    chosen = _fastest(spec, can) or Choice(can[0], _why_first(spec, can[0]))
     if not chosen.runtime.uses_gpu:
         for idle in (one for one in fit if one.uses_gpu and one.name != "modules"):  # which few engines have
             log.warning("the GPU is left idle: %s", idle.engine_lacks(spec))
     return chosen
+
+
+def _in_order(spec: EngineSpec, runtimes: Sequence[Runtime]) -> list[Runtime]:
+    """Those runtimes in order of preference: ONNX Runtime comes last where a row may be long."""
+    return sorted(runtimes, key=lambda one: one.name == "onnxruntime" and spec.max_length > LONG_ROW)
+
+
+def _why_first(spec: EngineSpec, first: Runtime) -> str:
+    why = "the first that this machine and the engine have all for"
+    if first.uses_gpu or spec.max_length <= LONG_ROW or "onnx" not in spec.tiers:
+        return why
+    return f"{why}; for a row of {count(spec.max_length, 'token')} ONNX Runtime's attention would take gigabytes"
+
+
+def _warn_of_long_rows(spec: EngineSpec, chosen: Runtime) -> None:
+    if chosen.name != "onnxruntime" or spec.max_length <= LONG_ROW:
+        return
+    better = next((tier for tier in spec.tiers if tier != "onnx"), None)
+    log.warning(
+        "engine %s takes rows of up to %s, and ONNX Runtime's attention takes memory by the square of a row's length, "
+        "gigabytes for the longest%s",
+        *(spec.name, count(spec.max_length, "token")),
+        f"; {better} needs less: pip install 'embedmill[{better}]', and unset EMBEDMILL_RUNTIME" if better else "",
+    )
 
 
 def _without_runtime(spec: EngineSpec) -> UserError:
@@ -214,6 +239,7 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
     log.info(
         "engine %s is computed by %s on a %s: %s", spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", why
     )
+    _warn_of_long_rows(spec, runtime)
     return runtime.open(spec, threads, gpu)
 
 
@@ -223,7 +249,7 @@ def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:
     Raises:
         UserError: this machine lacks what that takes.
     """
-    for runtime in RUNTIMES:
+    for runtime in _in_order(spec, RUNTIMES):
         if not runtime.uses_gpu and not runtime.engine_lacks(spec) and not runtime.machine_lacks():
             return runtime.open(spec, threads, 0)
     raise _without_runtime(spec)

@@ -9,6 +9,10 @@ import numpy.typing as npt
 from contract.batch import Batch
 from contract.engine import EngineSpec
 
+LONG_ROW = 1024
+"""Tokens. ONNX Runtime's attention holds two copies of every token's score with every other, for each head: with 12 of
+them 0.1 GB for a row of 1,024 tokens, 6.6 GB for one of 8,192. PyTorch's needs memory for the tokens alone."""
+
 
 class EngineDead(BaseException):
     """The engine's CUDA context is lost, and with it everything that this process has on the GPU: it must end.

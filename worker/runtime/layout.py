@@ -66,7 +66,7 @@ class Padded:
     inputs: Sequence[str] = INPUTS
 
     def __init__(self, spec: EngineSpec, profiles: Sequence[PaddedProfile]) -> None:
-        self._per_token, self._profiles = spec.per_token, profiles
+        self._per_token, self._pad_id, self._profiles = spec.per_token, spec.pad_id, profiles
 
     def cut(self, lengths: Lengths) -> list[MicroBatch]:
         return cut_padded(lengths, self._profiles)
@@ -77,9 +77,9 @@ class Padded:
 
     def fill(self, batch: Batch, micro: MicroBatch, buffers: Buffers) -> Mapping[str, TensorShape]:
         shape = micro.tokens // micro.length, micro.length
-        for name in INPUTS:
+        for name, rows in batch.tokens.take(micro.rows).padded(micro.length, self._pad_id).items():
             matrix = buffers[name][: micro.tokens].reshape(shape)
-            matrix[: len(micro.rows)] = getattr(batch, name)[micro.rows, : micro.length]
+            matrix[: len(micro.rows)] = rows
             # A row of padding is a copy of the first: one without a real token would be divided by zero.
             matrix[len(micro.rows) :] = matrix[0]
         return dict.fromkeys(INPUTS, shape)
@@ -117,8 +117,10 @@ class Packed:
         return max(tokens, rows + 1), tokens if self._per_token else rows
 
     def fill(self, batch: Batch, micro: MicroBatch, buffers: Buffers) -> Mapping[str, TensorShape]:
-        lengths = batch.lengths[micro.rows]
-        self._fill_tokens(batch, micro, lengths, buffers)
+        tokens, lengths = batch.tokens.take(micro.rows).ids, batch.lengths[micro.rows]
+        buffers["input_ids"][: len(tokens)] = tokens
+        buffers["input_ids"][len(tokens) : micro.tokens] = self._pad_id
+        buffers["token_type_ids"][: micro.tokens] = 0
         rows = self.profiles[micro.profile].input_rows(self._max_length)
         every = with_padding(lengths, rows, micro.tokens)
         starts = np.concatenate([[0], np.cumsum(every)])
@@ -136,14 +138,6 @@ class Packed:
         """Each input's elements in a profile's micro-batches; those of ``longest`` are at least as many."""
         tokens, rows = self.profiles[profile].tokens, self.profiles[profile].input_rows(self._max_length)
         return {name: rows + 1 if name == "cu_seqlens" else tokens for name in self.inputs}
-
-    def _fill_tokens(self, batch: Batch, micro: MicroBatch, lengths: npt.NDArray[np.int32], buffers: Buffers) -> None:
-        real = int(lengths.sum())
-        longest = int(lengths.max())
-        tokens = np.arange(longest) < lengths[:, None]
-        for name, padding in (("input_ids", self._pad_id), ("token_type_ids", 0)):
-            buffers[name][:real] = getattr(batch, name)[micro.rows, :longest][tokens]
-            buffers[name][real : micro.tokens] = padding
 
     def _positions(self, ids: npt.NDArray[np.int32], row_start: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """``[tokens]``: each token's position.

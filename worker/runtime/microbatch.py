@@ -31,12 +31,14 @@ class MicroBatch:
     """Index of the plan's profile that takes it."""
 
 
-def cut_by_budget(lengths: Lengths, token_budget: int) -> list[MicroBatch]:
+def cut_by_budget(lengths: Lengths, token_budget: int, score_budget: int) -> list[MicroBatch]:
     """Cut a batch into rectangles of tokens, the longest rows first.
 
     Args:
         lengths: ``[n]``, each row's tokens; rows of 0 tokens are left out.
         token_budget: most tokens of a micro-batch, padding included. A row longer than that is computed alone.
+        score_budget: most rows × length × length of a micro-batch, likewise: an attention that computes each token's
+            score with each of its row holds so many for each head.
 
     Returns:
         Micro-batches that hold every row that has tokens once.
@@ -46,9 +48,30 @@ def cut_by_budget(lengths: Lengths, token_budget: int) -> list[MicroBatch]:
     start = 0
     while start < len(order):
         longest = ordered[start]
-        rows = order[start : start + max(1, token_budget // longest)]
+        rows = order[start : start + max(1, min(token_budget // longest, score_budget // longest**2))]
         microbatches.append(MicroBatch(rows, longest, len(rows) * longest))
         start += len(rows)
+    return microbatches
+
+
+def cut_end_to_end(lengths: Lengths, token_budget: int) -> list[MicroBatch]:
+    """Cut a batch into micro-batches whose rows lie end to end, without any padding, the longest rows first.
+
+    Args:
+        lengths: ``[n]``, each row's tokens; rows of 0 tokens are left out.
+        token_budget: most tokens of a micro-batch. A row longer than that is computed alone.
+
+    Returns:
+        Micro-batches that hold every row that has tokens once.
+    """
+    order, ordered = _longest_first(lengths)
+    totals = [0, *itertools.accumulate(ordered)]
+    microbatches = []
+    start = 0
+    while start < len(order):
+        end = max(start + 1, bisect_right(totals, totals[start] + token_budget) - 1)
+        microbatches.append(MicroBatch(order[start:end], ordered[start], totals[end] - totals[start]))
+        start = end
     return microbatches
 
 

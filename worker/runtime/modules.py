@@ -24,8 +24,9 @@ from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
 
-_CPU_TOKENS, _GPU_TOKENS = 4096, 32_768
-"""Most tokens of a micro-batch, padding included; a longer row is computed alone."""
+_CPU_BUDGETS, _GPU_BUDGETS = (4096, 1 << 22), (32_768, 1 << 25)
+"""Most tokens of a micro-batch, padding included, and most scores of its attention for each head; a longer row is
+computed alone."""
 
 
 @contextmanager
@@ -88,7 +89,7 @@ class ModulesEngine:
     def infer(self, batch: Batch) -> Inference:
         """See ``interface.Engine.infer``."""
         gathered = Gathered(self.spec, batch.lengths)
-        microbatches = cut_by_budget(batch.lengths, _GPU_TOKENS if self._lock else _CPU_TOKENS)
+        microbatches = cut_by_budget(batch.lengths, *(_GPU_BUDGETS if self._lock else _CPU_BUDGETS))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(dead_after_errors(self._model.device) if self._lock else nullcontext())
@@ -99,7 +100,7 @@ class ModulesEngine:
 
     def _vectors(self, batch: Batch, micro: MicroBatch) -> npt.NDArray[np.float32]:
         """``[rows, hidden]``, or ``[rows, length, hidden]`` at token level."""
-        ids, mask = (getattr(batch, name)[micro.rows, : micro.length] for name in ("input_ids", "attention_mask"))
+        ids, mask, _ = batch.tokens.take(micro.rows).padded(micro.length, self.spec.pad_id).values()
         features = {
             name: values.to(self._model.device) if isinstance(values, Tensor) else values
             for name, values in self._features(ids, mask, batch.prompt_tokens).items()

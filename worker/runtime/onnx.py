@@ -9,10 +9,13 @@ import onnxruntime
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.graph import INPUTS, OUTPUT
+from contract.graph import OUTPUT
 from contract.settings import settings
-from worker.runtime.interface import Gathered, Inference
+from worker.runtime.interface import LONG_ROW, Gathered, Inference
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
+
+_SCORES = 1 << 22
+"""Most rows × length × length of a micro-batch. Of each head's scores ONNX Runtime holds two copies in FP32: 32 MiB."""
 
 
 @contextmanager
@@ -64,13 +67,17 @@ class OnnxEngine:
         """See ``interface.Engine.infer``."""
         lengths = batch.lengths
         gathered = Gathered(self.spec, lengths)
-        microbatches = cut_by_budget(lengths, settings().token_budget)
+        microbatches = cut_by_budget(lengths, settings().token_budget, _SCORES)
 
         def compute(micro: MicroBatch) -> None:
-            feed = {name: getattr(batch, name)[micro.rows, : micro.length] for name in INPUTS}
+            feed = batch.tokens.take(micro.rows).padded(micro.length, self.spec.pad_id)
             gathered.put(micro.rows, self._session.run([OUTPUT], feed)[0])
 
-        for _ in self._pool.map(compute, microbatches):
+        # The longest come first; one at a time, for the memory that each takes.
+        long = sum(micro.length > LONG_ROW for micro in microbatches)
+        for micro in microbatches[:long]:
+            compute(micro)
+        for _ in self._pool.map(compute, microbatches[long:]):
             pass  # raises what a thread raised
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
 

@@ -10,6 +10,7 @@ transformers' attention interface, is told by ``cu_seqlens`` where rows begin an
 Every architecture whose attention goes through that interface is computed so, without code for each.
 """
 
+import functools
 import inspect
 import itertools
 import json
@@ -38,6 +39,11 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """What a GPU computes in, the more exact one first."""
 
 _ATTENTION = "embedmill_packed"
+
+
+_QUERIES = 256
+"""Tokens whose attention is computed at once on a CPU where they do not see the whole row: a mask of a row of 32,768
+would have a gigabyte."""
 
 
 class Unpackable(Exception):
@@ -124,19 +130,26 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: flo
 
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
-    """The same on a CPU, for which PyTorch has no kernel that knows rows."""
+    """The same on a CPU, for which PyTorch has no kernel that knows rows. Its memory grows with the longest row, not
+    with the square of that."""
     before, behind = (size if size >= 0 else rows.longest for size in rows.window)
+    attend = functools.partial(nn.functional.scaled_dot_product_attention, scale=scaling)
     context = torch.empty_like(query)
     for start, end in itertools.pairwise(rows.ends.tolist()):
-        if start == end:
+        tokens = end - start
+        if not tokens:
             continue
-        mask = None
-        if min(before, behind) < end - start - 1:
-            offset = torch.arange(end - start)[:, None] - torch.arange(end - start)[None]
-            mask = (offset <= before) & (offset >= -behind)
         q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-        context[start:end] = made[0].transpose(0, 1)
+        if min(before, behind) >= tokens - 1:
+            context[start:end] = attend(q, k, v)[0].transpose(0, 1)
+            continue
+        for first in range(0, tokens, _QUERIES):
+            last = min(first + _QUERIES, tokens)
+            seen = slice(max(0, first - before), min(tokens, last + behind))
+            offset = torch.arange(first, last)[:, None] - torch.arange(seen.start, seen.stop)
+            mask = (offset <= before) & (offset >= -behind)
+            made = attend(q[:, :, first:last], k[:, :, seen], v[:, :, seen], attn_mask=mask)
+            context[start + first : start + last] = made[0].transpose(0, 1)
     return context
 
 

@@ -11,12 +11,11 @@ from contract.engine import EngineSpec
 from contract.plan import PackedProfile
 from worker.runtime.interface import Gathered, Inference
 from worker.runtime.layout import Packed
+from worker.runtime.microbatch import cut_end_to_end
 from worker.runtime.packed_model import INPUTS, PackedModel, read_model
 
-_TOKENS = (4096, 1024, 256, 64)
-"""Of micro-batches: large ones, and what is left of a batch with little padding."""
-_TOKENS_PER_ROW = 4
-"""A micro-batch has a row for as many tokens."""
+_TOKENS = 4096
+"""Most tokens of a micro-batch; a longer row is computed alone."""
 
 
 @contextmanager
@@ -49,19 +48,18 @@ class TorchCpuEngine:
 
     def __init__(self, spec: EngineSpec, model: PackedModel, precision: str = "fp32") -> None:
         self.spec, self._model, self.precision = spec, model, precision
-        sizes = (max(_TOKENS[0], spec.max_length), *_TOKENS[1:])
-        self._layout = Packed(spec, [PackedProfile(tokens // _TOKENS_PER_ROW, tokens) for tokens in sizes], INPUTS)
 
     def infer(self, batch: Batch) -> Inference:
         """See ``interface.Engine.infer``."""
         gathered = Gathered(self.spec, batch.lengths)
-        elements, _ = self._layout.sizes()
-        buffers = {name: np.empty(elements, np.int32) for name in self._layout.inputs}
-        microbatches = self._layout.cut(batch.lengths)
+        microbatches = cut_end_to_end(batch.lengths, _TOKENS)
         for micro in microbatches:
-            shapes = self._layout.fill(batch, micro, buffers)
-            inputs = {name: torch.from_numpy(buffers[name][: shapes[name][0]]) for name in buffers}
+            # No graph was compiled for some shapes: each micro-batch has its own, without padding.
+            layout = Packed(self.spec, [PackedProfile(len(micro.rows), micro.tokens)], INPUTS)
+            buffers = {name: np.empty(size, np.int32) for name, size in layout.sizes_of(0).items()}
+            layout.fill(batch, micro, buffers)
+            inputs = {name: torch.from_numpy(values) for name, values in buffers.items()}
             with torch.inference_mode():
-                vectors = self._model(inputs, self.spec.max_length, batch.prompt_tokens).numpy()
-            self._layout.gather(micro, vectors[: self._layout.vectors(micro)], batch.lengths, gathered)
+                vectors = self._model(inputs, micro.length, batch.prompt_tokens).numpy()
+            layout.gather(micro, vectors[: layout.vectors(micro)], batch.lengths, gathered)
         return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch._dynamo.config
 import torch._inductor.config
@@ -25,6 +24,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError, reason
 from contract.plan import PackedProfile
+from contract.tokens import TokenRows
 from worker.runtime.compiled import Compiled
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.flash import lacking
@@ -285,7 +285,5 @@ def filling(spec: EngineSpec, profile: PackedProfile) -> Batch:
     """A batch that is one micro-batch of this profile."""
     length = min(profile.longest or spec.max_length, profile.tokens)
     rows = profile.tokens // length
-    ids: npt.NDArray[np.int32] = np.full((rows, spec.max_length), spec.pad_id, np.int32)
-    mask = np.broadcast_to((np.arange(spec.max_length) < length).astype(np.int32), ids.shape)
-    lengths = np.full(rows, length, np.int32)
-    return Batch("warm-up", 0, spec.fingerprint, np.arange(rows), ids, mask, np.zeros_like(ids), lengths)
+    tokens = TokenRows(np.full(rows * length, spec.pad_id, np.int32), np.full(rows, length, np.int32))
+    return Batch("warm-up", 0, spec.fingerprint, np.arange(rows), tokens, tokens.lengths)

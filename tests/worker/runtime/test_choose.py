@@ -45,6 +45,33 @@ def test_without_a_gpu_onnx_runtime_computes(
     assert not caplog.records
 
 
+def test_an_engine_with_long_rows_is_computed_on_a_cpu_by_pytorch(
+    tiny: EngineSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    for length, kind in ((1024, OnnxEngine), (1025, TorchCpuEngine)):
+        long = tiny.model_copy(update={"max_length": length})
+        with caplog.at_level(logging.INFO), open_engine(long, threads=1) as engine:
+            assert isinstance(engine, kind)
+        with open_fp32_engine(long, threads=1) as engine:
+            assert isinstance(engine, kind)
+    assert "ONNX Runtime" not in caplog.messages[0]
+    assert "for a row of 1,025 tokens ONNX Runtime's attention would take gigabytes" in caplog.messages[1]
+
+
+def test_onnx_runtime_with_long_rows_is_warned_of(
+    tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime("onnxruntime", monkeypatch)
+    with (
+        caplog.at_level(logging.WARNING),
+        open_engine(tiny.model_copy(update={"max_length": 8192}), threads=1) as engine,
+    ):
+        assert isinstance(engine, OnnxEngine)
+    (line,) = caplog.messages
+    assert "rows of up to 8,192 tokens" in line
+    assert "pip install 'embedmill[torch]', and unset EMBEDMILL_RUNTIME" in line
+
+
 def test_a_plan_that_cannot_be_used_is_said_where_the_engine_is_opened(
     tiny: EngineSpec, caplog: pytest.LogCaptureFixture
 ) -> None:

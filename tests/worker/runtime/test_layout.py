@@ -6,6 +6,7 @@ import pytest
 from contract.batch import Batch
 from contract.graph import INPUTS
 from contract.plan import PACKED_INPUTS, PackedProfile, PaddedProfile
+from contract.tokens import TokenRows
 from tests.contract.samples import engine_spec
 from worker.runtime.interface import Gathered
 from worker.runtime.layout import Packed, Padded
@@ -15,12 +16,10 @@ WIDTH = 12
 
 
 def batch_of(*lengths: int) -> Batch:
-    """Row r's tokens are 100·r + 1, 100·r + 2 and so on, their type 1."""
-    ids = np.zeros((len(lengths), WIDTH), np.int32)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = 100 * row + 1 + np.arange(length)
-    mask = (ids > 0).astype(np.int32)
-    return Batch("job", 0, "engine", np.arange(len(lengths)), ids, mask, mask, np.array(lengths, np.int32))
+    """Row r's tokens are 100·r + 1, 100·r + 2 and so on."""
+    ids = np.concatenate([100 * row + 1 + np.arange(length, dtype=np.int32) for row, length in enumerate(lengths)])
+    n_tokens = np.array(lengths, np.int32)
+    return Batch("job", 0, "engine", np.arange(len(lengths)), TokenRows(ids, n_tokens), n_tokens)
 
 
 def filled(layout: Padded | Packed, batch: Batch, micro: MicroBatch) -> dict[str, np.ndarray]:
@@ -52,7 +51,7 @@ def test_packed_rows_lie_end_to_end() -> None:
     assert inputs["input_ids"].tolist() == [101, 102, 103, 104, 105, 1, 2, 3, 201, 202]
     assert inputs["position_ids"].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1]
     assert inputs["row_of_token"].tolist() == [0] * 5 + [1] * 3 + [2] * 2
-    assert inputs["token_type_ids"].tolist() == [1] * 10
+    assert inputs["token_type_ids"].tolist() == [0] * 10
     assert inputs["cu_seqlens"].tolist() == [0, 5, 8, 10, 10]
     assert inputs["longest"].shape == (5,)
     cls = Packed(engine_spec(max_length=WIDTH, pooling="cls"), [PackedProfile(3, 10)])

@@ -1,15 +1,20 @@
+import itertools
+
 import numpy as np
 import pytest
 
 from contract.plan import PackedProfile, PaddedProfile
-from worker.runtime.microbatch import cut_by_budget, cut_packed, cut_padded
+from worker.runtime.microbatch import cut_by_budget, cut_end_to_end, cut_packed, cut_padded
+
+SCORES = 10**12
+"""More than any micro-batch has."""
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_with_tokens_is_in_one_micro_batch(seed: int) -> None:
     random = np.random.default_rng(seed)
     lengths = random.integers(0, 513, random.integers(1, 400))
-    microbatches = cut_by_budget(lengths, token_budget=int(random.integers(1, 5000)))
+    microbatches = cut_by_budget(lengths, token_budget=int(random.integers(1, 5000)), score_budget=SCORES)
     rows = np.concatenate([micro.rows for micro in microbatches]) if microbatches else np.array([])
     assert sorted(rows) == [row for row, length in enumerate(lengths) if length > 0]
 
@@ -17,29 +22,58 @@ def test_every_row_with_tokens_is_in_one_micro_batch(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_no_micro_batch_of_several_rows_is_over_the_budget(seed: int) -> None:
     random = np.random.default_rng(seed)
-    for micro in cut_by_budget(random.integers(1, 513, 300), token_budget=1000):
+    for micro in cut_by_budget(random.integers(1, 513, 300), token_budget=1000, score_budget=SCORES):
         assert len(micro.rows) == 1 or micro.tokens <= 1000
 
 
 def test_padding_is_trimmed_to_the_longest_row_of_each_micro_batch() -> None:
     lengths = np.array([3, 10, 4, 9])
-    assert [(micro.rows.tolist(), micro.length) for micro in cut_by_budget(lengths, token_budget=20)] == [
+    assert [
+        (micro.rows.tolist(), micro.length) for micro in cut_by_budget(lengths, token_budget=20, score_budget=SCORES)
+    ] == [
         ([1, 3], 10),
         ([2, 0], 4),
     ]
 
 
 def test_rows_of_one_length_need_no_padding() -> None:
-    microbatches = cut_by_budget([7] * 10, token_budget=21)
+    microbatches = cut_by_budget([7] * 10, token_budget=21, score_budget=SCORES)
     assert sum(micro.tokens for micro in microbatches) == 70
 
 
 def test_a_row_longer_than_the_budget_is_computed_alone() -> None:
-    assert [micro.rows.tolist() for micro in cut_by_budget([512, 512], token_budget=100)] == [[0], [1]]
+    assert [micro.rows.tolist() for micro in cut_by_budget([512, 512], token_budget=100, score_budget=SCORES)] == [
+        [0],
+        [1],
+    ]
 
 
 def test_a_batch_without_any_text_needs_no_computing() -> None:
-    assert cut_by_budget([0, 0], token_budget=100) == []
+    assert cut_by_budget([0, 0], token_budget=100, score_budget=SCORES) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_attention_never_has_more_scores_than_its_budget_but_for_a_single_row(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, 4096, 200)
+    microbatches = cut_by_budget(lengths, token_budget=32_768, score_budget=1 << 22)
+    assert all(len(micro.rows) == 1 or len(micro.rows) * micro.length**2 <= 1 << 22 for micro in microbatches)
+    assert max(len(micro.rows) for micro in microbatches) > 8
+    assert sorted(np.concatenate([micro.rows for micro in microbatches])) == np.flatnonzero(lengths).tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_end_to_end_have_no_padding_and_are_in_one_micro_batch(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, 700, random.integers(1, 400))
+    microbatches = cut_end_to_end(lengths, token_budget=512)
+    assert all(micro.tokens == lengths[micro.rows].sum() for micro in microbatches)
+    assert all(micro.length == lengths[micro.rows].max() for micro in microbatches)
+    assert all(micro.tokens <= 512 or len(micro.rows) == 1 for micro in microbatches)
+    assert sorted(row for micro in microbatches for row in micro.rows) == np.flatnonzero(lengths).tolist()
+    # As full as they can be with the longest first: the next row would not have fitted in.
+    for one, after in itertools.pairwise(microbatches):
+        assert one.tokens + lengths[after.rows[0]] > 512
 
 
 PROFILES = [PaddedProfile.parse(text) for text in ("1x1-512", "1-64x1-64", "1-32x65-512", "16x128")]

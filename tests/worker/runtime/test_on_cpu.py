@@ -38,8 +38,8 @@ def texts(rows: int) -> list[str]:
 
 
 def batch(spec: EngineSpec, rows: list[str | None]) -> Batch:
-    ids, mask, n_tokens = tokenize(rows, open_tokenizer(spec))
-    return Batch("job", 0, spec.fingerprint, np.arange(len(rows)), ids, mask, np.zeros_like(ids), n_tokens)
+    tokens, n_tokens = tokenize(rows, open_tokenizer(spec))
+    return Batch("job", 0, spec.fingerprint, np.arange(len(rows)), tokens, n_tokens)
 
 
 def pytorch(model: Path, rows: list[str]) -> list[np.ndarray]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.errors import UserError
 from contract.graph import Pooling
 from worker.runtime.head import Head
-from worker.runtime.packed_model import PackedModel, fuse_gelu, read_model, write_model
+from worker.runtime.packed_model import _QUERIES, PackedModel, fuse_gelu, read_model, write_model
 
 SHAPE = {
     "hidden_size": 64,
@@ -98,6 +99,34 @@ def test_rows_end_to_end_are_each_computed_as_if_alone(name: str, tmp_path: Path
         with torch.inference_mode():
             found = packed(inputs_of(some, first_position=int(name in COUNTED)), longest=64)
         torch.testing.assert_close(found[: len(expected)], expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["bert", "gemma3_text", "mistral", "modernbert", "qwen3"])
+def test_a_long_row_is_computed_without_any_tensor_of_its_length_squared(name: str) -> None:
+    """With windows, causal masks and neither, beside a short row."""
+    length = 2000
+    model, row = model_of(name, max_position_embeddings=length), torch.arange(length) % 490 + 5
+    with torch.inference_mode():
+        alone = torch.cat([hidden_of(model, row), hidden_of(model, row[:3])])
+        packed = PackedModel(model, "tokens", Head([], None, False))
+        with _Largest() as largest:
+            found = packed(inputs_of([row, row[:3]], first_position=0), longest=length)
+    torch.testing.assert_close(found, alone, atol=5e-6, rtol=0)
+    assert largest.elements <= 4 * _QUERIES * length < length**2
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [one for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, Tensor)]
+        self.elements = max([self.elements, *(one.untyped_storage().nbytes() // 4 for one in tensors)])
+        return made
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert", "qwen3"])

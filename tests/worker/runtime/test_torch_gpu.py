@@ -61,8 +61,8 @@ def jargon(rows: int) -> list[str]:
 
 
 def batch(spec: EngineSpec, rows: list[str | None]) -> Batch:
-    ids, mask, n_tokens = tokenize(rows, open_tokenizer(spec))
-    return Batch("job", 0, spec.fingerprint, np.arange(len(rows)), ids, mask, np.zeros_like(ids), n_tokens)
+    tokens, n_tokens = tokenize(rows, open_tokenizer(spec))
+    return Batch("job", 0, spec.fingerprint, np.arange(len(rows)), tokens, n_tokens)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,11 +127,12 @@ import os
 import numpy as np
 from contract.batch import Batch
 from contract.engine import load_engine
+from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.torch_gpu import torch_gpu_engine
 spec = load_engine("tiny")
-ones = np.ones((4, 512), np.int32)
-batch = Batch("job", 0, "", np.arange(4), ones * (2**31 - 1), ones, ones * 0, np.full(4, 512, np.int32))
+lengths = np.full(4, 512, np.int32)
+batch = Batch("job", 0, "", np.arange(4), TokenRows(np.full(4 * 512, 2**31 - 1, np.int32), lengths), lengths)
 opened = torch_gpu_engine(spec, 0)  # kept: it would be closed once nobody refers to it
 engine = opened.__enter__()
 try:

@@ -1,0 +1,23 @@
+"""What a build says of an engine whose rows may be long: where its attention takes memory by the square of a row."""
+
+from contract.words import count
+from engine_build.prepare import Prepared
+from engine_build.tiers import Made
+from worker.runtime.interface import LONG_ROW
+
+
+def long_rows_line(model: Prepared, made: Made) -> str:
+    """On one line; empty where no row is long, or memory grows with its length alone."""
+    if model.max_length <= LONG_ROW:
+        return ""
+    square = f"takes memory by the square of a row's length, here of up to {count(model.max_length, 'token')}"
+    if made.fields["onnx_sha256"]:
+        others = made.fields["torch_sha256"] or made.fields["modules_sha256"]
+        instead = "On a CPU PyTorch computes this engine where it is installed: " if others else ""
+        return f"{instead}ONNX Runtime's attention {square}."
+    encoder = model.parts.encoder
+    if made.fields["torch_sha256"] or encoder is None:
+        return ""
+    # transformers' name for an attention that holds all scores of a row.
+    eager = getattr(encoder.config, "_attn_implementation", "eager") == "eager"
+    return f"This model's own attention {square}." if eager else ""
