@@ -79,7 +79,7 @@ class CsvReader(Reader):
         """All of them text; says which columns there are."""
         names = ", ".join(map(shortened, schema.names))
         _log.info("%s: separator %r, columns %s", self._first(files).name, self.dialect.separator, names)
-        return super().needed(files, schema, columns)
+        return pa.schema([(name, pa.string()) for name in columns.needed])
 
     def _first(self, files: Sequence[Path]) -> Path:
         """The first of these files that has columns."""
