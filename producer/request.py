@@ -56,6 +56,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
     prefix, overlap = _prefix(request, spec, tokenizer), _overlap(request, spec, tokenizer)
+    dimensions = _dimensions(request, spec)
     batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
     if batch_rows is None:
         size = batch_size(texts, _rows(texts, request.limit), tokenizer, prefix, overlap)
@@ -70,7 +71,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         stream=request.source.stream,
         prefix=prefix,
         batch_rows=batch_rows,
-        form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
+        form=VectorForm(dtype=request.dtype, dimensions=dimensions, ranges=request.ranges),
         overlap=overlap,
     )
 

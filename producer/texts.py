@@ -85,7 +85,7 @@ class TextDataset:
 
         Bytes of a text that are no UTF-8, which only a dataset read by ``datasets`` can have, become U+FFFD.
         """
-        table, template = self.table[rows.start : rows.stop], self._template
+        template, table = self._template, self.table[rows.start : rows.stop]
         values = {name: _decoded(values_at(table, name)) for name in dict.fromkeys(template.columns)}
         kept = {name: values_at(table, name) for name in self.columns}
         if template.plain is not None:
