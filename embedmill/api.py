@@ -105,7 +105,7 @@ def embed(
         KeyboardInterrupt: no process is left, and the same call goes on.
     """
     check_packages()
-    command = ["-m", "embedmill", "embed", "--model", os.fspath(model), *_flags(options), "--", os.fspath(dataset)]
+    command = ["-m", "embedmill", "embed", "--model", os.fspath(model), *flags_of(options), "--", os.fspath(dataset)]
     with ExitStack() as stack:
         display = stack.enter_context(display_on(Console(stderr=True, markup=False))) if progress else None
         folder = _run(command, display.show if display else lambda event: None)
@@ -119,7 +119,7 @@ def embed(
     return done
 
 
-def _flags(options: dict[str, object]) -> Iterator[str]:
+def flags_of(options: dict[str, object]) -> Iterator[str]:
     """The command's options: ``keep_columns=["a", "b"]`` is ``--keep-columns a,b``."""
     for name, value in options.items():
         flag = name.replace("_", "-")

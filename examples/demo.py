@@ -94,7 +94,7 @@ def _demo(folder: Path, limit: int | None, stack: contextlib.ExitStack) -> None:
     some = ("--limit", str(limit)) if limit else ()
     _run("-m", "producer", "--dataset", "examples/jargon.jsonl", "--batch-rows", "256", *some)
     _console.print("What the worker said:")
-    for line in _shard_lines(log):
+    for line in shard_lines(log):
         _console.print(f"  {line}", markup=False)
     _run("-m", "verify")
     _run("-m", "embedmill", "search", *QUERIES)
@@ -154,7 +154,7 @@ def _end(command: subprocess.Popen[bytes]) -> None:
         command.wait()
 
 
-def _shard_lines(log: Path) -> Iterator[str]:
+def shard_lines(log: Path) -> Iterator[str]:
     """The worker's lines about shards, without their time and level."""
     for line in log.read_text(encoding="utf-8").splitlines():
         if match := re.search(r"\] (job \S+, batch \d+ of .*)", line):

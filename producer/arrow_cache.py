@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,7 @@ class ArrowTable:
         return pa.ipc.open_file(pa.memory_map(str(self._file))).read_all()
 
 
-def cached(
-    reader: Reader,
-    files: Sequence[Path],
-    schema: pa.Schema,
-    revision: Callable[[], str],
-    dialect: Mapping[str, Any] | None,
-) -> ArrowTable:
+def cached(reader: Reader, files: Sequence[Path], schema: pa.Schema, revision: Callable[[], str]) -> ArrowTable:
     """The rows of these files, read now or taken from the cache.
 
     Args:
@@ -53,12 +47,12 @@ def cached(
         schema: the columns that are needed, by name or dotted path, with their types.
         revision: waits for the hash of what the files hold. It is waited for first only where a dataset of these names
             was read before: otherwise the files are read meanwhile.
-        dialect: what else decides how they are read.
 
     Raises:
         UserError: a file cannot be read, or was changed meanwhile.
     """
     root = os.path.commonpath([file.parent for file in files])
+    dialect = reader.dialect and reader.dialect.model_dump()
     key = json.dumps([[os.path.relpath(file, root) for file in files], schema.to_string(), dialect])
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     folder = cache_folder() / "embedmill"

@@ -6,7 +6,7 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ from producer.files import kind_of
 
 _BUFFER = 1 << 20
 _BOM = b"\xef\xbb\xbf"
+_DECOMPRESSED: dict[str, Callable[[io.BufferedReader], Any]] = {
+    ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": lambda file: pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"),
+}
+"""Suffix → what gives the bytes that a file holds."""
 
 
 class _Counted(io.RawIOBase):
@@ -50,8 +57,9 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
                 total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Reading {path.name}", disable=quiet or None
             ) as bar,
         ):
-            stream = io.BufferedReader(
-                _decompressed(io.BufferedReader(_Counted(raw, bar), _BUFFER), compression), _BUFFER
+            counted: io.BufferedReader = io.BufferedReader(_Counted(raw, bar), _BUFFER)
+            stream: io.BufferedReader = (
+                io.BufferedReader(_DECOMPRESSED[compression](counted), _BUFFER) if compression else counted
             )
             start = stream.peek(3)[:3]
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -67,19 +75,6 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
         if compression and error.errno is None:
             raise _not_compressed(path, compression, error) from None
         raise
-
-
-def _decompressed(file: io.BufferedReader, compression: str) -> Any:
-    match compression:
-        case ".gz":
-            return gzip.GzipFile(fileobj=file)
-        case ".bz2":
-            return bz2.BZ2File(file)
-        case ".xz":
-            return lzma.LZMAFile(file)
-        case ".zst":
-            return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
-    return file
 
 
 def _not_compressed(path: Path, compression: str, error: Exception) -> UserError:

@@ -1,6 +1,7 @@
 """Which split and which columns of a dataset are embedded: chosen, and refused where they are not there."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -24,10 +25,10 @@ class Columns:
     kept: tuple[str, ...]
     """Those that are carried into the shards."""
 
-    @property
+    @functools.cached_property
     def texts(self) -> tuple[str, ...]:
         """Those of the template, each once."""
-        return columns_in(self.text)
+        return tuple(dict.fromkeys(parse(self.text).columns))
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -57,11 +58,6 @@ class Columns:
                 raise UserError(
                     f"no column {name!r} in {dataset}", f"there: {there}", "choose others with --keep-columns"
                 )
-
-
-def columns_in(text: str | None) -> tuple[str, ...]:
-    """The columns of a template, each once; none for None."""
-    return tuple(dict.fromkeys(parse(text).columns)) if text is not None else ()
 
 
 def text_columns(schema: pa.Schema) -> list[str]:

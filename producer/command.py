@@ -177,9 +177,9 @@ def main(
     request = JobRequest(
         source=DatasetSource(dataset, config=config, split=split, revision=revision, stream=stream),
         output=(output or settings().output).absolute(),
-        text=template_of(text_column, text),
         columns=columns_of(keep_columns),
         csv=CsvOptions(separator=separator_of(separator), header=not no_header),
+        text=template_of(text_column, text),
         engine=engine,
         name=name,
         limit=limit,

@@ -1,15 +1,16 @@
-"""The dialect of csv files: the separator that fits."""
+"""csv files by Python's ``csv``: the separator that fits, and the rows of a file's beginning."""
 
+import contextlib
 import csv
 import io
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from contract.errors import UserError
 from contract.job import CsvDialect
 from producer.bytestream import opened
-from producer.csv_rows import any_field_size
 
 SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE = 1 << 20
@@ -82,3 +83,22 @@ def _parsed_rows(text: str, whole: bool, separator: str) -> list[list[str]]:
     if not whole and 1 < len(rows) < _SAMPLED_ROWS:
         rows.pop()
     return [row for row in rows if row]
+
+
+def csv_rows(file: Path, separator: str) -> Iterator[list[str]]:
+    """A file's rows, as far as they are asked for, without blank lines."""
+    with opened(file, quiet=True) as source, any_field_size():
+        yield from (row for row in csv.reader(as_text(source), delimiter=separator) if row)
+
+
+def as_text(source: io.BufferedReader) -> io.TextIOWrapper:
+    return io.TextIOWrapper(source, encoding="utf-8", errors="replace", newline="")
+
+
+@contextlib.contextmanager
+def any_field_size() -> Iterator[None]:
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -2,10 +2,10 @@
 
 import csv
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -13,8 +13,10 @@ import pyarrow.csv as pc
 from contract.errors import UserError, reason
 from contract.job import CsvDialect
 from producer.bytestream import check_utf8, opened
+from producer.columns import Columns, shortened
+from producer.csv_dialect import any_field_size, as_text, csv_rows
 from producer.csv_quotes import BrokenQuotes, QuoteChecker
-from producer.csv_rows import any_field_size, as_text, csv_rows
+from producer.readers import Reader
 
 _CELLS = 10_000
 _BLOCKS = (1 << 20, 1 << 25, (1 << 31) - 1)
@@ -24,10 +26,16 @@ _VALUE = re.compile(r"\s*([-+]?(\d[\d_,.]*|\.\d+)(e[-+]?\d+)?%?|true|false|nan)?
 """A cell that is no text: a number, a boolean, nothing."""
 
 
-class CsvReader(NamedTuple):
+_log = logging.getLogger("embedmill.producer")
+
+
+class CsvReader(Reader):
     """Reads the csv files of one dataset, all of one dialect."""
 
     dialect: CsvDialect
+
+    def __init__(self, dialect: CsvDialect) -> None:
+        self.dialect = dialect
 
     def schema(self, file: Path) -> pa.Schema:
         """The columns, all of them text; none for an empty file."""
@@ -39,14 +47,43 @@ class CsvReader(NamedTuple):
             return row
         return [f"column_{number}" for number in range(1, len(row) + 1)]
 
-    def texts(self, file: Path) -> list[str]:
-        """The columns whose first cells are not all numbers, booleans or empty."""
-        names, found = self.names(file), set()
+    def check_header(self, files: Sequence[Path], asked: Sequence[str]) -> None:
+        """See that the first row of each file names columns, unless it has those that are asked for.
+
+        Raises:
+            UserError: it looks like a row.
+        """
+        for file in files if self.dialect.header else ():
+            names = self.names(file)
+            if asked and all(names.count(name) == 1 for name in asked):
+                continue
+            repeated = {name for name in names if names.count(name) > 1}
+            odd = [name for name in names if name in repeated or _VALUE.fullmatch(name) or _is_prose(name)]
+            if odd:
+                raise UserError(
+                    f"{file}: the first row looks like a row and not like a header ({odd[0][:60]!r})",
+                    "expected the columns' names, each once",
+                    "--no-header, or name the column with --text-column",
+                )
+
+    def text_columns(self, files: Sequence[Path], schema: pa.Schema) -> list[str]:
+        """The columns whose first cells, in the first file that has columns, are not all numbers, booleans or empty."""
+        file, names, found = self._first(files), schema.names, set()
         for row in itertools.islice(csv_rows(file, self.dialect.separator), int(self.dialect.header), _CELLS):
             found |= {name for name, cell in zip(names, row, strict=False) if not _VALUE.fullmatch(cell)}
             if len(found) == len(names):
                 break
         return [name for name in names if name in found]
+
+    def needed(self, files: Sequence[Path], schema: pa.Schema, columns: Columns) -> pa.Schema:
+        """All of them text; says which columns there are."""
+        names = ", ".join(map(shortened, schema.names))
+        _log.info("%s: separator %r, columns %s", self._first(files).name, self.dialect.separator, names)
+        return pa.schema([(name, pa.string()) for name in columns.needed])
+
+    def _first(self, files: Sequence[Path]) -> Path:
+        """The first of these files that has columns."""
+        return next(file for file in files if self.names(file))
 
     def batches(self, file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows, with the columns of ``schema``.
@@ -124,25 +161,6 @@ class CsvReader(NamedTuple):
             f"expected {_fields(count)}, as in the first row",
             "correct the row: a text with separators, quotes or line ends stands in quotes, its quotes doubled; "
             "or see --separator",
-        )
-
-
-def check_header(reader: CsvReader, file: Path, asked: Sequence[str]) -> None:
-    """See that the first row names columns, unless it has those that are asked for.
-
-    Raises:
-        UserError: it looks like a row.
-    """
-    names = reader.names(file)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if asked and all(names.count(name) == 1 for name in asked):
-        return
-    odd = [name for name in names if name in repeated or _VALUE.fullmatch(name) or _is_prose(name)]
-    if odd:
-        raise UserError(
-            f"{file}: the first row looks like a row and not like a header ({odd[0][:60]!r})",
-            "expected the columns' names, each once",
-            "--no-header, or name the column with --text-column",
         )
 
 

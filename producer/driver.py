@@ -64,8 +64,8 @@ class Driver:
         self, job: Job, source: BatchSource, ledger: ProducerLedger, *, detach: bool = False, times: Times = Times()
     ) -> None:
         self._job, self._source, self._ledger, self._detach, self._times = job, source, ledger, detach, times
-        self._send = message_sender(job, ledger)
         self._budget = byte_budget(ledger)
+        self._send = message_sender(job, ledger)
         self._shards = ShardWatch(job)
         self._before: ShardTotals | None = None
         """Over the shards that the first look found; None until then."""
@@ -178,11 +178,11 @@ class Driver:
         job, ledger = self._job, self._ledger
         if time.monotonic() < self._next_inspection:
             return
+        ledger.set_rows(job, self._progress().totals.rows)
         for batch in ledger.vanished(job, self._out):
             if ledger.withdraw(job.key, batch):  # and no other driver, nor its worker
                 self._todo.append(batch)
                 self._bytes_out -= self._out.pop(batch)
-        ledger.set_rows(job, self._progress().totals.rows)
         view = view_of(job, ledger, frozenset(self._out))
         self._view = replace(view, making=len(self._begun) + len(self._putting), unpublished=len(self._todo))
         self._publish_again(self._lost(view))

@@ -4,7 +4,7 @@ import codecs
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from contract.errors import UserError, reason
 from producer.bytestream import check_utf8, no_utf8, opened
+from producer.columns import Columns
+from producer.readers import Reader
 
 _FIRST = 10_000
 """Rows that say which columns there are."""
@@ -24,30 +26,29 @@ _TOKEN = 16
 """Characters of the longest token but a string: what is wrong within them may be cut off."""
 
 
-class JsonReader:
-    """Reads the json files of one dataset.
+class JsonReader(Reader):
+    """Reads the json files of one dataset. JSON can spell half of a surrogate pair, which no UTF-8 text can hold."""
 
-    Args:
-        texts: columns that must be strings or null, by name or dotted path.
-        kept: further columns, of any type.
-    """
+    typed = False  # every value of a text is looked at instead
 
-    def __init__(self, texts: Sequence[str] = (), kept: Sequence[str] = ()) -> None:
-        self._texts, self._kept = set(texts), [name for name in kept if name not in texts]
-        self.halves = 0
-        """Halves of surrogate pairs that became U+FFFD: JSON can spell what no UTF-8 text can hold."""
+    def __init__(self) -> None:
+        self._texts: tuple[str, ...] = ()
+        """Columns that must be strings or null, by name or dotted path."""
+        self._kept: list[str] = []
+        """Further columns, of any type."""
 
     def schema(self, file: Path) -> pa.Schema:
         """The columns of the first rows: a type that is null or struct is that of all values seen."""
         rows = [row for _, row in itertools.islice(_objects(file, False, quiet=True), _FIRST)]
         return pa.schema(list(_struct(rows)))
 
-    def kept_types(self, files: Iterable[Path]) -> dict[str, pa.DataType]:
-        """The types of the kept columns, over all rows.
+    def needed(self, files: Sequence[Path], schema: pa.Schema, columns: Columns) -> pa.Schema:
+        """Texts are strings; a kept column has the type that its values have over all rows.
 
         Raises:
             UserError: a column has values of several types.
         """
+        self._texts, self._kept = columns.texts, [name for name in columns.kept if name not in columns.texts]
         found: dict[str, pa.Schema] = {}
         for file in files if self._kept else ():
             for rows in _chunked(_objects(file, True, quiet=True)):
@@ -62,7 +63,8 @@ class JsonReader:
                             "a column that is kept has one type",
                             "leave it out of --keep-columns",
                         ) from None
-        return {name: schema.field("value").type for name, schema in found.items()}
+        types = dict.fromkeys(columns.needed, pa.string())
+        return pa.schema(list((types | {name: kind.field("value").type for name, kind in found.items()}).items()))
 
     def batches(self, file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows, with the columns of ``schema``.
@@ -100,7 +102,7 @@ class JsonReader:
             return [self._clean(item) for item in value]
         if not isinstance(value, str) or value.isascii():
             return value
-        self.halves += (halves := sum("\ud800" <= character <= "\udfff" for character in value))
+        self.replaced += (halves := sum("\ud800" <= character <= "\udfff" for character in value))
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if halves else value
 
 

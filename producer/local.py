@@ -10,35 +10,21 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from contract.errors import UserError, reason
-from contract.job import CsvDialect
 from contract.words import count
 from producer.arrow_cache import cached
-from producer.columns import (
-    Columns,
-    choose_split,
-    choose_text,
-    columns_in,
-    features_of,
-    plain_type,
-    shortened,
-    text_columns,
-    type_at,
-)
+from producer.columns import Columns, choose_split, choose_text, features_of
 from producer.csv_dialect import dialect_of
-from producer.csvfiles import CsvReader, check_header
+from producer.csvfiles import CsvReader
 from producer.files import COMPRESSIONS, KINDS, LocalFiles, is_pattern, kind_of
 from producer.hashing import hashing
 from producer.jsonfiles import JsonReader
 from producer.library import library
-from producer.readers import Reader, reader_of
+from producer.readers import ArrowReader, Reader, TextReader
 from producer.remote import SCHEMES, downloaded
 from producer.texts import NOTHING, CsvOptions, DatasetSource, TextDataset
 
 if TYPE_CHECKING:
     import datasets
-
-_TYPED = ("parquet", "arrow")
-"""Kinds of files whose schema may name features of ``datasets``."""
 
 _log = logging.getLogger("embedmill.producer")
 
@@ -104,61 +90,52 @@ def open_files(
     split = choose_split(source.split, list(found.splits), found.dataset)
     files = found.splits[split]
     with hashing(found.root, found.all) as revision:
-        dialect = dialect_of(files, found.dataset, csv.separator, csv.header) if found.kind == "csv" else None
-        schema, columns = _columns_of(found, split, text, kept, dialect)
-        reader, needed = _reader_of(found, files, schema, columns, dialect)
-        table = cached(reader, files, needed, revision, dialect.model_dump() if dialect else None)
-        if isinstance(reader, JsonReader) and reader.halves and len(table):
-            halves = count(reader.halves, "half of a surrogate pair", "halves of surrogate pairs")
-            _log.warning("%s: %s became U+FFFD", found.dataset, halves)
+        reader = _reader_of(found, files, csv)
+        schema = next(filter(len, map(reader.schema, files)), None)
+        if schema is None:
+            raise _no_rows(found, split)
+        columns = _columns_of(found.dataset, files, reader, schema, text, kept)
+        table = cached(reader, files, reader.needed(files, schema, columns), revision)
         if not len(table):
             raise _no_rows(found, split)
-        features = features_of(schema, kept) if found.kind in _TYPED else {}
+        if reader.replaced:
+            halves = count(reader.replaced, "half of a surrogate pair", "halves of surrogate pairs")
+            _log.warning("%s: %s became U+FFFD", found.dataset, halves)
         return TextDataset(
-            found.dataset, source.config, split, columns.text, revision(), table, kept, dialect, features
+            found.dataset,
+            source.config,
+            split,
+            columns.text,
+            revision(),
+            table,
+            kept,
+            reader.dialect,
+            features_of(schema, kept) if reader.has_features else {},
         )
 
 
+def _reader_of(found: LocalFiles, files: Sequence[Path], csv: CsvOptions) -> Reader:
+    """What reads these files."""
+    match found.kind:
+        case "csv":
+            return CsvReader(dialect_of(files, found.dataset, csv.separator, csv.header))
+        case "json":
+            return JsonReader()
+        case "text":
+            return TextReader()
+    return ArrowReader()
+
+
 def _columns_of(
-    found: LocalFiles, split: str, text: str | None, kept: tuple[str, ...], dialect: CsvDialect | None
-) -> tuple[pa.Schema, Columns]:
-    """The schema of a split's files, and the columns of it that are needed."""
-    files = found.splits[split]
-    reader = reader_of(found.kind, (), (), dialect)
-    first, schema = _first_schema(reader, files)
-    if not len(schema):
-        raise _no_rows(found, split)
-    candidates = text_columns(schema)
-    if isinstance(reader, CsvReader):
-        for file in files:
-            if reader.dialect.header and reader.names(file):
-                check_header(reader, file, columns_in(text))
-        candidates = reader.texts(first) if text is None else []
-    columns = Columns(choose_text(candidates, schema, found.dataset) if text is None else text, kept)
-    columns.check(schema, found.dataset, typed=found.kind != "json")  # whose reader looks at every value
-    if dialect:
-        names = ", ".join(map(shortened, schema.names))
-        _log.info("%s: separator %r, columns %s", first.name, dialect.separator, names)
-    return schema, columns
-
-
-def _first_schema(reader: Reader, files: Sequence[Path]) -> tuple[Path, pa.Schema]:
-    """The first file that has columns, and its schema; an empty one where none has any."""
-    for file in files:
-        if len(schema := reader.schema(file)):
-            return file, schema
-    return files[-1], pa.schema([])
-
-
-def _reader_of(
-    found: LocalFiles, files: Sequence[Path], schema: pa.Schema, columns: Columns, dialect: CsvDialect | None
-) -> tuple[Reader, pa.Schema]:
-    """What reads the needed columns of these files, and the schema that they have then."""
-    kinds = {name: plain_type(type_at(schema, name) or pa.string()) for name in columns.needed}
-    reader = reader_of(found.kind, columns.texts, columns.kept, dialect)
-    if isinstance(reader, JsonReader):
-        kinds |= reader.kept_types(files) | dict.fromkeys(columns.texts, pa.string())
-    return reader, pa.schema(list(kinds.items()))
+    dataset: str, files: Sequence[Path], reader: Reader, schema: pa.Schema, text: str | None, kept: tuple[str, ...]
+) -> Columns:
+    """The columns of these files that are needed."""
+    reader.check_header(files, Columns(text, kept).texts if text is not None else ())
+    if text is None:
+        text = choose_text(reader.text_columns(files, schema), schema, dataset)
+    columns = Columns(text, kept)
+    columns.check(schema, dataset, typed=reader.typed)
+    return columns
 
 
 def _no_rows(found: LocalFiles, split: str) -> UserError:

@@ -1,35 +1,57 @@
-"""Strict readers of local files, one for each kind of file: a file's columns, and its rows as record batches."""
+"""What reads local files, strictly: what each kind's reader does, and the readers of text, Parquet and Arrow files."""
 
 import contextlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.errors import UserError, reason
+from contract.job import CsvDialect
 from producer.bytestream import check_utf8, opened
-from producer.columns import is_text, type_at, values_at
-from producer.csvfiles import CsvReader
-from producer.jsonfiles import JsonReader
+from producer.columns import Columns, is_text, plain_type, text_columns, type_at, values_at
 
 _ROWS = 1000
 """Rows of a record batch."""
 
 
-class Reader(Protocol):
-    """Reads the files of one kind."""
+class Reader(ABC):
+    """Reads the files of one dataset, all of one kind."""
 
+    typed = True
+    """Whether every row has the types of ``schema``."""
+    has_features = False
+    """Whether a schema may name features of ``datasets``."""
+    dialect: CsvDialect | None = None
+    """How csv files are written; None for all others."""
+    replaced = 0
+    """Halves of surrogate pairs that became U+FFFD, as far as rows were read."""
+
+    @abstractmethod
     def schema(self, file: Path) -> pa.Schema:
-        """The columns that a file has."""
+        """The columns that a file has; none for an empty file."""
 
+    def text_columns(self, files: Sequence[Path], schema: pa.Schema) -> list[str]:
+        """The columns that may be the text column where none is named."""
+        return text_columns(schema)
+
+    def check_header(self, files: Sequence[Path], asked: Sequence[str]) -> None:  # noqa: B027 (most have no header)
+        """See that what names the columns of these files is no row, unless it has those that are asked for."""
+
+    def needed(self, files: Sequence[Path], schema: pa.Schema, columns: Columns) -> pa.Schema:
+        """The schema with which ``batches`` gives the needed columns of these files."""
+        return pa.schema([(name, plain_type(type_at(schema, name) or pa.string())) for name in columns.needed])
+
+    @abstractmethod
     def batches(self, file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """A file's rows, with the columns of ``schema``, which may be dotted paths."""
 
 
-class TextReader:
+class TextReader(Reader):
     """Reads text files: a line is a row, and the column is ``text``."""
 
     def schema(self, file: Path) -> pa.Schema:
@@ -51,8 +73,10 @@ class TextReader:
             yield pa.record_batch([pa.array(lines, pa.string())] * len(schema), schema=schema)
 
 
-class ArrowReader:
+class ArrowReader(Reader):
     """Reads Parquet and Arrow files."""
+
+    has_features = True
 
     def schema(self, file: Path) -> pa.Schema:
         with _readable(file):
@@ -84,18 +108,6 @@ class ArrowReader:
                     yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
                 else:
                     yield from reader
-
-
-def reader_of(kind: str, texts: Sequence[str], kept: Sequence[str], dialect: Any) -> Reader:
-    """What reads files of this kind."""
-    match kind:
-        case "csv":
-            return CsvReader(dialect)
-        case "json":
-            return JsonReader(texts, kept)
-        case "text":
-            return TextReader()
-    return ArrowReader()
 
 
 def _text_lines(source: Any) -> Iterator[str]:

@@ -56,7 +56,12 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
     prefix, overlap = _prefix(request, spec, tokenizer), _overlap(request, spec, tokenizer)
+    dimensions = _dimensions(request, spec)
     batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
+    if batch_rows is None:
+        size = batch_size(texts, _rows(texts, request.limit), tokenizer, prefix, overlap)
+        print_note(size.why)
+        batch_rows = size.rows
     return job_of(
         texts,
         spec,
@@ -65,8 +70,8 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         name=request.name,
         stream=request.source.stream,
         prefix=prefix,
-        batch_rows=batch_rows or _batch_rows(texts, request.limit, tokenizer, prefix, overlap),
-        form=VectorForm(dtype=request.dtype, dimensions=_dimensions(request, spec), ranges=request.ranges),
+        batch_rows=batch_rows,
+        form=VectorForm(dtype=request.dtype, dimensions=dimensions, ranges=request.ranges),
         overlap=overlap,
     )
 
@@ -99,15 +104,6 @@ def job_of(texts: TextDataset, spec: EngineSpec, output: Location, *, limit: int
 
 def _rows(texts: TextDataset, limit: int | None) -> int:
     return min(limit or texts.rows, texts.rows)
-
-
-def _batch_rows(
-    texts: TextDataset, limit: int | None, tokenizer: RowTokenizer, prefix: str, overlap: int | None
-) -> int:
-    """Rows of a batch where the user names no number; says which, and why."""
-    size = batch_size(texts, _rows(texts, limit), tokenizer, prefix, overlap)
-    print_note(size.why)
-    return size.rows
 
 
 def elements_of(request: JobRequest, spec: EngineSpec) -> int:

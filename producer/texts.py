@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from contract.job import CsvDialect
-from contract.template import parse
+from contract.template import Template, parse
 from producer.arrow_cache import ArrowTable
 from producer.columns import values_at
 
@@ -85,13 +85,17 @@ class TextDataset:
 
         Bytes of a text that are no UTF-8, which only a dataset read by ``datasets`` can have, become U+FFFD.
         """
-        table, template = self.table[rows.start : rows.stop], parse(self.text)
+        template, table = self._template, self.table[rows.start : rows.stop]
         values = {name: _decoded(values_at(table, name)) for name in dict.fromkeys(template.columns)}
         kept = {name: values_at(table, name) for name in self.columns}
         if template.plain is not None:
             return values[template.plain], kept
         cells = zip(*values.values(), strict=True)
         return [template.render(dict(zip(values, row, strict=True))) for row in cells], kept
+
+    @functools.cached_property
+    def _template(self) -> Template:
+        return parse(self.text)
 
     def texts(self, rows: range) -> list[str | None]:
         """The texts alone."""

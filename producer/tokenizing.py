@@ -5,7 +5,6 @@ The producer hands out numbers, says when a batch's bytes may go into Redis, and
 """
 
 import contextlib
-import functools
 import os
 import signal
 import threading
@@ -13,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from contract.errors import UserError
 from contract.settings import settings
@@ -138,26 +137,30 @@ class Child:
         theirs.close()  # the process alone has it now, so that the connection ends when the process does
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._lock = threading.Lock()
-        self._making: deque[tuple[int, Future[Made]]] = deque()
-        """Batches that it was asked to make, in this order."""
-        self._putting: deque[Future[bool]] = deque()
-        """Of batches that it was asked to put into Redis, in this order."""
+        self._asked: dict[bool, deque[tuple[Future[Any], Callable[[int], Any]]]] = {False: deque(), True: deque()}
+        """By ``Order.put``, in the orders' order: who waits for an answer, and what they get for its number."""
         self._died: UserError | None = None
 
     @property
     def makes(self) -> int:
         """How many batches it has to make."""
-        return len(self._making)
+        return len(self._asked[False])
 
     def make(self, batch: int) -> "Future[Made]":
-        made: Future[Made] = Future()
-        self._ask(Order(batch, put=False), made, lambda: self._making.append((batch, made)))
-        return made
+        return self._ask(
+            Order(batch, put=False), lambda size: Made(size, lambda: self._ask(Order(batch, put=True), bool))
+        )
 
-    def put(self, batch: int) -> "Future[bool]":
-        put: Future[bool] = Future()
-        self._ask(Order(batch, put=True), put, lambda: self._putting.append(put))
-        return put
+    def _ask(self, order: Order, result_of: Callable[[int], _Result]) -> "Future[_Result]":
+        future: Future[_Result] = Future()
+        with self._lock:  # so that answers come in the order of those who wait
+            if self._died:
+                future.set_exception(self._died)
+            else:
+                self._asked[order.put].append((future, result_of))
+                with contextlib.suppress(OSError):  # it has just died, and the thread hears of it
+                    self._connection.send(order)
+        return future
 
     def listen(self) -> None:
         """Take its answers from now on."""
@@ -170,25 +173,13 @@ class Child:
             self._thread.join()
         self._connection.close()
 
-    def _ask(self, order: Order, future: "Future[_Result]", note: Callable[[], None]) -> None:
-        with self._lock:  # so that answers come in the order of the notes
-            if self._died:
-                future.set_exception(self._died)
-                return
-            note()
-            with contextlib.suppress(OSError):  # it has just died, and the thread hears of it
-                self._connection.send(order)
-
     def _listen(self) -> None:
         while answer := self._answer():
-            if answer.put:
-                _resolve(self._putting.popleft(), answer.result, bool)
+            future, result_of = self._asked[answer.put].popleft()
+            if isinstance(answer.result, Exception):
+                future.set_exception(answer.result)
             else:
-                batch, made = self._making.popleft()
-                _resolve(made, answer.result, functools.partial(self._made, batch))
-
-    def _made(self, batch: int, size: int) -> Made:
-        return Made(size, functools.partial(self.put, batch))
+                future.set_result(result_of(answer.result))
 
     def _answer(self) -> Answer | None:
         """The next answer; None once the process is dead, and whoever waits knows it."""
@@ -202,18 +193,9 @@ class Child:
             died = UserError(f"a tokenizing process gave no answer ({type(error).__name__}: {error})")
         with self._lock:
             self._died = died
-        for _, made in self._making:
-            made.set_exception(died)
-        for put in self._putting:
-            put.set_exception(died)
+        for future, _ in (*self._asked[False], *self._asked[True]):
+            future.set_exception(died)
         return None
-
-
-def _resolve(future: "Future[_Result]", result: int | Exception, made_of: Callable[[int], _Result]) -> None:
-    if isinstance(result, Exception):
-        future.set_exception(result)
-    else:
-        future.set_result(made_of(result))
 
 
 def _died(status: int | None) -> UserError:

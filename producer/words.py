@@ -57,21 +57,21 @@ class Words:
 
     def __init__(self, tokenizer: Tokenizer, mark: str, mark_id: int) -> None:
         self._tokenizer, self._mark, self._mark_id = tokenizer, mark, mark_id
-        self._ids: dict[str, bytes] = {}
+        self.met: dict[str, bytes] = {}
         """Of the words that it has met. Another process that gets it knows them too, and meets further ones itself."""
 
     def ids(self, texts: Sequence[str]) -> Iterator[bytes]:
         """Each text's token ids, without special tokens: the bytes of int32."""
         parted = [[text] if any(mark in text for mark in _NO_SPACE) else text.split() for text in texts]
-        new = list(set().union(*parted) - self._ids.keys())
+        new = list(set().union(*parted) - self.met.keys())
         self._meet(new)
         for words in parted:
-            yield b"".join(map(self._ids.__getitem__, words))
+            yield b"".join(map(self.met.__getitem__, words))
         for word in new:
             if len(word) > _LONGEST:
-                del self._ids[word]
-        if len(self._ids) > _MOST:
-            self._ids.clear()
+                del self.met[word]
+        if len(self.met) > _MOST:
+            self.met.clear()
 
     def _meet(self, words: Sequence[str]) -> None:
         """Tokenize words, many in one text, with the mark between them."""
@@ -84,5 +84,5 @@ class Words:
             ends = np.flatnonzero(ids == self._mark_id) if len(run) > 1 else np.array([], int)
             found, start = ids.tobytes(), 0
             for word, end in zip(run, [*ends.tolist(), len(ids)], strict=True):
-                self._ids[word] = found[ID_BYTES * start : ID_BYTES * end]
+                self.met[word] = found[ID_BYTES * start : ID_BYTES * end]
                 start = end + 1

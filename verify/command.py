@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from contract.engine import EngineSpec
 from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job
@@ -92,8 +91,11 @@ def run(job: Job, sample: int, seed: int, shown: Shown) -> Verdict:
 
     try:
         spec, texts = engine_of(job), dataset_of(job)
+        # PyTorch takes seconds to import: --help, and a job or a dataset that is not there, do without it.
         with shown.doing("opening the model"):
-            reference = _reference_of(job, spec)
+            with importing():
+                from verify.reference import open_model
+            reference = open_model(job, spec)
         verdict, evidence = verify(request, accounting, texts, reference, shown)
     except UserError as refusal:
         # Without a reference there is no verdict, unless the accounting alone gives one.
@@ -102,13 +104,6 @@ def run(job: Job, sample: int, seed: int, shown: Shown) -> Verdict:
         raise
     _publish(job, verdict, evidence, shown)
     return verdict
-
-
-def _reference_of(job: Job, spec: EngineSpec) -> "Reference":
-    """The model. PyTorch takes seconds to import: --help, and a job or a dataset that is not there, do without it."""
-    with importing():
-        from verify.reference import open_model
-    return open_model(job, spec)
 
 
 def verify(

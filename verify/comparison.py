@@ -1,6 +1,6 @@
 """The sampled rows: what their shards hold against what PyTorch computes and the dataset has."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ def total(rows: Iterable[ComparedRow]) -> Comparison:
     comparisons = [(row.comparison, row.power) for row in rows if row.comparison]
     vectors = sum(one.vectors for one, _ in comparisons)
     non_finite = sum(one.non_finite for one, _ in comparisons)
-    finite = list(_finite(comparisons))
+    finite = [(one, power, number) for one, power in comparisons if (number := one.vectors - one.non_finite)]
     if not finite:
         return Comparison(vectors, np.nan, np.nan, np.nan, np.nan, non_finite)
     weight = vectors - non_finite
@@ -201,10 +201,3 @@ def total(rows: Iterable[ComparedRow]) -> Comparison:
         max_difference=max(one.max_difference for one, _, _ in finite),
         non_finite=non_finite,
     )
-
-
-def _finite(comparisons: Iterable[tuple[Comparison, float]]) -> Iterator[tuple[Comparison, float, int]]:
-    """Those that have finite vectors, with how many."""
-    for one, power in comparisons:
-        if one.vectors > one.non_finite:
-            yield one, power, one.vectors - one.non_finite

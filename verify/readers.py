@@ -4,25 +4,31 @@ A reader goes through a file once, holds one record or one block of records at a
 rows that are wanted are made into Python values.
 """
 
+import bz2
+import codecs
 import csv
 import glob
+import gzip
+import io
 import json
+import lzma
 import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import duckdb
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from contract.errors import UserError
 from contract.job import CsvDialect
 from contract.words import count
-from verify.opening import open_bytes, open_text
 from verify.values import value_at
 
 Record = Mapping[str, Any]
@@ -51,7 +57,7 @@ def from_csv(file: Path, wanted: Collection[int], dialect: CsvDialect) -> FileRo
         UserError: the file is not UTF-8, or a row has more or fewer fields than the first.
     """
     csv.field_size_limit(sys.maxsize)
-    with open_text(file) as opened:
+    with _open_text(file) as opened:
         rows = csv.reader(opened, delimiter=dialect.separator, strict=True)
         blank, first = 0, next(rows, None)
         while first == []:
@@ -88,9 +94,9 @@ def from_json(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
     Raises:
         UserError: the file is not UTF-8, or a row is no object.
     """
-    with open_bytes(file) as opened:
+    with _open_bytes(file) as opened:
         start = opened.read(1 << 16).lstrip()[:1]
-    with open_bytes(file) as opened:
+    with _open_bytes(file) as opened:
         if start == b"[":
             rows = _by_orjson(opened.read())
             return _take(rows, wanted, lambda value: _object(file, value), "orjson")
@@ -112,14 +118,9 @@ def from_text(file: Path, wanted: Collection[int], columns: Sequence[str], kept:
     Raises:
         UserError: the file is not UTF-8.
     """
-    with open_bytes(file) as opened:
+    with _open_bytes(file) as opened:
         lines = (part for line in opened for part in line.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"))
-        return _take(
-            lines,
-            wanted,
-            lambda line: {"text": line.decode("utf-8")},
-            "bytes cut into lines",
-        )
+        return _take(lines, wanted, lambda line: {"text": line.decode("utf-8")}, "bytes cut into lines")
 
 
 def from_parquet(file: Path, wanted: Collection[int], columns: Sequence[str], kept: Sequence[str]) -> FileRows:
@@ -222,3 +223,26 @@ def _known(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return all(_known(field.type) for field in kind)
     return any(getattr(pa.types, test)(kind) for test in _DUCKDB)
+
+
+@contextmanager
+def _open_text(file: Path) -> Iterator[IO[str]]:
+    """A file's text, its line ends as they are."""
+    with _open_bytes(file) as opened, io.TextIOWrapper(opened, encoding="utf-8", newline="") as text:
+        yield text
+
+
+@contextmanager
+def _open_bytes(file: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed by its suffix, without a byte order mark at their start."""
+    with _OPEN.get(file.suffix.lower(), Path.open)(file, "rb") as opened:
+        if opened.peek(3).startswith(codecs.BOM_UTF8):
+            opened.read(len(codecs.BOM_UTF8))
+        yield cast(IO[bytes], opened)
+
+
+def _open_zstandard(file: Path, mode: str) -> IO[bytes]:
+    return io.BufferedReader(zstandard.open(file, mode))
+
+
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zstandard}

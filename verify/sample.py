@@ -135,11 +135,11 @@ def draw(job: Job, batches: Iterable[int], rules: VectorRules, *, rows: int, see
             of_shard = ShardStats(unreadable=Findings.of([f"{name}: {read}"]))
         else:
             shard, info = read
+            strata.add(_candidates(shard, job.row_range(batch), batch, seed))
             of_shard = stats_of(shard, info, rules, name)
             tokens, counts = np.unique(shard.n_tokens, return_counts=True)
             lengths.update(dict(zip(tokens.tolist(), counts.tolist(), strict=True)))
             infos.append(info)
-            strata.add(_candidates(shard, job.row_range(batch), batch, seed))
         stats += of_shard
         at_fault += [batch] if of_shard.has_faults else []
     return Sample(

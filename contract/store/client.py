@@ -51,11 +51,11 @@ def store_of(scheme: str, bucket: str, timeout: float) -> Any:
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout), "connect_timeout": "5s"}
     options: dict[str, Any] = {"client_options": client, "retry_config": retries}
     if scheme == "s3":
-        options |= _of_profile()
+        options |= profile_options()
     return obstore.store.from_url(f"{scheme}://{bucket}", **options)
 
 
-def _of_profile() -> dict[str, Any]:
+def profile_options() -> dict[str, Any]:
     """Credentials and region of the user's profile in ``~/.aws``, for what no variable says; empty without boto3, or
     where it finds none."""
     if "AWS_ACCESS_KEY_ID" in os.environ and os.environ.keys() & _REGION:

@@ -274,7 +274,7 @@ def test_a_profiles_credentials_are_asked_for_again_before_they_expire(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "credentials").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    given = client._of_profile()["credential_provider"]()
+    given = client.profile_options()["credential_provider"]()
     assert (given["access_key_id"], given["secret_access_key"]) == ("a", "b")
     # boto3 renews what has less than 15 minutes left.
     assert given["expires_at"] - datetime.now(UTC) <= timedelta(minutes=10)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import embedmill
-from embedmill.api import _flags
+from embedmill.api import flags_of
 from embedmill.command import PARTS, main
 from embedmill.display import Lines, Live, Notebook, Pace
 from embedmill.embed_command import main as embed
@@ -91,7 +91,7 @@ def test_a_notebook_has_a_bar_for_each_step_that_began(capfd: pytest.CaptureFixt
 
 def test_options_from_python_are_the_commands() -> None:
     options = {"text": "{a}", "keep_columns": ["a", "b"], "no_header": True, "stream": False, "normalize": False}
-    assert list(_flags(options | {"limit": None})) == [
+    assert list(flags_of(options | {"limit": None})) == [
         "--text={a}",
         "--keep-columns=a,b",
         "--no-header",

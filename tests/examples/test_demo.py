@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo import _shard_lines
+from examples.demo import shard_lines
 from tests.left import processes_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,4 +57,4 @@ def test_the_demo_shows_the_workers_lines_about_shards(tmp_path: Path) -> None:
     line = form[1] % ("jargon-train-0123456789", 3, 9) + "1,024 rows, 280,000 tokens, 0.2 % padding computed, 1.50 s"
     log = tmp_path / "worker.log"
     log.write_text(f"[2026-11-01 10:00:00,000: INFO/ForkPoolWorker-1] {line}\n[2026-11-01 10:00:01: INFO] ready.\n")
-    assert list(_shard_lines(log)) == [line]
+    assert list(shard_lines(log)) == [line]

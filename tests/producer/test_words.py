@@ -96,7 +96,7 @@ def test_another_process_knows_the_words_that_were_met(tokenizer: Tokenizer) -> 
     assert known
     expected = list(known.ids(["the mill grinds", "the miller"]))
     there: Words = pickle.loads(pickle.dumps(known))
-    assert there._ids == known._ids
+    assert there.met == known.met
     assert list(there.ids(["the mill grinds", "the miller"])) == expected
 
 
@@ -108,8 +108,8 @@ def test_words_are_bounded_and_forgetting_them_changes_nothing(
     for text in texts:
         (ids,) = found.ids([text])
         assert np.frombuffer(ids, np.int32).tolist() == whole(tokenizer, [text])[0]
-        assert len(found._ids) <= 20
-        assert "x" * 70 not in found._ids
+        assert len(found.met) <= 20
+        assert "x" * 70 not in found.met
 
 
 def test_other_tokenizers_are_not_taken_word_by_word(tokenizer: Tokenizer, tmp_path: Path) -> None:

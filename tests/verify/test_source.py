@@ -23,8 +23,7 @@ import zstandard
 from contract.errors import UserError
 from contract.job import CsvDialect
 from tests.contract.samples import a_job
-from verify.source import Source, SourceRow, read_source
-from verify.templates import parts_of
+from verify.source import Source, SourceRow, parts_of, read_source
 from verify.values import same, value_at
 
 TEXTS = ["one", None, 'a "quoted", one', "line\nend", "日本語 🙂", "  blank  ", "007", "NA", "x" * 70_000, "last"]

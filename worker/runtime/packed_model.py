@@ -55,7 +55,7 @@ _INDIFFERENT = ("deterministic", "dropout", "output_attentions", "position_ids",
 """Options of an attention that change nothing here: positions are in the queries and keys already."""
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -153,7 +153,7 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling:
     return context
 
 
-transformers.AttentionInterface.register(_ATTENTION, _attention)
+transformers.AttentionInterface.register(_ATTENTION, attention)
 AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
 
 

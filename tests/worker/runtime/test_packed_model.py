@@ -191,5 +191,5 @@ def test_the_attention_takes_what_the_models_hand_it() -> None:
     """transformers passes unknown keywords on without a word: one that it renames would be lost."""
     from worker.runtime import packed_model
 
-    parameters = inspect.signature(packed_model._attention).parameters
+    parameters = inspect.signature(packed_model.attention).parameters
     assert all(parameters[name].default is inspect.Parameter.empty for name in ("cu_seqlens", "longest"))
