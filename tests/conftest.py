@@ -16,8 +16,10 @@ from tests.hub import Hub, serve
 from worker.runtime.gpus import lacking, torch_lacking
 
 # Several test processes share the cores. A PyTorch thread for each core in each of them spins while it waits for the
-# others: up to half of a test's CPU time. PyTorch reads this when it is imported, also where a test starts a process.
+# others: up to half of a test's CPU time. PyTorch reads these when it is imported, also where a test starts a process.
+# The first is a default, the second is for what asks for threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
