@@ -152,6 +152,23 @@ def tiny(_tiny_built: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> EngineSpec
     return _tiny_built
 
 
+def keep_engine(built: Path, model: str, cache: Path) -> None:
+    """Put an engine where ``embedmill embed`` keeps it, as if an earlier run had built it.
+
+    Args:
+        built: the engine's folder.
+        model: what ``--model`` is given; if that is a folder named from here, from where the command runs.
+        cache: for ``XDG_CACHE_HOME``.
+    """
+    from embedmill.engines import EngineRequest
+
+    name = EngineRequest(model).name
+    kept = cache / "embedmill" / "engines" / name
+    shutil.copytree(built, kept)
+    spec = EngineSpec.model_validate_json((kept / "engine.json").read_bytes())
+    spec.model_copy(update={"name": name}).write(kept)
+
+
 @pytest.fixture
 def redis_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A private Redis server for this test."""

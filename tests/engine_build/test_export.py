@@ -21,7 +21,9 @@ from tests.engine_build.encoders import FAMILY, OTHERS, encoder_of
 from worker.runtime.head import Head
 
 LAYERS, HIDDEN, VOCABULARY = 2, 32, 1000
-POSITIONS: dict[str, dict[str, int]] = {name: {"max_position_embeddings": 2048} for name in ("gte", "jina_embeddings_v3")}
+POSITIONS: dict[str, dict[str, int]] = {
+    name: {"max_position_embeddings": 2048} for name in ("gte", "jina_embeddings_v3")
+}
 """Of architectures with 8,192: plain transformers takes 8 GiB for two rows so long."""
 
 POOLINGS: list[tuple[Pooling, bool]] = [
