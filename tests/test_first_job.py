@@ -49,6 +49,7 @@ def told(words: list[str]) -> str:
     return done.stderr + done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_pages_commands_print_what_it_shows(home: Path) -> None:
     lines = [line for block in blocks("first-job.md", "sh") for line in block.splitlines()]

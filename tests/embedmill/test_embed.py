@@ -86,6 +86,7 @@ def folder_of(done: Done) -> Path:
     return Path(named).absolute()
 
 
+@pytest.mark.slow
 def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on_and_makes_again_what_is_at_fault(
     environment: dict[str, str], home: Path, reviews: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_no_process_of_an_interrupted_run_is_left(
         assert not list((tmp_path / "temporary").glob("embedmill-*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(
     interrupted: tuple[list[str], "subprocess.Popen[bytes]"], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: 
     assert not processes_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_here(
     environment: dict[str, str],
     reviews: Path,

@@ -100,6 +100,7 @@ def test_an_extra_holds_what_another_one_has(extra: str, held: str) -> None:
     assert set(extras[held]) <= set(extras[extra])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_installed_command_embeds_a_csv(
     built: dict[str, Path], minilm: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
