@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from contract.entry import uncollected
 from contract.errors import UserError
 from embedmill.events import Event, Sender
 
@@ -21,8 +22,9 @@ def build_engine(request: dict[str, Any], sender: Sender) -> None:
         request: ``model``, and the fields of ``EngineOptions``.
         sender: takes what happens.
     """
-    from engine_build.build import build
-    from engine_build.prepare import EngineOptions
+    with uncollected():
+        from engine_build.build import build
+        from engine_build.prepare import EngineOptions
     from worker.runtime.gpus import lacking
 
     model = request.pop("model")
@@ -90,9 +92,10 @@ def main(what: str, descriptor: int) -> None:
     sender = Sender(descriptor)
     try:
         if what == "verify":
-            import verify.page
-            import verify.readings
-            import verify.reference  # noqa: F401  PyTorch's import takes seconds: it goes on beside the job's end
+            with uncollected():
+                import verify.page
+                import verify.readings
+                import verify.reference  # noqa: F401  PyTorch's import takes seconds: it goes on beside the job's end
         line = sys.stdin.readline()
         if line:  # else there is nothing to do any more
             {"build": build_engine, "verify": verify_job}[what](json.loads(line), sender)

@@ -13,6 +13,7 @@ from contract.engine import engine_folder
 from contract.settings import settings
 from embedmill.children import child
 from embedmill.events import Event
+from engine_build.source import local_folder
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def build(request: EngineRequest, log: Path, show: Callable[[Event], None], note
     Raises:
         UserError: the model cannot be taken, or the process died.
     """
+    local_folder(request.model)  # what is no model is said before PyTorch is imported
     show(Event("engine", "importing PyTorch"))
     settings().engines.mkdir(parents=True, exist_ok=True)
     with child("build", log) as builder:

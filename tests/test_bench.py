@@ -60,6 +60,7 @@ def test_a_record_takes_the_place_of_an_earlier_one_of_the_same_thing(tmp_path: 
     assert load(target) == [record("engine alone", 1.0), record("embedmill job", 3.0)]
 
 
+@pytest.mark.slow
 def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
     target = tmp_path / "job.json"
     options = ["--rows", "200", "--batch-rows", "64", "--kind", "short", "--engine-seconds", "0.2", "--verify"]

@@ -22,6 +22,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_twice_or_different_whatever_happens(tmp_path: Path, session_engines: Path) -> None:
     scale = Scale(kills=4, restarts=1, producers=1, seconds=2)

@@ -65,6 +65,7 @@ def vectors(job: Job) -> np.ndarray:
     return np.stack(table["embedding"].to_numpy())
 
 
+@pytest.mark.slow
 def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
     worker_log: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
     np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
     worker_log: Path, minilm: EngineSpec, tmp_path: Path
 ) -> None:

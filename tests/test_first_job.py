@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from contract.engine import EngineSpec
-from embedmill.engines import EngineRequest
-from tests.conftest import MINILM
+from tests.conftest import MINILM, keep_engine
 from tests.test_walkthrough import blocks
 
 STABLE = (
@@ -33,10 +32,7 @@ def home(minilm: EngineSpec, workplace: Path, monkeypatch: pytest.MonkeyPatch) -
     (file,) = blocks("first-job.md", "csv")
     (workplace / "reviews.csv").write_text(file, encoding="utf-8")
     shutil.copytree(MINILM, workplace / "all-MiniLM-L6-v2")
-    request = EngineRequest("all-MiniLM-L6-v2")
-    kept = workplace / "cache" / "embedmill" / "engines" / request.name
-    shutil.copytree(built, kept)
-    minilm.model_copy(update={"name": request.name}).write(kept)
+    keep_engine(built, "all-MiniLM-L6-v2", workplace / "cache")
     return workplace
 
 
@@ -53,6 +49,7 @@ def told(words: list[str]) -> str:
     return done.stderr + done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_pages_commands_print_what_it_shows(home: Path) -> None:
     lines = [line for block in blocks("first-job.md", "sh") for line in block.splitlines()]

@@ -81,6 +81,7 @@ def machine(folder: Path, tiny: EngineSpec, output: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_two_machines_share_redis_and_a_bucket_and_one_of_them_dies(
     bucket: str, tiny: EngineSpec, redis_url: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def verified() -> None:
     assert told.exit_code == 0, told.output
 
 
+@pytest.mark.slow
 def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
     minilm: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,33 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.job import Job
+from contract.jobs import latest_job
+from contract.settings import settings
 from tests.conftest import JARGON
 from tests.verify.jobs import finished_job
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def finished(session_engines: Path, _minilm_built: EngineSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a job of the first entries of the Jargon File."""
+    output = tmp_path_factory.mktemp("finished") / "output"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBEDMILL_ENGINES", str(session_engines))
+        patch.setenv("EMBEDMILL_OUTPUT", str(output))
+        settings.cache_clear()
+        finished_job(_minilm_built, JARGON, batch_rows=25, limit=60)
+    settings.cache_clear()
+    return output
+
+
 @pytest.fixture
-def job(minilm: EngineSpec, workplace: Path) -> Job:
-    """The first entries of the Jargon File, as the page's first two commands would leave them."""
+def job(finished: Path, minilm: EngineSpec, workplace: Path) -> Job:
+    """The job, as the page's first two commands would leave it."""
     (workplace / "examples").symlink_to(ROOT / "examples")
-    return finished_job(minilm, JARGON, batch_rows=25, limit=60)
+    shutil.copytree(finished, workplace / "output")
+    return latest_job()
 
 
 def blocks(page: str, language: str) -> list[str]:

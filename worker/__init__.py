@@ -8,9 +8,14 @@ def __getattr__(name: str) -> Any:
     process."""
     if name != "app":
         raise AttributeError(name)
-    from contract.entry import end_at_once
+    from contract.entry import end_at_once, uncollected
 
     end_at_once()
+    with uncollected():  # the children that are forked from this process need no copy of what stays as it is
+        return _app()
+
+
+def _app() -> Any:
     from worker import environment
 
     environment.begin_anew()

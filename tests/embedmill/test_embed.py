@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import embedmill
+from contract.engine import EngineSpec
 from contract.job import load_job
 from contract.store import location
 from contract.verdict import Verdict
-from tests.conftest import JARGON
+from tests.conftest import JARGON, keep_engine
 from tests.left import processes_of, wait_until
 from tests.verify.jobs import plant, with_value
 
@@ -32,10 +33,10 @@ class Done(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the user's cache is, which the tests of this module share."""
-    return tmp_path_factory.mktemp("home")
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where the user's cache is."""
+    return tmp_path / "home"
 
 
 @pytest.fixture
@@ -48,6 +49,13 @@ def environment(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     return dict(os.environ)
+
+
+@pytest.fixture
+def model(session_engines: Path, _tiny_built: EngineSpec, tiny_model: Path, home: Path) -> Path:
+    """A model's folder, whose engine an earlier run has built."""
+    keep_engine(session_engines / "tiny", str(tiny_model), home)
+    return tiny_model
 
 
 @pytest.fixture
@@ -78,10 +86,11 @@ def folder_of(done: Done) -> Path:
     return Path(named).absolute()
 
 
-def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on(
+@pytest.mark.slow
+def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on_and_makes_again_what_is_at_fault(
     environment: dict[str, str], home: Path, reviews: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    words = command(reviews, tiny_model, "--text", "{title}\n{body}")
+    words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--batch-rows", "25")
     first = run(words, environment)
     assert first.status == 0, first.err
     assert not processes_of(tmp_path)
@@ -105,12 +114,6 @@ def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on(
     assert "importing PyTorch" not in again.err.split("verification")[0]
     assert list((home / "embedmill" / "engines").iterdir()) == [engine]
 
-
-def test_what_is_at_fault_is_made_again(environment: dict[str, str], reviews: Path, tiny_model: Path) -> None:
-    words = command(reviews, tiny_model, "--text-column", "body", "--batch-rows", "25", "--sample", "4")
-    first = run(words, environment)
-    assert first.status == 0, first.err
-    folder = folder_of(first)
     one, other = sorted((folder / "data").iterdir())
     good = pq.read_table(one), pq.read_table(other)
     one.write_bytes(one.read_bytes()[:-20])  # no shard any more
@@ -127,11 +130,11 @@ def test_what_is_at_fault_is_made_again(environment: dict[str, str], reviews: Pa
 
 @pytest.fixture
 def interrupted(
-    environment: dict[str, str], tiny_model: Path, tmp_path: Path
+    environment: dict[str, str], model: Path, tmp_path: Path
 ) -> Iterator[tuple[list[str], "subprocess.Popen[bytes]"]]:
     """A job of many batches under way, in a session of its own, and its command."""
     many = write_csv(tmp_path / "many.csv", 2000)
-    words = command(many, tiny_model, "--text-column", "body", "--batch-rows", "2", "--sample", "4")
+    words = command(many, model, "--text-column", "body", "--batch-rows", "2", "--sample", "4")
     with (tmp_path / "log").open("wb") as log:
         started = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -161,6 +164,7 @@ def test_no_process_of_an_interrupted_run_is_left(
         assert not list((tmp_path / "temporary").glob("embedmill-*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(
     interrupted: tuple[list[str], "subprocess.Popen[bytes]"], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -196,27 +200,14 @@ def test_what_is_wrong_is_one_line_before_an_engine_is_built(
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_a_worker_that_cannot_compute_ends_the_run(
-    dtype: str, environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+    dtype: str, environment: dict[str, str], reviews: Path, model: Path, tmp_path: Path
 ) -> None:
     """There will be no other one, for the job or for the rows that give the ranges of int8."""
     options = ("--text-column", "body", "--limit", "3", "--dtype", dtype)
-    done = run(command(reviews, tiny_model, *options), environment | {"EMBEDMILL_RUNTIME": "tensorrt"})
+    done = run(command(reviews, model, *options), environment | {"EMBEDMILL_RUNTIME": "tensorrt"})
     assert done.status == 1
     assert "EMBEDMILL_RUNTIME is tensorrt" in done.err.splitlines()[-1]
     assert not processes_of(tmp_path)
-
-
-def test_engines_may_be_in_a_folder_that_is_named_from_here(
-    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker runs in another folder."""
-    monkeypatch.chdir(tmp_path)
-    options = ("--text-column", "body", "--limit", "3")
-    own = {"EMBEDMILL_ENGINES": "engines", "XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no engine is yet
-    done = run(command(reviews, tiny_model, *options), environment | own)
-    assert done.status == 0, done.err
-    (engine,) = (tmp_path / "engines").iterdir()
-    assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
 
 
 def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: Path, tmp_path: Path) -> None:
@@ -225,12 +216,22 @@ def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: 
     done = run(command(reviews, empty, "--text-column", "body"), environment)
     assert done.status == 1
     assert "is no model folder" in done.err.splitlines()[-1]
+    assert "importing PyTorch" not in done.err
     assert not processes_of(tmp_path)
 
 
-def test_from_python_in_a_thread(
-    environment: dict[str, str], reviews: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.slow
+def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_here(
+    environment: dict[str, str],
+    reviews: Path,
+    tiny_model: Path,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The worker runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBEDMILL_ENGINES", "engines")  # where no engine is yet
     found: list[embedmill.Embedded] = []
     asked = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
     thread = threading.Thread(
@@ -248,6 +249,8 @@ def test_from_python_in_a_thread(
     assert ", verified, in " in repr(job)
     assert "vectors: " in capfd.readouterr().err
     assert not processes_of(tmp_path / "temporary")
+    (engine,) = (tmp_path / "engines").iterdir()
+    assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ import numpy
 import pytest
 
 from contract.engine import EngineSpec
-from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
-from tests.conftest import MINILM
+from tests.conftest import MINILM, keep_engine
 from tests.left import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +100,7 @@ def test_an_extra_holds_what_another_one_has(extra: str, held: str) -> None:
     assert set(extras[held]) <= set(extras[extra])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_installed_command_embeds_a_csv(
     built: dict[str, Path], minilm: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,10 +112,7 @@ def test_the_installed_command_embeds_a_csv(
     subprocess.run([*install, str(built["wheel"])], check=True)
     (site,) = home.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(f"{Path(numpy.__file__).parent.parent}\n")  # what it needs, but no embedmill
-    request = EngineRequest(str(MINILM))
-    kept = tmp_path / "cache" / "embedmill" / "engines" / request.name
-    shutil.copytree(minilm.folder, kept)
-    minilm.model_copy(update={"name": request.name}).write(kept)
+    keep_engine(minilm.folder, str(MINILM), tmp_path / "cache")
 
     for name in [name for name in os.environ if name.startswith("EMBEDMILL_")] + ["PYTHONPATH"]:
         monkeypatch.delenv(name, raising=False)

@@ -34,6 +34,7 @@ def demo(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         started.wait(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "number", "status"),
     [(os.killpg, signal.SIGINT, 128 + signal.SIGINT), (os.kill, signal.SIGKILL, -signal.SIGKILL)],

@@ -234,6 +234,7 @@ def judge(folder: Path, name: str) -> str:
     return f"equal: {spec.tiers[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(max(300, FOLDERS * 2))
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_folder_gives_encodes_vectors_or_is_refused(

@@ -88,6 +88,7 @@ def test_a_weight_that_is_computed_is_left_alone() -> None:
     torch.testing.assert_close(found, model(hidden).detach())
 
 
+@pytest.mark.slow
 def test_what_is_compiled_of_a_merged_graph_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Else a worker traces anew at each start what ``engine_build compile`` has kept."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
