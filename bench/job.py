@@ -215,6 +215,7 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) 
         job_to_engine=alone and round(run.rows / run.between / alone.rows_per_s, 4),
         whole_to_engine=alone and round(run.rows / run.seconds / alone.rows_per_s, 4),
         before=round(run.before, 3),
+        first_shard=round(run.first_shard, 3),
         after=round(run.after, 3),
         gpus=len(run.gpu_busy),
         gpu_busy=round(statistics.mean(run.gpu_busy), 4) if run.gpu_busy else None,

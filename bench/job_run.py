@@ -52,6 +52,8 @@ class JobRun:
     """Seconds between the first batch's arrival at a worker and the last shard's commit."""
     before: float
     """Seconds before that: the producer starts, opens the dataset and makes the first batch."""
+    first_shard: float
+    """Seconds from the producer's start to the first shard's commit."""
     after: float
     """Seconds after that: the producer sees the last shard, and ends."""
     rows: int
@@ -179,6 +181,7 @@ def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times
         seconds=ended - began,
         between=end - begin,
         before=begin - began,
+        first_shard=min(written.values()) - began,
         after=ended - end,
         rows=job.rows,
         tokens=sum(info.tokens for info in infos),

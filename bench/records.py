@@ -31,6 +31,8 @@ class Record:
     """``rows_per_s``, which has the producer's start and end in it, against the engine's own."""
     before: float | None = None
     """Seconds from the producer's start to the first batch's arrival at a worker: the dataset is opened in them."""
+    first_shard: float | None = None
+    """Seconds from the producer's start to the first shard's commit."""
     after: float | None = None
     """Seconds from the last commit to the producer's end."""
     gpus: int = 0
