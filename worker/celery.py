@@ -52,8 +52,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_consumer=consuming.SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Three children for each GPU: while one computes, the others read and write, which takes longer than computing where
-    # texts are short. On a CPU one child uses all cores, and several would only share them.
+    # Three children for each GPU: while one computes, the others read and write, which takes longer where texts are
+    # short. On a CPU one child uses all cores, and several would only share them.
     worker_concurrency=3 * gpu_count() if gpu_usable() else 1,
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=grace(),
