@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -161,7 +162,7 @@ def measure(case: Case, engine: EngineSpec, file: Path, folder: Path) -> Held:
         producer = stack.enter_context(process([sys.executable, *command], log, env=new))
         peaks = Peaks(producer=producer.pid, redis=client.info("server")["process_id"])
         peaks.start()
-        job = _published(output, case.outstanding, log)
+        job = _published(producer, output, case.outstanding, log)
         peaks.programs["worker"] = stack.enter_context(celery_worker(log, "-c", "1", app=app, env=new, ready=300)).pid
         if producer.wait():
             raise UserError(f"the producer failed: {log.read_text()}")
@@ -186,10 +187,10 @@ def _batch_bytes(engine: EngineSpec, file: Path, rows: int) -> int:
     return len(Work(Job.create(location(file.parent), **(fields | more)), texts, tokenizer).payload(0))
 
 
-def _published(output: Path, batches: int, log: Path) -> Job:
+def _published(producer: "subprocess.Popen[bytes]", output: Path, batches: int, log: Path) -> Job:
     """The job, once so many of its batches wait for a worker."""
     ledger, until = ProducerLedger(patience=30), time.monotonic() + 600
-    while time.monotonic() < until:
+    while time.monotonic() < until and producer.poll() is None:
         for folder in output.glob("*/job.json"):
             job = load_job(location(folder.parent))
             if ledger.queued(job.key) >= batches:
@@ -229,7 +230,7 @@ def table(found: list[Held]) -> str:
 
 
 @click.command()
-@click.option("--only", help="Only the cases computed by this: nothing, torch.")
+@click.option("--only", help="Only the cases computed by this: nothing, torch. The others' records stay.")
 @click.option(
     "--json",
     "target",
@@ -239,7 +240,9 @@ def table(found: list[Held]) -> str:
 )
 def main(only: str | None, target: Path) -> None:
     """Measure the memory of producer, Redis and worker with rows of 512 and of 8,192 tokens."""
-    console, found = Console(stderr=True, highlight=False), list[Held]()
+    console = Console(stderr=True, highlight=False)
+    before = [Held(**one) for one in json.loads(target.read_text("utf-8"))] if target.exists() else []
+    found = [one for one in before if only not in (None, one.computed_by)]
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         folder = Path(name)
         put(engines=str(folder / "engines"))

@@ -193,10 +193,10 @@ def _stages(work: Work) -> dict[str, float]:
         timed("Rust on whole texts, for comparison", rows.tokenizer.encode_batch_fast, present)
         timed("token ids, some words new", _ids, rows, present)
         timed("token ids, all words known", _ids, rows, present)
-        batch = timed("padding", batch_of, work.job, number, texts, rows)
-        timed("Arrow and LZ4", batch.to_bytes)
+        batch = timed("joining", batch_of, work.job, number, texts, rows)
+        timed("padding, Arrow and LZ4", batch.to_bytes, rows.length, rows.pad_id)
     found = {stage: statistics.median(times) for stage, times in seconds.items()}
-    found["padding"] -= found["token ids, all words known"]  # which it begins with
+    found["joining"] -= found["token ids, all words known"]  # which it begins with
     return {stage: round(value, 5) for stage, value in found.items()}
 
 

@@ -39,12 +39,14 @@ class Settings(BaseSettings):
     runtime: Literal["auto", "tensorrt", "torch", "onnxruntime", "modules"] = "auto"
     """What a worker computes with: ``tensorrt``, ``torch``, ``onnxruntime``, ``modules`` or ``auto``. On a machine with
     a GPU, ``auto`` means the fastest that ``python -m engine_build tune`` measured; where nothing was measured,
-    TensorRT if it is installed and the engine has a plan, and else PyTorch. Without a GPU it means ONNX Runtime. An
-    engine that was not exported to ONNX is computed by PyTorch in any case."""
+    TensorRT if it is installed and the engine has a plan, and else PyTorch. Without a GPU it means ONNX Runtime, and
+    for an engine with rows of more than 1,024 tokens PyTorch where that is installed. An engine that was not exported
+    to ONNX is computed by PyTorch in any case."""
 
     token_budget: int = Field(default=512, ge=1)
     """Most tokens of one micro-batch of ONNX Runtime, padding included; each core computes one micro-batch at a time. A
-    longer row is computed alone. 512 was the fastest of 512, 1,024 and 2,048 on two cores."""
+    longer row is computed alone. Rows × length × length is at most 4 million too, for the memory of the attention. 512
+    was the fastest of 512, 1,024 and 2,048 on two cores."""
 
     threads: int | None = Field(default=None, ge=1)
     """CPU cores that one worker process computes on. Unset: the machine's cores, divided among the worker's

@@ -62,13 +62,20 @@ class Expected:
         truncate_at(parts.reference, rows.length)
         self.rows, self.prompts = rows, tuple(dict.fromkeys(("", *prompts)))
         # Of a model that takes long texts, what may change with the position is seen in a long one alone.
-        longest = min(rows.length, _LONGEST)
-        self.texts = (*TEXTS, *([TEXTS[-1] * (longest // 780 + 1)] if longest > _LONG else []))
+        self.texts = (*TEXTS, *([_long_text(rows)] if rows.length > _LONG else []))
         self._encoded = {prompt: _encoded(parts, self.texts, prompt) for prompt in self.prompts}
 
     def of(self, prompt: str) -> list[npt.NDArray[np.float32]]:
         """Of each of ``texts`` ``[1, hidden]``, or ``[tokens, hidden]``."""
         return self._encoded[prompt]
+
+
+def _long_text(rows: RowTokenizer) -> str:
+    """Of as many tokens as a row may have, or more; where it may have more than ``_LONGEST``, of at most that, as the
+    memory of an exported graph's attention grows by the square."""
+    _, (each,) = tokenize(TEXTS[-1:], rows)
+    times = _LONGEST // each if rows.length > _LONGEST else -(-rows.length // each)
+    return TEXTS[-1] * max(1, times)
 
 
 def truncate_at(model: Any, length: int) -> None:

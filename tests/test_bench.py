@@ -100,7 +100,7 @@ def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
     assert one["per_core"] == 1.0
     assert two["per_core"] == pytest.approx(two["rows_per_s"] / 2 / one["rows_per_s"], rel=0.05)
     # What padding takes is a difference of two medians.
-    assert all(seconds > 0 for stage, seconds in one["stages"].items() if stage != "padding")
+    assert all(seconds > 0 for stage, seconds in one["stages"].items() if stage != "joining")
 
 
 def test_a_job_on_paper_is_computed_from_its_units() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.dataset as pads
 import pytest
 
+from bench import memory
 from bench.families import save_family
 from contract.engine import EngineSpec
 from contract.job import Job
@@ -20,6 +21,7 @@ from tests.commands import called
 from tests.conftest import JARGON, build_engine
 
 LONGEST = 8192
+BENCHMARKS = Path(__file__).parent.parent / "docs" / "benchmarks"
 
 
 @pytest.fixture
@@ -55,6 +57,15 @@ def produced(file: Path, texts: list[str | None], *options: object) -> tuple[Job
 def table(job: Job) -> dict[str, np.ndarray]:
     found = pads.dataset(job.data).to_table().sort_by("row_id")
     return {name: found[name].to_numpy() for name in ("n_tokens", "truncated", "embedding")}
+
+
+def test_the_pages_table_is_of_the_records_and_long_rows_take_hardly_more_memory() -> None:
+    records = [memory.Held(**one) for one in json.loads((BENCHMARKS / "memory.json").read_text("utf-8"))]
+    assert memory.table(records) in BENCHMARKS.with_suffix(".md").read_text("utf-8")
+    for short, long in zip(records[::2], records[1::2], strict=True):
+        assert (short.outstanding_tokens, short.rows) == (long.outstanding_tokens, long.rows)
+        for program in ("producer", "redis", "worker") if short.rows == "long" else ("producer", "worker"):
+            assert getattr(long, program) <= 1.3 * getattr(short, program)
 
 
 def test_xlm_roberta_embeds_rows_of_one_to_8192_tokens_and_truncates_and_counts_longer_ones(

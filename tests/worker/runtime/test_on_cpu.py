@@ -20,7 +20,7 @@ from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
 from worker.runtime.choose import Opened
 from worker.runtime.modules import ModulesEngine, modules_engine
-from worker.runtime.onnx import onnx_engine
+from worker.runtime.onnx import OnnxEngine, onnx_engine
 from worker.runtime.torch_cpu import torch_cpu_engine
 
 Open = Callable[[EngineSpec, int], Opened]
@@ -65,6 +65,39 @@ def test_vectors_are_pytorchs_whatever_the_micro_batches(
         with opened(tiny, 1) as engine:
             found = engine.infer(batch(tiny, list(rows))).vectors
         np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_long_rows_are_computed_one_at_a_time_by_onnx_runtime(
+    tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = batch(tiny, [*texts(30), None, "a long row " * 60, "one more " * 70])
+    with onnx_engine(tiny, threads=2) as engine:
+        expected = engine.infer(rows).vectors
+        at_once = _at_once(engine, monkeypatch)
+        monkeypatch.setattr("worker.runtime.onnx.LONG_ROW", 100)
+        monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", "1")  # each row alone
+        settings.cache_clear()
+        found = engine.infer(rows).vectors
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert max(at_once) == 1
+    assert len(at_once) == (rows.lengths > 100).sum() >= 3
+
+
+def _at_once(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows of more than 100 tokens are computed beside each such row, itself counted."""
+    run, running, seen = engine._session.run, [0], list[int]()
+
+    def counted(names: list[str], feed: dict[str, np.ndarray]) -> object:
+        if feed["input_ids"].shape[1] <= 100:
+            return run(names, feed)
+        running[0] += len(feed["input_ids"])
+        seen.append(running[0])
+        made = run(names, feed)
+        running[0] -= len(feed["input_ids"])
+        return made
+
+    monkeypatch.setattr(engine._session, "run", counted)
+    return seen
 
 
 def test_token_level_vectors_are_those_of_the_real_tokens_in_row_order(opened: Open, tiny_model: Path) -> None:
