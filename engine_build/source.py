@@ -4,11 +4,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from contract.engine import OpenedBy
 from contract.errors import UserError, first_line
 
 _CONFIGS = ("config.json", "modules.json")
@@ -114,6 +115,21 @@ def is_static(folder: Path) -> bool:
     """Whether the first module is a StaticEmbedding, as ``encoder_folder`` finds it."""
     modules = read_json(folder / "modules.json")
     return bool(modules) and str(modules[0].get("type")).endswith(".StaticEmbedding")
+
+
+def opened_by(folder: Path) -> OpenedBy:
+    """The class of sentence-transformers that a folder was saved by; it opens what PyLate and ColBERT saved too.
+
+    Raises:
+        UserError: it is none that embeds texts.
+    """
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    default = "MultiVectorEncoder" if "HF_ColBERT" in architectures else "SentenceTransformer"
+    found = read_json(folder / "config_sentence_transformers.json").get("model_type", default)
+    kind: OpenedBy = "MultiVectorEncoder" if found == "ColBERT" else found
+    if kind not in get_args(OpenedBy):
+        raise UserError(f"{folder} is a {kind}", f"expected one of {', '.join(get_args(OpenedBy))}")
+    return kind
 
 
 def refuse_code(folder: Path) -> None:
