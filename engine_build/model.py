@@ -121,7 +121,7 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         isinstance(first, Transformer) and (own_pooling or pooling == "tokens")
     ):
         raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {unknown}")
-    if pooling == "tokens" and any(getattr(module, "module_input_name", "") == "token_embeddings" for module in after):
+    if pooling == "tokens" and any(_of_tokens(module) for module in after):
         raise UserError(
             "--pooling tokens",
             f"the model {unknown}, which would be left out",
@@ -156,6 +156,11 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         truncate_dim=width,
         reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
     )
+
+
+def _of_tokens(module: Any) -> bool:
+    """Whether a module, such as ColBERT's Dense, changes each token's vector, but for its norm."""
+    return getattr(module, "module_input_name", "") == "token_embeddings" and not isinstance(module, Normalize)
 
 
 def _pooling_modules(own: Any | None, pooling: Pooling, normalize: bool) -> list[Any]:

@@ -11,8 +11,9 @@ from sentence_transformers.sparse_encoder.modules import MLMTransformer
 from contract.engine import OpenedBy
 from contract.errors import UserError, first_line
 from contract.words import count
+from engine_build.adapter import check_adapter, check_layers
 from engine_build.quiet import quietly
-from engine_build.source import encoder_folder, is_static, opened_by, refuse_code
+from engine_build.source import adapter_of, encoder_folder, is_static, opened_by, refuse_code
 from worker.runtime.modules import open_modules
 
 _HARMLESS = (
@@ -31,10 +32,11 @@ def open_folder(folder: Path) -> Any:
             than what the folder says, or it has anything that an engine cannot honour.
     """
     refuse_code(folder)
+    check_adapter(folder)
     encoder, kind = encoder_folder(folder), opened_by(folder)
     with quietly() as library_warnings:
         if not is_static(folder):  # whose config.json, if it has one, is not transformers'
-            _check_config(folder, encoder)
+            _check_config(folder, adapter_of(folder).get("base_model_name_or_path", encoder))
         try:
             model = open_modules(folder, kind)
             model.eval().float()  # also modules that know no dtype
@@ -49,6 +51,8 @@ def open_folder(folder: Path) -> Any:
                 "expected a model of which nothing is left out or replaced",
             )
         _check_first(folder, model, kind)
+        if adapter_of(folder):
+            check_layers(model[0].auto_model)
         _check_weights(folder, encoder, model)
     if isinstance(model[0], Transformer):
         if hasattr(model[0].auto_model, "pooler"):
@@ -60,7 +64,7 @@ def open_folder(folder: Path) -> Any:
     return model
 
 
-def _check_config(folder: Path, encoder: Path) -> None:
+def _check_config(folder: Path, encoder: str | Path) -> None:
     try:
         transformers.AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except Exception as error:

@@ -30,11 +30,19 @@ class Source:
 
 
 def fetch(model: str, revision: str | None = None) -> Source:
-    """The model's files: a local folder as it is, anything else from the Hub.
+    """The model's files: a local folder as it is, anything else from the Hub. Of an adapter also its base model's.
 
     Raises:
         UserError: the folder is no model, or the Hub has none of this name or cannot be reached.
     """
+    source = _fetched(model, revision)
+    base = adapter_of(source.folder)
+    if base and not Path(base["base_model_name_or_path"]).is_dir():
+        _fetched(base["base_model_name_or_path"], base.get("revision"))
+    return source
+
+
+def _fetched(model: str, revision: str | None) -> Source:
     if folder := local_folder(model):
         return Source(str(folder.resolve()), folder, None)
     try:
@@ -109,6 +117,19 @@ def encoder_folder(folder: Path) -> Path:
         return folder / str(modules[0].get("path") or "") if modules else folder
     except (LookupError, AttributeError, TypeError):
         raise UserError(f"{folder / 'modules.json'} cannot be read", "expected a list of modules") from None
+
+
+def adapter_of(folder: Path) -> dict[str, Any]:
+    """The configuration of the adapter that a model's encoder is, as peft saves it; empty where it is none.
+
+    Raises:
+        UserError: it names no base model.
+    """
+    file = encoder_folder(folder) / "adapter_config.json"
+    found: dict[str, Any] = read_json(file)
+    if found and not isinstance(found.get("base_model_name_or_path"), str):
+        raise UserError(f"{file} names no base model", "expected base_model_name_or_path")
+    return found
 
 
 def is_static(folder: Path) -> bool:
