@@ -44,6 +44,14 @@ _VECTORS: Mapping[Layout, tuple[str, ...]] = {
 
 _KEY = b"embedmill"
 
+_TIERS = {
+    "onnxruntime": "exported to ONNX",
+    "tensorrt": "exported to ONNX",
+    "torch": "packed rows in PyTorch",
+    "sentence-transformers": "the model's own modules",
+}
+"""How a runtime computes a model, by the first word of its name."""
+
 
 class ShardInfo(BaseModel):
     """What made a shard, and its sums. Travels in the Parquet file's own metadata."""
@@ -78,6 +86,12 @@ class ShardInfo(BaseModel):
     """When that ended, UTC. The file's own time would not do: a copy has another."""
     digests: dict[str, str] = Field(default_factory=dict)
     """Of each column, by name, what ``contract.digest`` gives for it; ``table_of`` puts them in."""
+
+    @property
+    def computed_by(self) -> str:
+        """The runtime, the tier and the arithmetic, such as ``onnxruntime 1.32.0 (exported to ONNX, fp32)``."""
+        tier = _TIERS.get(self.runtime.split(" ")[0])
+        return f"{self.runtime} ({f'{tier}, ' if tier else ''}{self.precision})"
 
 
 def embedding_type(element: pa.DataType, width: int, *, per_token: bool) -> pa.DataType:

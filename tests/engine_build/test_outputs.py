@@ -117,7 +117,7 @@ def test_what_such_models_have_no_choice_of_is_said_in_one_line(colbert: Path, s
     for folder, own in ((colbert, "a MultiVectorEncoder"), (splade, "a SparseEncoder")):
         for options in ({"pooling": "cls"}, {"normalize": True}, {"normalize": False}):
             with pytest.raises(UserError, match=f"--(pooling cls|(no-)?normalize); the model is {own}"):
-                build_engine(folder, "none", **options)  # type: ignore[arg-type]
+                build_engine(folder, "none", **options)
     model: Any = MultiVectorEncoder(str(colbert), device="cpu")
     MultiVectorEncoder(modules=[*model, HierarchicalTokenPooling(2)], device="cpu").save_pretrained(
         str(tmp_path / "fewer"), create_model_card=False
