@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -45,8 +46,8 @@ def save_adapter(folder: Path, **options: Any) -> Path:
 
 
 def assert_same(spec: EngineSpec, theirs: Any) -> None:
-    ids, mask, n_tokens = tokenize(TEXTS, open_tokenizer(spec))
-    batch = Batch("adapter", 0, spec.fingerprint, torch.arange(len(ids)).numpy(), ids, mask, ids * 0, n_tokens)
+    tokens, n_tokens = tokenize(TEXTS, open_tokenizer(spec))
+    batch = Batch("adapter", 0, spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
     for runtime in RUNTIMES:
         if not runtime.uses_gpu and not runtime.engine_lacks(spec):
             with runtime.open(spec, 1, 0) as engine:

@@ -37,8 +37,8 @@ def splade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def computed(spec: EngineSpec) -> list[Any]:
-    ids, mask, n_tokens = tokenize(TEXTS, open_tokenizer(spec), spec.prefix)
-    batch = Batch("outputs", 0, spec.fingerprint, np.arange(len(ids)), ids, mask, ids * 0, n_tokens)
+    tokens, n_tokens = tokenize(TEXTS, open_tokenizer(spec), spec.prefix)
+    batch = Batch("outputs", 0, spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
     with open_fp32_engine(spec, 1) as engine:
         return list(engine.infer(batch).rows.split(spec.hidden))
 
