@@ -1,6 +1,7 @@
 """From a model and a dataset to a verdict: the commands over a real Redis and a real worker."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -143,7 +144,7 @@ def test_a_whole_job_of_a_family(
     assert f"engine {spec.name} is computed by {runtime} on a CPU" in worker_log.read_text()
     verified("--sample", 40)
     how = {"onnxruntime": "exported to ONNX", "torch": "packed rows in PyTorch", "modules": "the model's own modules"}
-    assert f"({how[runtime]}, fp32)" in (latest_job().folder / "report.html").read_text()
+    assert f"({how[runtime]}, fp32)" in html.unescape((latest_job().folder / "report.html").read_text())
     job, model = latest_job(), getattr(sentence_transformers, spec.opened_by)(spec.model, device="cpu")
     assert job.prefix == (
         FAMILIES[family].prompts["document"] if spec.per_token else spec.prompts.get(prompt or "", "")
