@@ -8,14 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import sentence_transformers
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sparse_encoder.modules import SpladePooling
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bench.tiny_model import JARGON, SPECIAL_TOKENS, save_tiny_model
-from contract.engine import Tier
+from contract.engine import OpenedBy, Tier
 
 Words = Literal["wordpiece", "bytes", "unigram"]
 
@@ -53,8 +55,10 @@ class Family:
     pooling: str | tuple[str, ...] = "mean"
     left: bool = False
     """Whether its tokenizer pads on the left."""
-    dense: bool = False
-    """Whether two Dense modules follow the pooling."""
+    dense: Literal["", "two", "tanh"] = ""
+    """Which Dense modules follow the pooling."""
+    output: OpenedBy = "SentenceTransformer"
+    """sentence-transformers' class for models of this output."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
 
@@ -115,7 +119,7 @@ FAMILIES: Mapping[str, Family] = {
         "gemma3_text", ("google/embeddinggemma-300m",), "torch",
         _GROUPED | {"sliding_window": 24, "use_bidirectional_attention": True,
                     "layer_types": ["sliding_attention", "full_attention"]},
-        "unigram", dense=True,
+        "unigram", dense="two",
         prompts={"query": "task: search result | query: ", "document": "title: none | text: "},
     ),
     "mpnet": Family("mpnet", ("sentence-transformers/all-mpnet-base-v2",), "onnx", {"pad_token_id": 1}),
@@ -127,7 +131,16 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "t5": Family(
         "t5", ("sentence-transformers/gtr-t5-base", "sentence-transformers/sentence-t5-base"), "modules", _T5,
-        "unigram", dense=True,
+        "unigram", dense="two",
+    ),
+    "LaBSE": Family("bert", ("sentence-transformers/LaBSE",), "onnx", pooling="cls", dense="tanh"),
+    "SPLADE": Family(
+        "bert", ("naver/splade-v3", "prithivida/Splade_PP_en_v2"),
+        "modules", {"initializer_range": 1.0}, output="SparseEncoder",
+    ),
+    "ColBERT": Family(
+        "bert", ("colbert-ir/colbertv2.0", "answerdotai/answerai-colbert-small-v1"),
+        "onnx", output="MultiVectorEncoder", prompts={"query": "[Q] ", "document": "[D] "},
     ),
     "StaticEmbedding": Family(
         "StaticEmbedding", ("sentence-transformers/static-retrieval-mrl-en-v1", "minishlab/potion-base-8M"), "modules"
@@ -146,7 +159,7 @@ def save_family(name: str, folder: Path, **config: object) -> Path:
     family = FAMILIES[name]
     family = replace(family, config={**family.config, **config})
     modules = _static(folder) if family.model_type == "StaticEmbedding" else _modules(family, folder)
-    model = SentenceTransformer(
+    model = getattr(sentence_transformers, family.output)(
         modules=modules, prompts=dict(family.prompts), default_prompt_name=family.default_prompt, device="cpu"
     )
     model.save_pretrained(str(folder / "saved"), create_model_card=False)
@@ -167,14 +180,28 @@ def _modules(family: Family, folder: Path) -> list[Any]:
         shape = {"dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "vocab_size": _ROWS}
     transformers.set_seed(7)
     config = transformers.AutoConfig.for_model(family.model_type, **(shape | dict(family.config)))
-    kind: Any = transformers.T5EncoderModel if family.model_type == "t5" else None
-    made: Any = kind(config) if kind else transformers.AutoModel.from_config(config)
+    made: Any = _kind(family)(config)
     made.save_pretrained(plain)
     _tokenizer(family, config.pad_token_id or 0).save_pretrained(plain)
+    if family.output == "SparseEncoder":
+        return [Transformer(str(plain), transformer_task="fill-mask"), SpladePooling()]
+    if family.output == "MultiVectorEncoder":
+        named: dict[str, Any] = {"module_input_name": "token_embeddings"}
+        projection = Dense(WIDTH, 16, bias=False, activation_function=torch.nn.Identity(), **named)
+        return [Transformer(str(plain)), projection, MultiVectorMask(list(".,;-()")), Normalize(**named)]
     modules: list[Any] = [Transformer(str(plain)), Pooling(config.hidden_size, family.pooling)]
-    if family.dense:
+    if family.dense == "two":
         modules += [Dense(WIDTH, 48, activation_function=torch.nn.Identity()), Dense(48, WIDTH)]
+    if family.dense == "tanh":
+        modules += [Dense(WIDTH, WIDTH)]
     return [*modules, Normalize()]
+
+
+def _kind(family: Family) -> Any:
+    """What makes the encoder of a configuration."""
+    if family.output == "SparseEncoder":
+        return transformers.AutoModelForMaskedLM.from_config
+    return transformers.T5EncoderModel if family.model_type == "t5" else transformers.AutoModel.from_config
 
 
 _SEGMENTS = {True: ["token_type_ids"], False: []}

@@ -5,17 +5,16 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
+import sentence_transformers
 import torch
-from sentence_transformers import SentenceTransformer
 
 from bench.families import FAMILIES, save_family
 from contract.batch import Batch
@@ -25,6 +24,7 @@ from contract.settings import settings
 from engine_build.build import build
 from engine_build.compare_export import truncate_at
 from engine_build.model import longest
+from engine_build.outputs import opened_parts
 from engine_build.prepare import EngineOptions
 from producer.batches import open_tokenizer, tokenize
 from worker.runtime.choose import RUNTIMES
@@ -77,19 +77,18 @@ def lowest_cosines(name: str, folder: Path) -> Found:
     model = save_family(name, folder / "model")
     with _engines(folder / "engines"):
         spec, _ = build(str(model), EngineOptions(), say=lambda line: None, step=lambda text: None)
-        reference = SentenceTransformer(str(model), device="cpu")
+        reference = getattr(sentence_transformers, spec.opened_by)(str(model), device="cpu")
         truncate_at(reference, spec.max_length)
         batch = _batch(spec)
-        expected = reference.encode(list(ODD_TEXTS), batch_size=8, prompt=spec.prefix, show_progress_bar=False)
-        has_tokens = batch.lengths > 0
+        expected = opened_parts(reference, None, None).encode(ODD_TEXTS, spec.prefix)
+        theirs = [vectors for vectors, length in zip(expected, batch.lengths, strict=True) if length]
         found = {}
         for runtime in RUNTIMES:
             if not runtime.uses_gpu and not runtime.engine_lacks(spec):
                 with runtime.open(spec, 1, 0) as engine:
-                    found[_RUNTIME[runtime.name]] = _lowest(engine, batch, expected[has_tokens])
-        found.setdefault("modules", _lowest(ModulesEngine(spec, reference), batch, expected[has_tokens]))
-    first: Any = reference[0]
-    return Found(spec, longest(getattr(first, "auto_model", None)), found)
+                    found[_RUNTIME[runtime.name]] = _lowest(engine, batch, theirs)
+        found.setdefault("modules", _lowest(ModulesEngine(spec, reference), batch, theirs))
+    return Found(spec, longest(getattr(reference[0], "auto_model", None)), found)
 
 
 @contextmanager
@@ -112,8 +111,9 @@ def _batch(spec: EngineSpec) -> Batch:
     return Batch("models", 0, spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
 
 
-def _lowest(engine: Engine, batch: Batch, expected: npt.NDArray[np.float32]) -> float:
-    return float(cosines(engine.infer(batch).vectors, expected).min())
+def _lowest(engine: Engine, batch: Batch, expected: Sequence[npt.NDArray[np.float32]]) -> float:
+    found = engine.infer(batch).rows.split(engine.spec.hidden)
+    return min(float(cosines(ours, theirs).min()) for ours, theirs in zip(found, expected, strict=True))
 
 
 def table() -> str:

@@ -18,6 +18,7 @@ from worker import app
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
+from contract.vectors import RowVectors
 from worker.runtime.interface import Inference
 
 __all__ = ["app"]
@@ -36,7 +37,7 @@ class NullEngine:
         """One vector for each row: its number and ones."""
         vectors = np.ones((int((batch.n_tokens > 0).sum()), self.spec.hidden), np.float32)
         vectors[:, 0] += batch.row_id[batch.n_tokens > 0]
-        return Inference(vectors, int(batch.lengths.sum()))
+        return Inference(RowVectors.pooled(vectors), int(batch.lengths.sum()))
 
 
 @contextmanager

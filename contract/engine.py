@@ -31,6 +31,7 @@ from contract.plan import PlanSpec
 from contract.settings import engines_in_cache, settings
 from contract.tuned import CompiledSpec, Measurement
 from contract.unusable import GrowingRecord
+from contract.vectors import Layout
 from contract.words import count
 
 Tier = Literal["onnx", "torch", "modules"]
@@ -44,6 +45,9 @@ modules    the model's sentence-transformers modules as they are, in PyTorch, on
 
 Choice = Literal["pooling", "normalize"]
 """What a user can choose against the model's own."""
+
+OpenedBy = Literal["SentenceTransformer", "SparseEncoder", "MultiVectorEncoder"]
+"""The class of sentence-transformers that opens a model, and whose ``encode()`` gives its vectors."""
 
 DECISIVE = (
     "weights_sha256",
@@ -71,6 +75,7 @@ class EngineSpec(GrowingRecord, BaseModel):
     """The Hub commit; None for a local folder."""
     architecture: str
     """The model type as transformers names it, such as ``bert``."""
+    opened_by: OpenedBy = "SentenceTransformer"
     weights_sha256: str
     """Hash over the weights and modules of the model as it was opened, see ``contract.weights.model_sha256``."""
     tokenizer_sha256: str
@@ -122,6 +127,8 @@ class EngineSpec(GrowingRecord, BaseModel):
     """The model's prompts that are not empty: name → text."""
     include_prompt: bool = True
     """Whether a prompt's tokens are pooled with the text's."""
+    without_vector: tuple[int, ...] = ()
+    """Where a row has a vector for each token: ids of the tokens that have none, such as a ColBERT's punctuation."""
     created: str
     """UTC, ISO 8601."""
     # What follows is added to later.
@@ -166,16 +173,21 @@ class EngineSpec(GrowingRecord, BaseModel):
         return f"engine {self.name} has {what}: {why}"
 
     @property
+    def layout(self) -> Layout:
+        """What a row has."""
+        return "tokens" if self.pooling == "tokens" else "sparse" if self.pooling == "sparse" else "pooled"
+
+    @property
     def per_token(self) -> bool:
         """Whether a row has a vector for each of its tokens instead of one."""
-        return self.pooling == "tokens"
+        return self.layout == "tokens"
 
     @property
     def unit_norm(self) -> bool:
-        """Whether every row's vector has Euclidean norm 1 as the engine gives it. Not where ``truncate_dim`` cuts it
-        after it was normalized, nor where a row has a vector for each token."""
+        """Whether every vector has Euclidean norm 1 as the engine gives it. Not where ``truncate_dim`` cuts it after it
+        was normalized."""
         cut_last = self.truncate_dim is not None and "normalize" not in self.chosen
-        return self.normalize and not cut_last and not self.per_token
+        return self.normalize and not cut_last
 
     @property
     def longest_row(self) -> str:

@@ -11,9 +11,10 @@ MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 
 _MODE = f"({'|'.join(MODES)})"
 
-Pooling = Annotated[str, Field(pattern=rf"^({_MODE}(\+{_MODE})*|tokens|own)$")]
+Pooling = Annotated[str, Field(pattern=rf"^({_MODE}(\+{_MODE})*|tokens|sparse|own)$")]
 """One of ``MODES``; several whose vectors are joined, such as ``cls+mean``; ``tokens`` for a vector for each token;
-``own`` where the model's modules give a vector in a way of their own."""
+``sparse`` for one that is mostly zeros, with an element for each entry of a vocabulary; ``own`` where the model's
+modules give a vector in a way of their own."""
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """The graph's inputs, each int32 ``[rows, length]``."""

@@ -10,7 +10,11 @@
     …                                                       the columns of the dataset that are kept
 
 ``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
-unless there are fewer dimensions or bits. ``embedding_type`` says why integers lie in a plain list.
+unless there are fewer dimensions or bits. ``embedding_type`` says why integers lie in a plain list. A sparse vector has
+two columns in place of ``embedding``, each null where that would be:
+
+    indices     list<int32>                                 of the elements that are not zero, ascending
+    weights     list<element>                               their values, as many
 
 The file's key-value metadata holds a ``ShardInfo``: what made it, its sums, and a digest of each column.
 """
@@ -28,13 +32,25 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.digest import digests_of
-from contract.form import Quantized
 from contract.store import Location
+from contract.vectors import Layout, RowVectors
 
-COLUMNS = ("row_id", "embedding", "n_tokens", "truncated", "error")
-"""A shard's own columns."""
+_VECTORS: Mapping[Layout, tuple[str, ...]] = {
+    "pooled": ("embedding",),
+    "tokens": ("embedding",),
+    "sparse": ("indices", "weights"),
+}
+"""The columns of a row's vectors."""
 
 _KEY = b"embedmill"
+
+_TIERS = {
+    "onnxruntime": "exported to ONNX",
+    "tensorrt": "exported to ONNX",
+    "torch": "packed rows in PyTorch",
+    "sentence-transformers": "the model's own modules",
+}
+"""How a runtime computes a model, by the first word of its name."""
 
 
 class ShardInfo(BaseModel):
@@ -71,6 +87,12 @@ class ShardInfo(BaseModel):
     digests: dict[str, str] = Field(default_factory=dict)
     """Of each column, by name, what ``contract.digest`` gives for it; ``table_of`` puts them in."""
 
+    @property
+    def computed_by(self) -> str:
+        """The runtime, the tier and the arithmetic, such as ``onnxruntime 1.32.0 (exported to ONNX, fp32)``."""
+        tier = _TIERS.get(self.runtime.split(" ")[0])
+        return f"{self.runtime} ({f'{tier}, ' if tier else ''}{self.precision})"
+
 
 def embedding_type(element: pa.DataType, width: int, *, per_token: bool) -> pa.DataType:
     """The type of a shard's ``embedding``.
@@ -95,12 +117,29 @@ def is_per_token(embedding: pa.DataType) -> bool:
     return pa.types.is_nested(embedding.value_type)
 
 
+def own_columns(layout: Layout) -> tuple[str, ...]:
+    """The names of a shard's columns, but for those of the dataset."""
+    return ("row_id", *_VECTORS[layout], "n_tokens", "truncated", "error")
+
+
+def vector_types(layout: Layout, element: pa.DataType, width: int) -> dict[str, pa.DataType]:
+    """The columns of a row's vectors, name → type.
+
+    Args:
+        layout: what a row has.
+        element: the type of an element.
+        width: elements of a vector; of no meaning where it is sparse.
+    """
+    if layout == "sparse":
+        return {"indices": pa.list_(pa.int32()), "weights": pa.list_(element)}
+    return {"embedding": embedding_type(element, width, per_token=layout == "tokens")}
+
+
 def table_of(
     batch: Batch,
-    vectors: Quantized,
+    vectors: RowVectors,
     info: ShardInfo,
     *,
-    per_token: bool,
     errors: Mapping[int, str] | None = None,
     windowed: bool = False,
 ) -> pa.Table:
@@ -108,10 +147,8 @@ def table_of(
 
     Args:
         batch: the rows, ``n`` of them.
-        vectors: in row order, rows without a text or with an error left out. ``[rows, width]``; with ``per_token``, one
-            vector for each real token of each row after the other: ``[tokens, width]``.
+        vectors: in row order, rows without a text or with an error left out.
         info: what made the vectors.
-        per_token: whether a row has a vector for each of its tokens instead of one.
         errors: index of the row in the batch → why it has no vector.
         windowed: whether a text longer than the engine takes was cut into windows and not truncated.
     """
@@ -121,7 +158,7 @@ def table_of(
     table = pa.table(
         {
             "row_id": pa.array(batch.row_id),
-            "embedding": _embedding(batch, vectors, without, per_token=per_token),
+            **_vector_columns(vectors, without),
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(row) for row in range(len(batch))], pa.string()),
@@ -136,17 +173,31 @@ def table_of(
     return table.replace_schema_metadata(metadata)
 
 
-def _embedding(batch: Batch, vectors: Quantized, without: npt.NDArray[np.bool_], *, per_token: bool) -> pa.Array:
-    width = vectors.shape[1]
-    kind = embedding_type(pa.from_numpy_dtype(vectors.dtype), width, per_token=per_token)
+def _vector_columns(vectors: RowVectors, without: npt.NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """The columns of ``vector_types``, null in the rows ``without``."""
+    values, width = vectors.values, vectors.values.shape[1]
+    types = vector_types(vectors.layout, pa.from_numpy_dtype(values.dtype), width)
+    counts = np.zeros(len(without), np.intp)
+    counts[~without] = vectors.counts
+    flat: pa.Array = pa.array(values.reshape(-1))
+    if vectors.indices is not None:
+        parts = {"indices": pa.array(vectors.indices), "weights": flat}
+        return {name: _lists(part, counts, types[name], without) for name, part in parts.items()}
+    kind = types["embedding"]
     if pa.types.is_fixed_size_list(kind):
-        full = np.zeros((len(batch), width), vectors.dtype)
-        full[~without] = vectors
-        return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=kind, mask=pa.array(without))
-    values: pa.Array = pa.array(vectors.reshape(-1))
-    if per_token:
-        values = pa.FixedSizeListArray.from_arrays(values, type=kind.value_type)
-    lengths = np.where(without, 0, batch.lengths if per_token else width)
+        full = np.zeros((len(without), width), values.dtype)
+        full[~without] = values
+        column = pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), type=kind, mask=pa.array(without))
+    elif is_per_token(kind):
+        column = _lists(pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type), counts, kind, without)
+    else:
+        column = _lists(flat, counts * width, kind, without)
+    return {"embedding": column}
+
+
+def _lists(
+    values: pa.Array, lengths: npt.NDArray[np.intp], kind: pa.DataType, without: npt.NDArray[np.bool_]
+) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(without))
 
@@ -185,16 +236,17 @@ def _write(table: pa.Table, file: IO[bytes]) -> None:
         compression="zstd",
         use_dictionary=False,
         write_page_checksum=True,
-        use_byte_stream_split=_split_columns(table.schema.field("embedding").type),
+        use_byte_stream_split=_split_columns(table.schema),
     )
 
 
-def _split_columns(kind: pa.DataType) -> list[str]:
+def _split_columns(schema: pa.Schema) -> list[str]:
     """Where BYTE_STREAM_SPLIT makes vectors a tenth smaller: float32's leaf. Not every reader knows it for float16."""
-    per_token = is_per_token(kind)
-    element = (kind.value_type if per_token else kind).value_type
-    leaf = "embedding.list.element.list.element" if per_token else "embedding.list.element"
-    return [leaf] if pa.types.is_float32(element) else []
+    leaf = "embedding" if "embedding" in schema.names else "weights"
+    kind = schema.field(leaf).type
+    while pa.types.is_nested(kind):
+        leaf, kind = f"{leaf}.list.element", kind.value_type
+    return [leaf] if pa.types.is_float32(kind) else []
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class Embedded:
         """The rows in the dataset's order, one shard in memory at a time.
 
         Columns: ``row_id`` int64, ``embedding`` a list of float32 (or what ``dtype`` says) that is null for a row
-        without a text, ``n_tokens`` int32, ``truncated`` bool, ``error`` string, and kept columns.
+        without a text (of a sparse model ``indices`` and ``weights``), ``n_tokens`` int32, ``truncated`` bool,
+        ``error`` string, and kept columns.
         """
         with open_file(self._job.shard(0)) as file:
             schema = file.schema_arrow.remove_metadata()

@@ -19,12 +19,13 @@ from rich.text import Text
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.form import VectorForm
 from contract.job import Job
 from contract.jobs import engine_of, find_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import Location
+from contract.vectors import RowVectors
+from embedmill.similarity import Cosine, DotProduct, Similarity
 from producer.batches import open_tokenizer, tokenize
 from producer.dataset import dataset_of
 from worker.runtime.choose import open_engine
@@ -36,8 +37,6 @@ Examples:
   embedmill search --job output/jargon-train-0123456789 --prefix "query: " "unsolicited bulk email"
 """
 
-_PLAIN = VectorForm()
-
 _SHOWN = 80
 """Characters of a row's text that are shown."""
 
@@ -46,7 +45,10 @@ _SHOWN = 80
 class Hit:
     """One row near a query."""
 
-    cosine: float
+    score: float
+    """Their ``similarity``."""
+    similarity: str
+    """``cosine``, or of sparse vectors ``dot product``."""
     row: int
     """``row_id``: the row's index in the dataset."""
     text: str
@@ -66,7 +68,8 @@ def main(queries: tuple[str, ...], name: str | None, count: int, prefix: str | N
 
 
 def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None = None) -> list[list[Hit]]:
-    """The rows nearest to each query by cosine, the nearest first. Rows without a text have no vector and are left out.
+    """The rows nearest to each query, by the cosine of their vectors or the dot product of sparse ones, the nearest
+    first. Rows without a text have no vector and are left out.
 
     Args:
         job: a job of which at least one shard is there; only the shards that are there are searched.
@@ -99,18 +102,19 @@ def search(job: Job, queries: tuple[str, ...], *, count: int, prefix: str | None
         raise UserError(f"no shard in {job.data}", "expected some", "start a worker: celery -A worker worker")
     texts = dataset_of(job)
     vectors = embed(spec, queries, job.prefix if prefix is None else prefix)
-    cosines, rows = nearest(shards, job.form.shortened(vectors, normalize=spec.normalize), count, job.form)
+    similarity = (DotProduct if spec.layout == "sparse" else Cosine)(vectors, spec, job.form)
+    scores, rows = nearest(shards, similarity, count)
     return [
         [
-            Hit(float(cosine), int(row), texts.texts(range(row, row + 1))[0] or "")
-            for cosine, row in zip(*found, strict=True)
+            Hit(float(score), similarity.name, int(row), texts.texts(range(row, row + 1))[0] or "")
+            for score, row in zip(*found, strict=True)
         ]
-        for found in zip(cosines, rows, strict=True)
+        for found in zip(scores, rows, strict=True)
     ]
 
 
-def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArray[np.float32]:
-    """``[queries, hidden]`` float32: the vectors of some texts, made as a worker makes those of a dataset's rows."""
+def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> RowVectors:
+    """The vectors of some texts, made as a worker makes those of a dataset's rows."""
     rows = open_tokenizer(spec)
     tokens, n_tokens = tokenize(queries, rows, prefix)
     batch = Batch(
@@ -123,56 +127,48 @@ def embed(spec: EngineSpec, queries: tuple[str, ...], prefix: str) -> npt.NDArra
         prompt_tokens=0 if rows.pools_prompt else rows.prompt_tokens(prefix),
     )
     with open_engine(spec, settings().threads or len(os.sched_getaffinity(0))) as engine:
-        return engine.infer(batch).vectors
+        return engine.infer(batch).rows
 
 
 def nearest(
-    shards: Sequence[Location], queries: npt.NDArray[np.float32], count: int, form: VectorForm = _PLAIN
+    shards: Sequence[Location], similarity: Similarity, count: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """The ``count`` rows nearest to each query by cosine, the nearest first, of equals the one that comes first.
+    """The ``count`` rows nearest to each query, the nearest first, of equals the one that comes first.
 
     Args:
-        shards: Parquet files with ``row_id`` and ``embedding``; one is in memory at a time.
-        queries: ``[n, hidden]``.
+        shards: Parquet files; one is in memory at a time.
+        similarity: of the queries to the rows of a shard.
         count: most rows for each query.
-        form: the form of the shards' vectors, whose number of elements the queries have.
 
     Returns:
-        Cosines, float32, and row ids, int64, each ``[n, min(count, rows with a vector)]``.
+        Similarities, float32, and row ids, int64, each ``[n, min(count, rows with a vector)]``.
     """
-    queries = _unit(queries)
-    cosines = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
+    scores = np.empty((similarity.queries, 0), np.float32)
+    rows = np.empty((similarity.queries, 0), np.int64)
     for shard in shards:
         with open_file(shard) as file:
-            table = file.read(columns=["row_id", "embedding"])
-        table = table.filter(table["embedding"].is_valid()).combine_chunks()
+            table = file.read(columns=["row_id", *similarity.columns])
+        table = table.filter(table[similarity.columns[0]].is_valid()).combine_chunks()
         if not table.num_rows:
             continue
-        stored = table["embedding"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-        vectors = form.dequantized(stored, queries.shape[1])
-        cosines = np.hstack([cosines, queries @ _unit(vectors).T])
-        rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (len(queries), table.num_rows))])
-        best = np.lexsort((rows, -cosines))[:, :count]
-        cosines, rows = np.take_along_axis(cosines, best, axis=1), np.take_along_axis(rows, best, axis=1)
-    return cosines, rows
-
-
-def _unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+        scores = np.hstack([scores, similarity.of(table)])
+        rows = np.hstack([rows, np.broadcast_to(table["row_id"].to_numpy(), (similarity.queries, table.num_rows))])
+        best = np.lexsort((rows, -scores))[:, :count]
+        scores, rows = np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
+    return scores, rows
 
 
 def table_of(query: str, hits: list[Hit]) -> Table:
     """A query's hits for the terminal."""
     table = Table(title=Text(query), title_justify="left")
     table.add_column("", justify="right")
-    table.add_column("cosine", justify="right")
+    table.add_column(hits[0].similarity if hits else "", justify="right")
     table.add_column("row", justify="right")
     table.add_column("text")
     for rank, hit in enumerate(hits, 1):
         text = " ".join(hit.text.split())
         shown = text if len(text) <= _SHOWN else text[:_SHOWN].rstrip() + " …"
-        table.add_row(str(rank), f"{hit.cosine:.3f}", str(hit.row), Text(shown))  # Text: a row's brackets are no markup
+        table.add_row(str(rank), f"{hit.score:.3f}", str(hit.row), Text(shown))  # Text: a row's brackets are no markup
     return table
 
 

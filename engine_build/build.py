@@ -99,6 +99,7 @@ def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, ob
         "model": model.source.model,
         "revision": model.source.revision,
         "architecture": parts.architecture,
+        "opened_by": parts.opened_by,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": sha256_of(tokenizer_file),
         "pooling": parts.pooling,
@@ -116,6 +117,7 @@ def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, ob
         "prefix": model.prefix,
         "prompts": model.prompts,
         "include_prompt": parts.include_prompt,
+        "without_vector": parts.without_vector,
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contract.errors import UserError, first_line
 from contract.graph import INPUTS, OUTPUT, Pooling
-from engine_build.model import has_segments, hidden_states, pooled
+from engine_build.states import has_segments, hidden_states, pooled
 from worker.runtime.head import Head
 
 OPSET = 17
@@ -65,7 +65,7 @@ def onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling, head:
 
     Args:
         model: the encoder, in FP32 or, by ``half()``, in FP16.
-        pooling: see ``engine_build.model.pooled``.
+        pooling: see ``engine_build.states.pooled``.
         head: what follows it, in FP32.
         path: the ONNX file to write.
 

@@ -1,10 +1,11 @@
 """A model taken apart: its encoder, one pooling, and what comes after that, as far as an engine knows them."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
@@ -16,9 +17,8 @@ from sentence_transformers.sentence_transformer.modules import (
     Pooling as PoolingModule,
     Transformer,
 )
-from torch import Tensor
 
-from contract.engine import Choice
+from contract.engine import Choice, OpenedBy
 from contract.errors import UserError
 from contract.graph import Pooling
 from contract.weights import model_sha256
@@ -45,20 +45,39 @@ class Parts:
     chosen: tuple[Choice, ...]
     include_prompt: bool
     truncate_dim: int | None
-    reference: SentenceTransformer
-    """Whose ``encode()``, with ``encode_options``, gives the vectors that the engine must give."""
+    reference: Any
+    """Of one of sentence-transformers' classes; ``encode`` asks it for the vectors that the engine must give."""
+    without_vector: tuple[int, ...] = ()
+    """See ``EngineSpec.without_vector``."""
 
     @property
     def per_token(self) -> bool:
         """Whether a row has a vector for each of its tokens instead of one."""
         return self.pooling == "tokens"
 
-    @property
-    def encode_options(self) -> dict[str, Any]:
-        """Of ``encode()``."""
+    def encode(self, texts: Sequence[str], prompt: str = "", batch_size: int = 8) -> list[npt.NDArray[np.float32]]:
+        """Of each text the vectors that the engine must give, ``[1, hidden]``, or ``[tokens, hidden]``.
+
+        Args:
+            texts: in any order.
+            prompt: put before each.
+            batch_size: texts that are computed together.
+        """
+        options: dict[str, Any] = {"normalize_embeddings": "normalize" in self.chosen and self.normalize}
         if self.per_token:
-            return {"output_value": "token_embeddings"}
-        return {"normalize_embeddings": "normalize" in self.chosen and self.normalize}
+            options = {"output_value": "token_embeddings"}
+            # Of rows that are padded on the left, encode() gives the padding's vectors too.
+            batch_size = 1 if getattr(self.reference.tokenizer, "padding_side", "right") == "left" else batch_size
+        found = self.reference.encode(
+            list(texts), prompt=prompt, batch_size=batch_size, show_progress_bar=False, **options
+        )
+        return [np.atleast_2d(np.asarray(vectors, np.float32)) for vectors in found]
+
+    @property
+    def opened_by(self) -> OpenedBy:
+        """The reference's class."""
+        name: Any = type(self.reference).__name__
+        return name
 
     @property
     def architecture(self) -> str:
@@ -74,8 +93,8 @@ class Parts:
     @property
     def hidden(self) -> int:
         """Width of a vector as it comes out."""
-        (vector,) = self.reference.encode(["a"], show_progress_bar=False, **self.encode_options)
-        return int(vector.shape[-1])
+        (vectors,) = self.encode(["a"])
+        return int(vectors.shape[-1])
 
 
 def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: bool | None) -> Parts:
@@ -100,6 +119,12 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         isinstance(first, Transformer) and (own_pooling or pooling == "tokens")
     ):
         raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {unknown}")
+    if pooling == "tokens" and any(_of_tokens(module) for module in after):
+        raise UserError(
+            "--pooling tokens",
+            f"the model {unknown}, which would be left out",
+            "save it as a MultiVectorEncoder, whose token vectors are taken as they are",
+        )
     steps = [module for module in after if not isinstance(module, Dropout)]  # which does nothing in evaluation
     own = bool(steps) and isinstance(steps[-1], Normalize)
     chosen: list[Choice] = []
@@ -121,7 +146,7 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     return Parts(
         encoder=first.auto_model if isinstance(first, Transformer) else None,
         pooling=pooling,
-        head=None if unknown else _head(steps, width, again),
+        head=None if unknown else head_of(steps, width, again),
         unknown=unknown,
         normalize=wanted,
         chosen=tuple(chosen),
@@ -129,6 +154,11 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
         truncate_dim=width,
         reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
     )
+
+
+def _of_tokens(module: Any) -> bool:
+    """Whether a module, such as ColBERT's Dense, changes each token's vector, but for its norm."""
+    return getattr(module, "module_input_name", "") == "token_embeddings" and not isinstance(module, Normalize)
 
 
 def _pooling_modules(own: Any | None, pooling: Pooling, normalize: bool) -> list[Any]:
@@ -163,7 +193,7 @@ def _unknown(first: Any, pooling: Any, after: Sequence[Any]) -> str:
     return ""
 
 
-def _head(modules: Sequence[Any], truncate_dim: int | None, normalize: bool) -> Head:
+def head_of(modules: Sequence[Any], truncate_dim: int | None, normalize: bool) -> Head:
     """A head of sentence-transformers' modules, with copies of their weights."""
     head = Head([(type(module).__name__, module.get_config_dict()) for module in modules], truncate_dim, normalize)
     for step, module in zip(head.steps, modules, strict=True):
@@ -195,12 +225,12 @@ def layers(encoder: transformers.PreTrainedModel | None) -> int:
     return encoder.config.num_hidden_layers if encoder is not None else 0
 
 
-def linear_weights(model: SentenceTransformer) -> int:
+def linear_weights(model: Any) -> int:
     """The elements of the weight matrices that every token is multiplied with."""
     return sum(module.weight.numel() for module in model[0].modules() if isinstance(module, torch.nn.Linear))
 
 
-def weights_sha256(model: SentenceTransformer) -> str:
+def weights_sha256(model: Any) -> str:
     """``contract.weights.model_sha256`` of a model as it was opened."""
     every: list[Any] = list(model)
     first, *modules = every
@@ -208,40 +238,3 @@ def weights_sha256(model: SentenceTransformer) -> str:
     # Of what is not in the configuration, such as a static model's, the weights' names tell.
     settings = first.auto_model.config.to_diff_dict() if isinstance(first, Transformer) else {}
     return model_sha256(settings, described, {name: values.numpy() for name, values in model.state_dict().items()})
-
-
-def has_segments(model: transformers.PreTrainedModel) -> bool:
-    """Whether the encoder has an embedding for each of a text's segments."""
-    takes = "token_type_ids" in inspect.signature(model.forward).parameters
-    return takes and (getattr(model.config, "type_vocab_size", 0) or 0) > 0
-
-
-def hidden_states(
-    model: transformers.PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-) -> Tensor:
-    """The last hidden state, ``[rows, length, hidden]``.
-
-    Args:
-        model: an encoder.
-        input_ids: ``[rows, length]``, int32 or int64.
-        attention_mask: ``[rows, length]``, or an additive one, ``[rows, 1, 1, length]``.
-        token_type_ids: ``[rows, length]``; left out where the architecture has none.
-    """
-    types = {"token_type_ids": token_type_ids} if has_segments(model) else {}
-    return model(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-
-
-def pooled(hidden: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """Vectors from hidden states: ``[rows, hidden]``, or ``[rows, length, hidden]`` where pooling is ``tokens``.
-
-    The formulas of sentence-transformers' Pooling module.
-
-    Args:
-        hidden: ``[rows, length, hidden]``.
-        attention_mask: ``[rows, length]``; no row of it may be empty.
-        pooling: ``mean`` over the real tokens, ``cls`` for the first one, ``tokens`` for all.
-    """
-    if pooling == "mean":
-        weight = attention_mask.to(hidden.dtype)[:, :, None]
-        return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
-    return hidden[:, 0] if pooling == "cls" else hidden

@@ -5,41 +5,40 @@ from typing import Any
 
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
+from sentence_transformers.sparse_encoder.modules import MLMTransformer
 
+from contract.engine import OpenedBy
 from contract.errors import UserError, first_line
 from contract.words import count
+from engine_build.adapter import check_adapter, check_layers
 from engine_build.quiet import quietly
-from engine_build.source import encoder_folder, is_static, refuse_code
+from engine_build.source import adapter_of, encoder_folder, is_static, opened_by, refuse_code
+from worker.runtime.modules import open_modules
 
 _HARMLESS = (
     "Default prompt name is set",  # honoured, and shown
     "This model was created with Sentence Transformers version",  # what that brings about is compared after the export
+    "Skiplist words",  # that are no tokens: encode() does not know them either
 )
 """How warnings of sentence-transformers begin that say nothing of other vectors."""
 
 
-def open_folder(folder: Path) -> SentenceTransformer:
-    """The model in a folder, in FP32 on the CPU, in evaluation mode.
+def open_folder(folder: Path) -> Any:
+    """The model in a folder, of the class ``source.opened_by``, in FP32 on the CPU, in evaluation mode.
 
     Raises:
         UserError: the model has code of its own, sentence-transformers refuses it or would compute with something else
             than what the folder says, or it has anything that an engine cannot honour.
     """
     refuse_code(folder)
-    encoder = encoder_folder(folder)
+    check_adapter(folder)
+    encoder, kind = encoder_folder(folder), opened_by(folder)
     with quietly() as library_warnings:
         if not is_static(folder):  # whose config.json, if it has one, is not transformers'
-            _check_config(folder, encoder)
+            _check_config(folder, adapter_of(folder).get("base_model_name_or_path", encoder))
         try:
-            model: Any = SentenceTransformer(
-                str(folder),
-                device="cpu",
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"dtype": torch.float32},
-            )
+            model = open_modules(folder, kind)
             model.eval().float()  # also modules that know no dtype
         except Exception as error:
             raise UserError(
@@ -51,42 +50,50 @@ def open_folder(folder: Path) -> SentenceTransformer:
                 f"{folder} cannot be taken as it is: sentence-transformers says {' '.join(doubts[0].split())}",
                 "expected a model of which nothing is left out or replaced",
             )
-        _check_first(folder, model)
+        _check_first(folder, model, kind)
+        if adapter_of(folder):
+            check_layers(model[0].auto_model)
         _check_weights(folder, encoder, model)
     if isinstance(model[0], Transformer):
-        model[0].auto_model.pooler = None  # which some checkpoints carry, and no vector depends on
+        if hasattr(model[0].auto_model, "pooler"):
+            model[0].auto_model.pooler = None  # which some checkpoints carry, and no vector depends on
         _check_tokenizer(folder, encoder, model)
-    if model.truncate_dim is not None and not (isinstance(model.truncate_dim, int) and model.truncate_dim > 0):
-        raise UserError(f"{folder} has a truncate_dim of {model.truncate_dim!r}", "expected a number of elements")
-    opened: SentenceTransformer = model
-    return opened
+    width = getattr(model, "truncate_dim", None)
+    if width is not None and not (isinstance(width, int) and width > 0):
+        raise UserError(f"{folder} has a truncate_dim of {width!r}", "expected a number of elements")
+    return model
 
 
-def _check_config(folder: Path, encoder: Path) -> None:
+def _check_config(folder: Path, encoder: str | Path) -> None:
     try:
         transformers.AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder} is no model ({first_line(error)})", "expected a transformers model") from None
 
 
-def _check_first(folder: Path, model: Any) -> None:
+def _check_first(folder: Path, model: Any, kind: OpenedBy) -> None:
     """What makes token ids of texts: whatever computes the engine, rows come to it as one token id after the other."""
     first = model[0]
     if type(first) is StaticEmbedding:
         return
-    if type(first) is not Transformer:
+    if type(first) not in (Transformer, MLMTransformer):
         raise _unfit(folder, f"has {type(first).__name__} for its first module", "a Transformer or a StaticEmbedding")
     if not type(first.auto_model).__module__.startswith("transformers.models."):
         raise _unfit(folder, f"is opened as {type(first.auto_model).__name__}", "a model of transformers")
-    plain = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
     output = (first.transformer_task, first.module_output_name, first.modality_config)
     if "message" in first.modality_config:
         raise _unfit(folder, "puts texts into a chat template", "plain texts, as models have that were saved for them")
-    if output != ("feature-extraction", "token_embeddings", plain):
-        raise _unfit(folder, f"takes {output} of its encoder", "the last hidden state of each token")
-    for name in ("query_expansion", "processing_kwargs"):
-        if found := getattr(first, name):
+    if output not in (_taken("feature-extraction", "last_hidden_state"), _taken("fill-mask", "logits")):
+        raise _unfit(folder, f"takes {output} of its encoder", "the last hidden state of each token, or its logits")
+    expansion = None if kind == "MultiVectorEncoder" else first.query_expansion  # of queries alone
+    for name, found in (("query_expansion", expansion), ("processing_kwargs", first.processing_kwargs)):
+        if found:
             raise _unfit(folder, f"asks for {name} {found}", "none: an engine's rows are plain texts")
+
+
+def _taken(task: str, output: str) -> tuple[str, str, dict[str, dict[str, str]]]:
+    """What a Transformer module says that takes this output of each of a text's tokens."""
+    return task, "token_embeddings", {"text": {"method": "forward", "method_output_name": output}}
 
 
 def _check_weights(folder: Path, encoder: Path, model: Any) -> None:

@@ -113,7 +113,7 @@ class PackedGraph(nn.Module):
 
     Args:
         model: an encoder for which ``packable`` holds; it is not changed.
-        pooling: see ``engine_build.model.pooled``.
+        pooling: see ``engine_build.states.pooled``.
         head: what follows it, in FP32.
     """
 
@@ -163,7 +163,7 @@ def packed_onnx_from_torch(model: transformers.PreTrainedModel, pooling: Pooling
 
     Args:
         model: in FP16, one for which ``packable`` holds; it is not changed.
-        pooling: see ``engine_build.model.pooled``.
+        pooling: see ``engine_build.states.pooled``.
         head: what follows it, in FP32.
         path: the ONNX file to write.
     """

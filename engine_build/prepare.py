@@ -7,9 +7,11 @@ from typing import Any, Literal
 from contract.errors import UserError
 from contract.graph import Pooling
 from contract.words import count
-from engine_build.model import NO_LIMIT, Parts, longest, parts_of, weights_sha256
+from engine_build.adapter import merge_adapter
+from engine_build.model import NO_LIMIT, Parts, longest, weights_sha256
 from engine_build.opened import open_folder
-from engine_build.source import Source, fetch
+from engine_build.outputs import default_prompt, document_length, opened_parts
+from engine_build.source import Source, adapter_of, fetch
 
 DEFAULT_LENGTH = 512
 
@@ -66,10 +68,13 @@ def prepare(model: str, options: EngineOptions, say: Say) -> Prepared:
     opened = open_folder(source.folder)
     weights = weights_sha256(opened)
     prompts = {key: text for key, text in opened.prompts.items() if text}
-    prefix = prompts.get(opened.default_prompt_name or "", "")
-    parts = parts_of(opened, options.pooling, options.normalize)
+    prefix = default_prompt(opened)
+    parts = opened_parts(opened, options.pooling, options.normalize)
+    if adapter := adapter_of(source.folder):
+        merge_adapter(parts)
+        say(f"peft merged the {adapter.get('peft_type', 'LORA')} adapter into {adapter['base_model_name_or_path']}.")
     limit = longest(parts.encoder)
-    model_length = int(min(opened.max_seq_length or limit, limit))
+    model_length = int(min(document_length(opened) or opened.max_seq_length or limit, limit))
     max_length = _length(options.max_length, model_length, limit, say)
     if prompts and not prefix:
         named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())

@@ -4,11 +4,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from contract.engine import OpenedBy
 from contract.errors import UserError, first_line
 
 _CONFIGS = ("config.json", "modules.json")
@@ -29,11 +30,19 @@ class Source:
 
 
 def fetch(model: str, revision: str | None = None) -> Source:
-    """The model's files: a local folder as it is, anything else from the Hub.
+    """The model's files: a local folder as it is, anything else from the Hub. Of an adapter also its base model's.
 
     Raises:
         UserError: the folder is no model, or the Hub has none of this name or cannot be reached.
     """
+    source = _fetched(model, revision)
+    base = adapter_of(source.folder)
+    if base and not Path(base["base_model_name_or_path"]).is_dir():
+        _fetched(base["base_model_name_or_path"], base.get("revision"))
+    return source
+
+
+def _fetched(model: str, revision: str | None) -> Source:
     if folder := local_folder(model):
         return Source(str(folder.resolve()), folder, None)
     try:
@@ -110,10 +119,38 @@ def encoder_folder(folder: Path) -> Path:
         raise UserError(f"{folder / 'modules.json'} cannot be read", "expected a list of modules") from None
 
 
+def adapter_of(folder: Path) -> dict[str, Any]:
+    """The configuration of the adapter that a model's encoder is, as peft saves it; empty where it is none.
+
+    Raises:
+        UserError: it names no base model.
+    """
+    file = encoder_folder(folder) / "adapter_config.json"
+    found: dict[str, Any] = read_json(file)
+    if found and not isinstance(found.get("base_model_name_or_path"), str):
+        raise UserError(f"{file} names no base model", "expected base_model_name_or_path")
+    return found
+
+
 def is_static(folder: Path) -> bool:
     """Whether the first module is a StaticEmbedding, as ``encoder_folder`` finds it."""
     modules = read_json(folder / "modules.json")
     return bool(modules) and str(modules[0].get("type")).endswith(".StaticEmbedding")
+
+
+def opened_by(folder: Path) -> OpenedBy:
+    """The class of sentence-transformers that a folder was saved by; it opens what PyLate and ColBERT saved too.
+
+    Raises:
+        UserError: it is none that embeds texts.
+    """
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    default = "MultiVectorEncoder" if "HF_ColBERT" in architectures else "SentenceTransformer"
+    found = read_json(folder / "config_sentence_transformers.json").get("model_type", default)
+    kind: OpenedBy = "MultiVectorEncoder" if found == "ColBERT" else found
+    if kind not in get_args(OpenedBy):
+        raise UserError(f"{folder} is a {kind}", f"expected one of {', '.join(get_args(OpenedBy))}")
+    return kind
 
 
 def refuse_code(folder: Path) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from sentence_transformers import SentenceTransformer
 
 from contract.compare import TOLERANCES, Comparison
 from contract.engine import EngineSpec, Tier
@@ -24,7 +23,7 @@ from engine_build.packed import packable, packed_onnx_from_torch
 from engine_build.prepare import Prepared
 from engine_build.quiet import quietly
 from worker.runtime.interface import Engine
-from worker.runtime.modules import ModulesEngine
+from worker.runtime.modules import ModulesEngine, open_modules
 from worker.runtime.onnx import Fp16OnnxEngine, OnnxEngine, session_of
 from worker.runtime.packed_model import HALF, PackedModel, read_model, write_model
 from worker.runtime.torch_cpu import TorchCpuEngine
@@ -236,13 +235,7 @@ def _modules(
     model.parts.reference.save_pretrained(str(folder / "modules"), create_model_card=False)
     as_umask_says(*(path for path in (folder / "modules").rglob("*") if path.is_file()))
     with quietly():
-        again = SentenceTransformer(
-            str(folder / "modules"),
-            device="cpu",
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"dtype": torch.float32},
-        )
+        again = open_modules(folder / "modules", spec.opened_by)
     comparisons = check_export({"modules FP32": ModulesEngine(spec, again)}, expected)
     return {"modules_sha256": sha256_of_folder(folder / "modules")}, comparisons
 

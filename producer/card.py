@@ -110,10 +110,13 @@ def _size(rows: int) -> str:
     return f"{_SIZES[step - 1]}<n<{_SIZES[step]}"
 
 
+_POOLING: Mapping[str, str] = {"tokens": "none: a vector for each token", "sparse": "none: a sparse vector"}
+
+
 def _model_rows(job: Job, spec: EngineSpec, totals: ShardTotals, model: str) -> list[tuple[str, str]]:
     return [
         ("model", model + (f", revision `{spec.revision[:12]}`" if spec.revision else "")),
-        ("pooling", "none: a vector for each token" if spec.per_token else spec.pooling),
+        ("pooling", _POOLING.get(spec.layout, spec.pooling)),
         ("normalization", "norm 1" if spec.normalize else "none"),
         ("width", f"{spec.hidden:,}"),
         ("kept as", f"{job.form}" + (", ranges in this card's front matter" if job.form.ranges else "")),
@@ -135,15 +138,24 @@ def _longer(job: Job) -> str:
 
 
 def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
-    vector = f"{job.form.element}" + (", a list of vectors" if spec.per_token else "")
+    vectors = _vectors(job, spec)
     return [
         ("`row_id`", "the row's index in the source dataset"),
-        ("`embedding`", f"{vector}; null for a row without a text or with an error"),
+        *((f"`{name}`", f"{what}; null for a row without a text or with an error") for name, what in vectors),
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),
         ("`error`", "why a row that has a text has no vector"),
         *((f"`{name}`", "as in the source dataset") for name in job.columns),
     ]
+
+
+def _vectors(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
+    """The columns of the vectors, and what they hold."""
+    element = str(job.form.element)
+    if spec.layout == "sparse":
+        indices = f"which of the vector's {count(spec.hidden, 'element')} are not zero, ascending"
+        return [("indices", indices), ("weights", f"{element}, the values of these elements")]
+    return [("embedding", element + (", a list of vectors" if spec.per_token else ""))]
 
 
 def _verification(verdict: Verdict | None, doubt: str) -> Iterable[str]:

@@ -1,15 +1,17 @@
 """What single options of the commands mean, and what of them is refused."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from contract.errors import UserError
 from contract.job import NAME
-from contract.shard import COLUMNS
+from contract.shard import own_columns
 from contract.store import location
 from contract.template import of_column, parse
+from contract.vectors import Layout
 
 
 class Folder(click.Path):
@@ -60,9 +62,18 @@ def columns_of(names: str | None) -> tuple[str, ...]:
         UserError: a shard has a column of this name.
     """
     columns = tuple(dict.fromkeys(name for part in (names or "").split(",") if (name := part.strip())))
-    if taken := [name for name in columns if name in COLUMNS]:
-        raise UserError(f"a shard has a column {taken[0]} of its own", hint="leave it out of --keep-columns")
+    refuse_taken(columns, "pooled")
     return columns
+
+
+def refuse_taken(columns: Sequence[str], layout: Layout) -> None:
+    """Refuse columns of the dataset whose names a shard of this layout has.
+
+    Raises:
+        UserError: there is one.
+    """
+    if taken := [name for name in columns if name in own_columns(layout)]:
+        raise UserError(f"a shard has a column {taken[0]} of its own", hint="leave it out of --keep-columns")
 
 
 def template_of(column: str | None, text: str | None) -> str | None:

@@ -25,7 +25,7 @@ class ShardTotals:
     failed: int = 0
     """Rows that have an error instead of a vector."""
     runtimes: frozenset[str] = frozenset()
-    """What computed them, such as ``onnxruntime 1.32.0 (fp32)``."""
+    """What computed them: ``ShardInfo.computed_by``."""
 
     def __add__(self, other: "ShardTotals") -> "ShardTotals":
         return ShardTotals(
@@ -54,7 +54,7 @@ def _one(info: ShardInfo) -> ShardTotals:
         without_text=info.without_text,
         recomputed=info.recomputed,
         failed=info.failed,
-        runtimes=frozenset({f"{info.runtime} ({info.precision})"}),
+        runtimes=frozenset({info.computed_by}),
     )
 
 

@@ -13,6 +13,7 @@ from contract.words import count
 from producer.batches import RowTokenizer
 from producer.calibrate import Ranges
 from producer.console import print_note
+from producer.options import refuse_taken
 from producer.sizing import PER_TOKEN_ROWS, batch_size
 from producer.texts import ANY_CSV, CsvOptions, DatasetSource, TextDataset
 
@@ -55,6 +56,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
     Raises:
         UserError: the engine cannot do what is asked for, or a row of the dataset cannot be read.
     """
+    _refuse_sparse(request, spec)
     prefix, overlap = _prefix(request, spec, tokenizer), _overlap(request, spec, tokenizer)
     dimensions = _dimensions(request, spec)
     batch_rows = request.batch_rows or (PER_TOKEN_ROWS if spec.per_token else None)
@@ -110,9 +112,28 @@ def elements_of(request: JobRequest, spec: EngineSpec) -> int:
     """How many elements a vector has.
 
     Raises:
-        UserError: the request has more than the engine computes.
+        UserError: the request has more than the engine computes, or a form that sparse vectors have not.
     """
+    _refuse_sparse(request, spec)
     return _dimensions(request, spec) or spec.hidden
+
+
+def _refuse_sparse(request: JobRequest, spec: EngineSpec) -> None:
+    """Refuse what sparse vectors have not."""
+    if spec.layout != "sparse":
+        return
+    refuse_taken(request.columns, spec.layout)
+    wanted = {
+        f"--dtype {request.dtype}": request.dtype not in ("float32", "float16"),
+        f"--dimensions {request.dimensions}": request.dimensions is not None,
+        "--long-texts window": request.long_texts == "window",
+    }
+    for option in (name for name, asked in wanted.items() if asked):
+        raise UserError(
+            f"{option}: engine {spec.name} gives sparse vectors",
+            "their weights are kept as float32 or float16, of whole texts that are truncated",
+            f"leave out {option}, or choose another --engine",
+        )
 
 
 def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:

@@ -1,6 +1,7 @@
 """From a model and a dataset to a verdict: the commands over a real Redis and a real worker."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -17,11 +18,12 @@ import numpy as np
 import psutil
 import pyarrow.dataset as pads
 import pytest
+import sentence_transformers
 from celery import Celery
 from click.testing import Result
 from sentence_transformers import SentenceTransformer
 
-from bench.families import save_family
+from bench.families import FAMILIES, save_family
 from contract.compare import cosines
 from contract.engine import EngineSpec
 from contract.job import Job
@@ -29,7 +31,10 @@ from contract.jobs import latest_job
 from contract.redis.keys import queue_of
 from contract.redis.messages import TASK, direct_queue
 from contract.settings import settings
+from contract.vectors import dense_of
 from embedmill.processes import celery_worker, redis_server
+from engine_build.compare_export import truncate_at
+from engine_build.outputs import opened_parts
 from tests.commands import called, run, wait_until
 from tests.conftest import JARGON, MINILM, build_engine
 from tests.contract.samples import WholeLedger
@@ -114,23 +119,53 @@ def test_the_real_model_agrees_with_sentence_transformers_on_every_row(
     assert cosines(ours, theirs).min() >= 0.99999
 
 
-@pytest.mark.parametrize(("family", "tier", "prompt"), [("qwen3", "torch", "query"), ("t5", "modules", None)])
-def test_a_job_of_a_model_that_is_not_exported(
-    family: str, tier: str, prompt: str | None, worker_log: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "runtime", "prompt"),
+    [
+        ("mpnet", "onnxruntime", None),
+        ("qwen3", "torch", "query"),
+        ("gemma3_text", "torch", "document"),
+        ("LaBSE", "onnxruntime", None),
+        ("nomic_bert", "onnxruntime", "document"),
+        ("t5", "modules", None),
+        ("SPLADE", "modules", None),
+        ("ColBERT", "onnxruntime", None),
+    ],
+)
+def test_a_whole_job_of_a_family(
+    family: str, runtime: str, prompt: str | None, worker_log: Path, tmp_path: Path
 ) -> None:
     spec = build_engine(save_family(family, tmp_path / "family"), f"job-of-{family}", max_length=64)
-    assert spec.tiers == (tier,)
-    (tmp_path / "some.jsonl").write_text("\n".join(JARGON.read_text("utf-8").splitlines()[:70]) + "\n", "utf-8")
+    lines = JARGON.read_text("utf-8").splitlines()[:50]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines) + '\n{"text": ""}\n', "utf-8")
     options = ("--dataset", "some.jsonl", "--text-column", "text", "--batch-rows", 25, "--engine", spec.name)
-    told = run("producer", *options, *(("--prompt", prompt) if prompt else ()))
-    assert "70 of 70" in told.stdout
-    assert f"engine {spec.name} is computed by {tier} on a CPU" in worker_log.read_text()
+    told = called("producer", *options, *(("--prompt", prompt) if prompt else ()))
+    assert "51 of 51" in told.stdout
+    assert f"engine {spec.name} is computed by {runtime} on a CPU" in worker_log.read_text()
     verified("--sample", 40)
-    job = latest_job()
-    texts = [json.loads(line)["text"] for line in (tmp_path / "some.jsonl").read_text("utf-8").splitlines()]
-    model = SentenceTransformer(spec.model, device="cpu")
-    model.max_seq_length = 64
-    assert cosines(vectors(job), model.encode(texts, prompt_name=prompt)).min() >= 0.99999
+    how = {"onnxruntime": "exported to ONNX", "torch": "packed rows in PyTorch", "modules": "the model's own modules"}
+    assert f"({how[runtime]}, fp32)" in html.unescape((latest_job().folder / "report.html").read_text())
+    job, model = latest_job(), getattr(sentence_transformers, spec.opened_by)(spec.model, device="cpu")
+    assert job.prefix == (
+        FAMILIES[family].prompts["document"] if spec.per_token else spec.prompts.get(prompt or "", "")
+    )
+    truncate_at(model, 64)
+    texts = [json.loads(line)["text"] for line in lines]
+    theirs = opened_parts(model, None, None).encode(texts, job.prefix)
+    *ours, none = row_vectors(job, spec)
+    assert none is None
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found is not None
+        assert cosines(found, expected).min() >= 0.99999
+
+
+def row_vectors(job: Job, spec: EngineSpec) -> list[np.ndarray | None]:
+    """Each row's vectors, ``[1, hidden]`` or ``[tokens, hidden]``, in the dataset's order; None where it has none."""
+    table = pads.dataset(job.data).to_table().sort_by("row_id")
+    if spec.layout != "sparse":
+        return [row and np.atleast_2d(np.array(row, np.float32)) for row in table["embedding"].to_pylist()]
+    rows = zip(table["indices"].to_pylist(), table["weights"].to_pylist(), strict=True)
+    return [row and dense_of(np.array(row, np.int32), np.array(weights), spec.hidden) for row, weights in rows]
 
 
 def test_rows_of_every_strange_kind_are_accounted_for(worker_log: Path, tiny: EngineSpec, tmp_path: Path) -> None:

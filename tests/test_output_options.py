@@ -78,6 +78,6 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
         np.testing.assert_allclose(stored(latest_job()), theirs, atol=5e-4)
         close = search(latest_job(), QUERY, count=3)
         assert hits[0][0].row == close[0][0].row
-        assert hits[0][0].cosine == pytest.approx(close[0][0].cosine, abs=0.01)
+        assert hits[0][0].score == pytest.approx(close[0][0].score, abs=0.01)
         produced("--long-texts", "window", "--overlap", 32, "--dtype", "float16")
         verified()

@@ -134,12 +134,13 @@ def _compare_vectors(
     found: ShardRow, expected: "ExpectedRow", form: VectorForm
 ) -> tuple[Comparison | None, float, str]:
     """The comparison, the reference's mean square, and how the tolerance is broken."""
-    reference, there = expected.vectors, found.vectors.shape
+    reference = expected.vectors
     if expected.text is None:
         return None, 0.0, "it has a vector, and the dataset has no text there, or a blank one"
-    if there != (shape := (len(reference), form.width(reference.shape[1]))):
+    vectors = found.with_zeros(reference.shape[1])
+    if (there := vectors.shape) != (shape := (len(reference), form.width(reference.shape[1]))):
         return None, 0.0, f"{there[0]} × {count(there[1], 'element')}, expected {shape[0]} × {shape[1]}"
-    nearest = form.nearest(found.vectors, reference)
+    nearest = form.nearest(vectors, reference)
     comparison = compare(nearest, reference)
     finite = np.isfinite(nearest).all(axis=1)
     power = float(np.mean(reference[finite].astype(np.float64) ** 2)) if finite.any() else 0.0

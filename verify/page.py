@@ -174,7 +174,7 @@ def _about_job(job: Job) -> dict[str, str]:
 
 def _about_engine(evidence: Evidence) -> dict[str, str]:
     spec = evidence.spec
-    made = Counter(f"{one.runtime}, {one.precision}" for one in evidence.sample.shards)
+    made = Counter(one.computed_by for one in evidence.sample.shards)
     return {
         "model": spec.model,
         "model's revision": spec.revision or "",

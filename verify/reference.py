@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sentence_transformers
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
@@ -20,6 +21,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError, first_line
 from contract.job import Job
 from contract.weights import model_sha256
+from verify.encoding import encoded
 from verify.sample import SampledRow
 
 _MOST_ROWS, _MOST_TOKENS = 32, 4096
@@ -47,7 +49,7 @@ class Reference:
     spec: EngineSpec
     job: Job
     model: Any
-    """A ``SentenceTransformer``."""
+    """Of sentence-transformers' class ``spec.opened_by``."""
 
     def recompute(self, rows: Iterable[SampledRow], texts: Mapping[int, str | None]) -> Iterator[ExpectedRow]:
         """Compute rows, in small batches of rows of about one length.
@@ -84,7 +86,7 @@ class Reference:
         plain = [text for _, text in with_text]
         whole = [self.job.prefix + text for text in plain]
         n_tokens = self._n_tokens(whole)
-        vectors = self._windows(whole) if self.job.windowed else self._encoded(plain)
+        vectors = self._windows(whole) if self.job.windowed else encoded(self.model, self.spec, self.job, plain)
         for (row, _), text, tokens, one in zip(with_text, whole, n_tokens, vectors, strict=True):
             # A text without a token of its own or a special one, which a static model may have, has no vector.
             yield ExpectedRow(row, text, tokens, one if tokens else nothing)
@@ -106,31 +108,6 @@ class Reference:
             tokenizer.enable_truncation(self.spec.max_length)
             return found
         return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-
-    def _encoded(self, texts: list[str]) -> list[npt.NDArray[np.float32]]:
-        """Each text's vectors, ``[1, elements]``, or ``[tokens, elements]`` at token level: the text truncated."""
-        job, spec = self.job, self.spec
-        if spec.per_token:
-            # Of rows that are padded on the left, encode() gives the padding's vectors too.
-            alone = self.model.tokenizer.padding_side == "left"
-            found = self.model.encode(
-                texts,
-                prompt=job.prefix,
-                output_value="token_embeddings",
-                show_progress_bar=False,
-                batch_size=1 if alone else len(texts),
-            )
-            vectors = [one.float().cpu().numpy() for one in found]
-            return [job.form.shortened(one, normalize=spec.normalize) for one in vectors]
-        found = self.model.encode(
-            texts,
-            prompt=job.prefix,  # an empty one overrules the model's default
-            truncate_dim=job.form.dimensions,
-            normalize_embeddings=spec.normalize and (job.form.dimensions is not None or "normalize" in spec.chosen),
-            show_progress_bar=False,
-            batch_size=len(texts),
-        )
-        return [one[None].astype(np.float32) for one in found]
 
     def _windows(self, texts: list[str]) -> list[npt.NDArray[np.float32]]:
         """Each text's vector, ``[1, elements]``: the mean of its windows' vectors, weighted by their tokens.
@@ -181,7 +158,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
     transformers.utils.logging.disable_progress_bar()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # 10 bits, which is no FP32
     try:
-        model = SentenceTransformer(
+        model = getattr(sentence_transformers, spec.opened_by)(
             spec.model,
             revision=spec.revision,
             device="cpu",
@@ -207,6 +184,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
         model.tokenizer.enable_truncation(spec.max_length)  # it has no length of its own
     else:
         model.max_seq_length = spec.max_length
+        model[0].document_length = None  # which is a multi-vector model's own length of documents
     return Reference(spec, job, model.to("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -214,7 +192,7 @@ def _repair(spec: EngineSpec) -> str:
     return f"bring that model back, or build a new engine: python -m engine_build --model {spec.model} --name NAME"
 
 
-def _sha256(model: SentenceTransformer) -> str:
+def _sha256(model: Any) -> str:
     every: list[Any] = list(model)
     first, *modules = every
     return model_sha256(
@@ -224,7 +202,7 @@ def _sha256(model: SentenceTransformer) -> str:
     )
 
 
-def _as_chosen(model: SentenceTransformer, spec: EngineSpec) -> SentenceTransformer:
+def _as_chosen(model: Any, spec: EngineSpec) -> Any:
     """The model with another pooling or normalization where the user chose one."""
     if not spec.chosen:
         return model

@@ -157,7 +157,7 @@ def _read(job: Job, rules: VectorRules, batch: int) -> tuple[ShardRows, ShardInf
     """A shard's rows, every value read, and its footer; or what is wrong with it."""
     try:
         with open_shard(job, batch) as (file, info):
-            return read_rows(file, rules.form, rules.elements), info
+            return read_rows(file, rules.layout, rules.form, rules.elements), info
     except BadShard as error:
         return error
 

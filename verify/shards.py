@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from contract.compare import TOLERANCES
 from contract.form import Quantized
 from contract.job import Job
-from contract.shard import ShardInfo, embedding_type, info_of, is_per_token, open_file
+from contract.shard import ShardInfo, info_of, is_per_token, open_file, vector_types
+from contract.vectors import Layout, dense_of
 from contract.words import count
 from verify.values import value_at
 
@@ -77,19 +78,19 @@ def _check_columns(schema: pa.Schema, job: Job) -> None:
     for name, kind in _COLUMNS.items():
         if name not in schema.names or schema.field(name).type != kind:
             raise ValueError(f"no column {name} of {kind} (there: {there})")
-    kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
-    if not any(kind == expected for expected in _embedding_types(kind, job.form.element)):
+    if not any(_has_vectors(schema, layout, job.form.element) for layout in get_args(Layout)):
         raise ValueError(f"no column embedding of vectors of {job.form.element} (there: {there})")
     if missing := [name for name in job.columns if name not in schema.names]:
         raise ValueError(f"no column {missing[0]} of the dataset (there: {there})")
 
 
-def _embedding_types(kind: pa.DataType, element: pa.DataType) -> Iterator[pa.DataType]:
-    """The types that vectors of this width may have: one vector for each row, or for each token."""
+def _has_vectors(schema: pa.Schema, layout: Layout, element: pa.DataType) -> bool:
+    """Whether a shard has the columns of this layout, of vectors of any width."""
+    kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
     vector = kind.value_type if pa.types.is_list(kind) else kind
     width = vector.list_size if pa.types.is_fixed_size_list(vector) else 0
-    for per_token in (False, True):
-        yield embedding_type(element, width, per_token=per_token)
+    types = vector_types(layout, element, width)
+    return all(name in schema.names and schema.field(name).type == kind for name, kind in types.items())
 
 
 def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
@@ -122,11 +123,18 @@ class ShardRow:
     """One row of a shard, as it is compared."""
 
     vectors: Quantized
-    """``[1, width]``, or ``[tokens, width]`` at token level, in the job's form."""
+    """``[1, width]``, or ``[tokens, width]`` at token level, in the job's form; of a sparse vector the elements that
+    are not zero, ``[1, active]``."""
     precision: str
     """A key of ``TOLERANCES``."""
     kept: Sequence[Any] = ()
     """The values of the job's kept columns, as ``verify.values`` gives them."""
+    indices: npt.NDArray[np.int32] | None = None
+    """Of a sparse vector: which of its elements they are, ``[active]``."""
+
+    def with_zeros(self, elements: int) -> Quantized:
+        """``vectors``; a sparse one as ``[1, elements]``."""
+        return self.vectors if self.indices is None else dense_of(self.indices, self.vectors[0], elements)
 
 
 def rows_at(job: Job, batch: int, indices: Sequence[int]) -> list[ShardRow]:
@@ -136,8 +144,15 @@ def rows_at(job: Job, batch: int, indices: Sequence[int]) -> list[ShardRow]:
         BadShard: the shard cannot be read.
     """
     with open_shard(job, batch) as (file, info):
-        pairs = zip(_vectors(file, indices), _kept(file, job.columns, indices), strict=True)
-        return [ShardRow(vectors, info.precision, kept) for vectors, kept in pairs]
+        kept = _kept(file, job.columns, indices)
+        if "embedding" in file.schema_arrow.names:
+            pairs = zip(_lists(file, "embedding", indices), kept, strict=True)
+            return [ShardRow(vectors, info.precision, values) for vectors, values in pairs]
+        weights, places = (_lists(file, name, indices) for name in ("weights", "indices"))
+        return [
+            ShardRow(vectors, info.precision, values, where[0])
+            for vectors, values, where in zip(weights, kept, places, strict=True)
+        ]
 
 
 def _kept(file: pq.ParquetFile, columns: Sequence[str], indices: Sequence[int]) -> list[list[Any]]:
@@ -145,8 +160,8 @@ def _kept(file: pq.ParquetFile, columns: Sequence[str], indices: Sequence[int]) 
     return [[value_at(column, row) for column in table.columns] for row in range(len(indices))]
 
 
-def _vectors(file: pq.ParquetFile, indices: Iterable[int]) -> list[Quantized]:
-    column = file.read(columns=["embedding"]).column("embedding").combine_chunks()
+def _lists(file: pq.ParquetFile, name: str, indices: Iterable[int]) -> list[npt.NDArray[Any]]:
+    column = file.read(columns=[name]).column(name).combine_chunks()
     per_token = is_per_token(column.type)
     rows = (column[index].values for index in indices)
     values = ((row.flatten() if per_token else row).to_numpy(zero_copy_only=False) for row in rows)

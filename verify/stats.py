@@ -10,6 +10,7 @@ from contract.findings import NONE, Findings, Tally
 from contract.form import VectorForm
 from contract.job import Job
 from contract.shard import ShardInfo
+from contract.vectors import Layout
 from verify.shard_rows import ShardRows
 
 _FLOAT32 = VectorForm()
@@ -31,10 +32,19 @@ class VectorRules:
     form: VectorForm = _FLOAT32
     windowed: bool = False
     """Whether longer texts have windows, so that none is truncated."""
+    layout: Layout = "pooled"
+    """What a row has."""
 
     @classmethod
     def of(cls, job: Job, spec: EngineSpec) -> "VectorRules":
-        return cls(job.form.elements(spec.hidden), spec.max_length, spec.unit_norm, job.form, job.overlap is not None)
+        return cls(
+            elements=job.form.elements(spec.hidden),
+            max_length=spec.max_length,
+            unit_norm=spec.unit_norm,
+            form=job.form,
+            windowed=job.windowed,
+            layout=spec.layout,
+        )
 
     @property
     def most_tokens(self) -> int:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tenacity
 
 from contract.batch import Batch
@@ -21,11 +20,12 @@ from contract.jobs import engine_of
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses
+from contract.vectors import RowVectors
 from contract.words import count
 from worker import metrics
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.isolate import failing_rows
-from worker.rows import EmbeddedBatch, into_form, pool_windows, unfit
+from worker.rows import EmbeddedBatch, into_form, pool_windows
 from worker.runtime.choose import open_engine, open_fp32_engine
 from worker.runtime.interface import Engine
 from worker.serving import SAME_ENGINE, check_folder, workers_fault
@@ -148,14 +148,7 @@ class Embedder:
             found = into_form(rows, found, job.form, engine.spec)
         info = _info(job, number, rows, engine, found, time.monotonic() - began)
         with stages.timed("write"):
-            table = table_of(
-                rows,
-                found.vectors,
-                info,
-                per_token=engine.spec.per_token,
-                errors=found.errors,
-                windowed=job.windowed,
-            )
+            table = table_of(rows, found.vectors, info, errors=found.errors, windowed=job.windowed)
             with workers_fault(job.data):
                 won = self.patiently(commit, table, job.shard(number), job.staging)
         metrics.time(stages)
@@ -174,26 +167,22 @@ class Embedder:
         """The batch's vectors, each finite and not zero; a row for which that cannot be had gets an error."""
         rows = np.array([row for row in np.flatnonzero(batch.lengths) if row not in errors], np.intp)
         inference = engine.infer(batch.take(rows))
-        per_token = engine.spec.per_token
-        owners = np.repeat(np.arange(len(rows)), batch.lengths[rows] if per_token else 1)
-        vectors, bad = inference.vectors, unfit(inference.vectors, owners)
+        vectors = inference.rows
+        bad = still = vectors.unfit()
         if len(bad) and engine.precision != "fp32":
-            again = self._recompute(engine.spec, batch.take(rows[bad]))
-            vectors[np.isin(owners, bad)] = again
-            still = unfit(vectors, owners)
-        else:
-            still = bad
+            vectors = vectors.replaced(bad, self._recompute(engine.spec, batch.take(rows[bad])))
+            still = vectors.unfit()
         if len(still):
-            vectors = vectors[~np.isin(owners, still)]
+            vectors = vectors.take(~np.isin(np.arange(len(rows)), still))
             errors = {**errors, **{int(rows[row]): "its vector is not finite or zero, in FP32 too" for row in still}}
         recomputed = 0 if engine.precision == "fp32" else len(bad)
         return EmbeddedBatch(vectors, errors, recomputed, inference.computed_tokens)
 
-    def _recompute(self, spec: EngineSpec, batch: Batch) -> npt.NDArray[np.float32]:
+    def _recompute(self, spec: EngineSpec, batch: Batch) -> RowVectors:
         if spec.fingerprint not in self._fp32:
             with workers_fault():
                 self._fp32[spec.fingerprint] = self._open.enter_context(open_fp32_engine(spec, self._threads))
-        return self._fp32[spec.fingerprint].infer(batch).vectors
+        return self._fp32[spec.fingerprint].infer(batch).rows
 
     def close(self) -> None:
         """Free the engines, the last one loaded first."""

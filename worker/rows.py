@@ -1,14 +1,14 @@
 """From the vectors that an engine computed to those that a shard holds: windows to rows, rows to the job's form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from contract.form import Quantized, VectorForm
+from contract.form import VectorForm
+from contract.vectors import RowVectors
 from contract.words import count
 
 
@@ -16,24 +16,13 @@ from contract.words import count
 class EmbeddedBatch:
     """A batch's vectors, and which of its rows have none."""
 
-    vectors: Quantized
-    """Of the rows that have a text and no error, in row order; see ``contract.shard.table_of``."""
+    vectors: RowVectors
+    """Of the rows that have a text and no error, in row order."""
     errors: Mapping[int, str]
     """Index of a row in the batch → why it has no vector."""
     recomputed: int
     """Rows that were computed again in FP32."""
     computed_tokens: int
-
-
-def unfit(vectors: Quantized, owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The rows that have a vector that is not finite or whose norm is zero.
-
-    Args:
-        vectors: ``[n, hidden]``.
-        owners: ``[n]``, the row of each vector.
-    """
-    norms = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1)
-    return np.unique(owners[~np.isfinite(norms) | (norms == 0)])
 
 
 def pool_windows(batch: Batch, found: EmbeddedBatch, *, normalize: bool) -> tuple[Batch, EmbeddedBatch]:
@@ -55,7 +44,7 @@ def pool_windows(batch: Batch, found: EmbeddedBatch, *, normalize: bool) -> tupl
     has_vector = batch.lengths > 0
     has_vector[list(found.errors)] = False
     counted = has_vector & ~np.isin(owners, list(errors))  # of the texts without any error
-    windows = found.vectors[counted[has_vector]]
+    windows = found.vectors.values[counted[has_vector]]
     vectors, owner, weight = windows, owners[counted], batch.lengths[counted]
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     if len(starts):
@@ -66,7 +55,7 @@ def pool_windows(batch: Batch, found: EmbeddedBatch, *, normalize: bool) -> tupl
         vectors[~several] = windows[starts[~several]]
         if normalize:
             vectors[several] /= np.linalg.norm(vectors[several], axis=1, keepdims=True)
-    return texts, EmbeddedBatch(vectors, errors, found.recomputed, found.computed_tokens)
+    return texts, EmbeddedBatch(RowVectors.pooled(vectors), errors, found.recomputed, found.computed_tokens)
 
 
 def into_form(batch: Batch, found: EmbeddedBatch, form: VectorForm, spec: EngineSpec) -> EmbeddedBatch:
@@ -74,14 +63,14 @@ def into_form(batch: Batch, found: EmbeddedBatch, form: VectorForm, spec: Engine
 
     A vector that has no such form, being all zero in its first dimensions or too large for float16, is an error.
     """
-    lengths = batch.lengths
-    rows = np.array([row for row in np.flatnonzero(lengths) if row not in found.errors], np.intp)
-    owners = np.repeat(rows, lengths[rows] if spec.per_token else 1)
-    shortened = form.shortened(found.vectors, normalize=spec.normalize)
-    quantized = form.quantized(shortened)
-    bad = unfit(quantized if form.dtype == "float16" else shortened, owners)
+    rows = np.array([row for row in np.flatnonzero(batch.lengths) if row not in found.errors], np.intp)
+    shortened = replace(found.vectors, values=form.shortened(found.vectors.values, normalize=spec.normalize))
+    quantized = replace(shortened, values=form.quantized(shortened.values))
+    if spec.layout == "sparse":  # what is too small for float16 is not kept as a zero
+        quantized = quantized.without(quantized.values[:, 0] == 0)
+    bad = (quantized if form.dtype == "float16" else shortened).unfit()
     if not len(bad):
-        return EmbeddedBatch(quantized, found.errors, found.recomputed, found.computed_tokens)
+        return replace(found, vectors=quantized)
     what = f"{count(form.elements(spec.hidden), 'dimension')} as {form.dtype}"
-    errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in bad}}
-    return EmbeddedBatch(quantized[~np.isin(owners, bad)], errors, found.recomputed, found.computed_tokens)
+    errors = {**found.errors, **{int(row): f"its vector is not finite or zero in {what}" for row in rows[bad]}}
+    return replace(found, vectors=quantized.take(~np.isin(np.arange(len(quantized)), bad)), errors=errors)

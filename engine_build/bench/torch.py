@@ -16,9 +16,11 @@ from contract.plan import BatchShape
 from contract.words import count
 from engine_build.bench.cases import Timed, inputs, without_padding
 from engine_build.bench.records import System
-from engine_build.model import Parts, hidden_states, parts_of, pooled, weights_sha256
+from engine_build.model import Parts, weights_sha256
 from engine_build.opened import open_folder
+from engine_build.outputs import opened_parts
 from engine_build.source import fetch
+from engine_build.states import hidden_states, pooled
 
 _MATRIX = 8192
 
@@ -59,7 +61,7 @@ def _parts(spec: EngineSpec) -> Parts:
     model = open_folder(fetch(spec.model, spec.revision).folder)
     if weights_sha256(model) != spec.weights_sha256:
         raise UserError(f"the model {spec.model} is not the one that engine {spec.name} was made from")
-    return parts_of(
+    return opened_parts(
         model,
         spec.pooling if "pooling" in spec.chosen else None,
         spec.normalize if "normalize" in spec.chosen else None,

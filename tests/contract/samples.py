@@ -15,6 +15,7 @@ from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import Location, location
 from contract.tokens import TokenRows
+from contract.vectors import RowVectors
 from contract.verdict import Check, Figures, RowAccounting, Verdict
 
 FINGERPRINT = "fedcba9876543210"
@@ -138,7 +139,7 @@ def commit_by_hand(job: Job, batch: Batch) -> bool:
     """What a worker does, with vectors that say which row they belong to instead of computed ones."""
     with_text = batch.row_id[batch.n_tokens > 0].astype(np.float32)
     vectors = np.stack([with_text, np.ones_like(with_text)], axis=1)
-    table = table_of(batch, vectors, info_for(batch), per_token=False)
+    table = table_of(batch, RowVectors.pooled(vectors), info_for(batch))
     return commit(table, job.shard(batch.number), job.staging)
 
 

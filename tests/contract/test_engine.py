@@ -148,7 +148,7 @@ def test_vectors_that_are_normalized_after_they_are_cut_are_others() -> None:
         ({}, True),
         ({"truncate_dim": 16}, False),
         ({"truncate_dim": 16, "chosen": ("normalize",)}, True),
-        ({"pooling": "tokens"}, False),
+        ({"pooling": "tokens"}, True),
     ],
 )
 def test_only_what_is_normalized_last_has_norm_1(changes: dict[str, object], unit: bool) -> None:

@@ -18,12 +18,14 @@ from contract.batch import Batch
 from contract.digest import digests_of
 from contract.form import Quantized
 from contract.job import Job
-from contract.shard import commit, embedding_type, info_of, read_info, table_of
+from contract.shard import commit, embedding_type, info_of, own_columns, read_info, table_of, vector_types
 from contract.store import location
 from contract.tokens import TokenRows
+from contract.vectors import RowVectors
 from tests.contract.samples import a_batch, a_job, info_for
 
 VECTORS = np.array([[1.5, -2.0], [0.25, 1e-30]], np.float32)
+SPARSE = np.array([[0, 0.5, 0, 2.0], [0.25, 0, 1.5, 0]], np.float32)
 TOKEN_VECTORS = np.arange(14, dtype=np.float32).reshape(7, 2)
 POOLED = pa.schema(
     [
@@ -45,12 +47,12 @@ def job(tmp_path: Path) -> Job:
 
 @pytest.fixture
 def pooled() -> pa.Table:
-    return table_of(a_batch(), VECTORS, info_for(a_batch()), per_token=False)
+    return table_of(a_batch(), RowVectors.pooled(VECTORS), info_for(a_batch()))
 
 
 @pytest.fixture
 def per_token() -> pa.Table:
-    return table_of(a_batch(), TOKEN_VECTORS, info_for(a_batch()), per_token=True)
+    return table_of(a_batch(), RowVectors.of_tokens(TOKEN_VECTORS, np.array([3, 4])), info_for(a_batch()))
 
 
 def test_a_row_has_its_vector_and_a_row_without_a_text_has_null(pooled: pa.Table) -> None:
@@ -76,13 +78,28 @@ def test_a_row_has_a_vector_for_each_of_its_real_tokens(per_token: pa.Table) -> 
 def test_a_table_whose_rows_are_all_without_a_text_has_only_nulls() -> None:
     nothing = np.zeros(2, np.int32)
     batch = Batch("j", 0, "e", np.arange(2), TokenRows(nothing[:0], nothing), nothing)
-    for per_token in (False, True):
-        table = table_of(batch, np.empty((0, 2), np.float32), info_for(batch), per_token=per_token)
+    none = np.empty((0, 2), np.float32)
+    for vectors in (RowVectors.pooled(none), RowVectors.of_tokens(none, np.empty(0, int)), RowVectors.sparse(none)):
+        table = table_of(batch, vectors, info_for(batch))
         table.validate(full=True)
-        assert table.column("embedding").to_pylist() == [None, None]
+        for name in vector_types(vectors.layout, pa.float32(), 2):
+            assert table.column(name).to_pylist() == [None, None]
 
 
-@pytest.mark.parametrize("layout", ["pooled", "per_token"])
+@pytest.fixture
+def sparse() -> pa.Table:
+    return table_of(a_batch(), RowVectors.sparse(SPARSE), info_for(a_batch()))
+
+
+def test_a_sparse_row_has_its_elements_that_are_not_zero(sparse: pa.Table) -> None:
+    assert sparse.schema.names == list(own_columns("sparse"))
+    assert sparse.schema.field("indices").type == pa.list_(pa.int32())
+    assert sparse.schema.field("weights").type == pa.list_(pa.float32())
+    assert sparse["indices"].to_pylist() == [[1, 3], [0, 2], None]
+    assert sparse["weights"].to_pylist() == [[0.5, 2.0], [0.25, 1.5], None]
+
+
+@pytest.mark.parametrize("layout", ["pooled", "per_token", "sparse"])
 def test_a_shard_is_byte_stream_split_and_zstd(layout: str, job: Job, request: pytest.FixtureRequest) -> None:
     commit(request.getfixturevalue(layout), job.shard(0), job.staging)
     group = pq.ParquetFile(job.shard(0)).metadata.row_group(0)
@@ -90,7 +107,9 @@ def test_a_shard_is_byte_stream_split_and_zstd(layout: str, job: Job, request: p
     assert {column.compression for column in columns} == {"ZSTD"}
     assert not any(column.has_dictionary_page for column in columns)
     split = {column.path_in_schema for column in columns if "BYTE_STREAM_SPLIT" in column.encodings}
-    assert split == {column.path_in_schema for column in columns if column.path_in_schema.startswith("embedding")}
+    assert split == {
+        column.path_in_schema for column in columns if column.path_in_schema.startswith(("embedding", "weights"))
+    }
     assert len(split) == 1
 
 
@@ -122,7 +141,7 @@ def test_other_parquet_files_are_no_shards(tmp_path: Path, pooled: pa.Table) -> 
 
 def test_the_first_writer_of_a_shard_wins(job: Job, pooled: pa.Table) -> None:
     assert commit(pooled, job.shard(0), job.staging)
-    other = table_of(a_batch(), -VECTORS, info_for(a_batch()), per_token=False)
+    other = table_of(a_batch(), RowVectors.pooled(-VECTORS), info_for(a_batch()))
     assert not commit(other, job.shard(0), job.staging)
     assert pq.read_table(job.shard(0)).equals(pooled)
     assert list(job.data.iterdir()) == [job.shard(0)]
@@ -135,7 +154,7 @@ def test_of_many_writers_at_once_one_wins_and_its_file_is_whole(job: Job) -> Non
 
     def write(writer: int) -> None:
         info = info_for(a_batch(), runtime=str(writer))
-        table = table_of(a_batch(), VECTORS * writer, info, per_token=False)
+        table = table_of(a_batch(), RowVectors.pooled(VECTORS * writer), info)
         together.wait()
         if commit(table, job.shard(0), job.staging):
             won.append(writer)
@@ -157,7 +176,7 @@ def test_a_shard_that_cannot_be_written_leaves_nothing(job: Job) -> None:
     two = np.full(rows, 2, np.int32)
     batch = Batch("j", 0, "e", np.arange(rows), TokenRows(np.ones(2 * rows, np.int32), two), two)
     vectors = np.random.default_rng(0).normal(size=(rows, 8)).astype(np.float32)
-    table = table_of(batch, vectors, info_for(batch), per_token=False)
+    table = table_of(batch, RowVectors.pooled(vectors), info_for(batch))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # as a full disk: the write itself fails half-way
     try:
@@ -203,7 +222,7 @@ def finished(tmp_path: Path) -> Job:
         tokens = TokenRows(np.ones(lengths.sum(), np.int32), lengths)
         batch = Batch(job.id, number, job.fingerprint, row_id, tokens, n_tokens)
         vectors = np.array([_vector(row) for row in row_id if row != 5], np.float32)
-        commit(table_of(batch, vectors, info_for(batch), per_token=False), job.shard(number), job.staging)
+        commit(table_of(batch, RowVectors.pooled(vectors), info_for(batch)), job.shard(number), job.staging)
     (job.folder / "verify.json").write_text(json.dumps({"passed": True}))
     return job
 
@@ -271,12 +290,11 @@ def test_token_vectors_read_back(
 
 
 def test_a_row_with_an_error_says_why_in_place_of_its_vector() -> None:
-    for vectors, per_token in ((VECTORS[:1], False), (TOKEN_VECTORS[:3], True)):
-        table = table_of(a_batch(), vectors, info_for(a_batch()), per_token=per_token, errors={1: "it burns"})
+    of_tokens = RowVectors.of_tokens(TOKEN_VECTORS[:3], np.array([3]))
+    for vectors, due in ((RowVectors.pooled(VECTORS[:1]), VECTORS[0]), (of_tokens, TOKEN_VECTORS[:3])):
+        table = table_of(a_batch(), vectors, info_for(a_batch()), errors={1: "it burns"})
         assert table["error"].to_pylist() == [None, "it burns", None]
-        found = table["embedding"].to_pylist()
-        assert found[0] == vectors.tolist() if per_token else vectors[0].tolist()
-        assert found[1:] == [None, None]
+        assert table["embedding"].to_pylist() == [due.tolist(), None, None]
 
 
 FORMS: dict[str, Quantized] = {
@@ -294,7 +312,8 @@ def _stored(dtype: str, tmp_path: Path, *, null: bool, per_token: bool = False) 
     n_tokens = np.array([1, 0, 1] if null else [1, 1], np.int32)
     tokens = TokenRows(n_tokens[n_tokens > 0], n_tokens)
     batch = Batch(job.id, 0, job.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
-    commit(table_of(batch, FORMS[dtype], info_for(batch), per_token=per_token), job.shard(0), job.staging)
+    stored = RowVectors.of_tokens(FORMS[dtype], np.array([1, 1])) if per_token else RowVectors.pooled(FORMS[dtype])
+    commit(table_of(batch, stored, info_for(batch)), job.shard(0), job.staging)
     vectors: list[Quantized | None] = [vector[None] if per_token else vector for vector in FORMS[dtype]]
     return job, [vectors[0], None, vectors[1]] if null else vectors
 

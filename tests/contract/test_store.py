@@ -23,6 +23,7 @@ from contract.shard import commit, open_file, read_info, table_of
 from contract.store import Location, StoreError, StoreRefuses, client as store_client, location
 from contract.store.bucket import BucketPath
 from contract.store.disk import DiskPath
+from contract.vectors import RowVectors
 from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.contract.samples import a_batch, a_job, commit_by_hand, info_for
 
@@ -171,7 +172,7 @@ def test_a_job_in_a_bucket_is_saved_found_and_followed(place: BucketPath, monkey
     assert job.folder.names() == ["job.json"]
     assert latest_job() == find_job(str(job.folder)) == find_job(job.id) == load_job(job.folder) == job
     assert job.committed() == set()
-    commit(table_of(a_batch(), VECTORS, info_for(a_batch()), per_token=False), job.shard(1), job.staging)
+    commit(table_of(a_batch(), RowVectors.pooled(VECTORS), info_for(a_batch())), job.shard(1), job.staging)
     (job.data / "train-00007-of-00003.parquet").put(b"")
     assert job.committed() == set(job.written()) == {1}
     with pytest.raises(UserError, match=f"try --output {place}$"):
@@ -183,7 +184,7 @@ def test_a_job_in_a_bucket_is_saved_found_and_followed(place: BucketPath, monkey
 
 def test_a_shard_in_a_bucket_is_the_one_that_was_committed_first(place: BucketPath) -> None:
     job = a_job(place, rows=18, batch_rows=4)
-    table = table_of(a_batch(), VECTORS, info_for(a_batch()), per_token=False)
+    table = table_of(a_batch(), RowVectors.pooled(VECTORS), info_for(a_batch()))
     assert commit(table, job.shard(0), job.staging)
     assert not commit_by_hand(job, replace(a_batch(), number=0))
     with open_file(job.shard(0)) as file:
@@ -202,7 +203,7 @@ def test_a_shard_in_a_bucket_is_the_one_that_was_committed_first(place: BucketPa
 
 def test_other_readers_read_a_bucket(place: BucketPath) -> None:
     job = a_job(place, rows=18, batch_rows=4)
-    commit(table_of(a_batch(), VECTORS, info_for(a_batch()), per_token=False), job.shard(0), job.staging)
+    commit(table_of(a_batch(), RowVectors.pooled(VECTORS), info_for(a_batch())), job.shard(0), job.staging)
     assert pq.read_table(f"{job.data}/")["row_id"].to_pylist() == [14, 15, 16]
 
 
@@ -230,7 +231,7 @@ def test_a_store_that_does_not_answer_is_no_damaged_shard(tmp_path: Path, monkey
         for name, value in credentials(url).items():
             monkeypatch.setenv(name, value)
         job = a_job(BucketPath(f"s3://{BUCKET}/jobs"))
-        commit(table_of(a_batch(), VECTORS, info_for(a_batch()), per_token=False), job.shard(0), job.staging)
+        commit(table_of(a_batch(), RowVectors.pooled(VECTORS), info_for(a_batch())), job.shard(0), job.staging)
         assert read_info(job.shard(0)).rows == 3
     with pytest.raises(StoreError, match=r"does not answer for s3://.*run the same command again"):
         read_info(job.shard(0))
@@ -265,6 +266,7 @@ def test_nothing_asks_a_store_before_a_worker_has_forked() -> None:
 import worker.celery
 from contract import settings
 from contract.store import client
+from contract.vectors import RowVectors
 print(settings.settings().output, client.store_of.cache_info().currsize)
 """
     env = {"EMBEDMILL_OUTPUT": "s3://bucket/jobs", "PYTHONPATH": ":".join(sys.path)}

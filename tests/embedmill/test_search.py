@@ -46,18 +46,18 @@ def test_a_rows_own_text_finds_it_first_and_equals_come_in_the_datasets_order(jo
     hacker, spam = search(job, ("a hacker", "spam in a can"), count=3)
     assert [hit.row for hit in hacker[:2]] == [0, 3]
     assert (spam[0].row, spam[0].text) == (5, "spam in a can")
-    assert spam[0].cosine == pytest.approx(1)
+    assert spam[0].score == pytest.approx(1)
 
 
 def test_the_ranking_is_that_of_all_vectors_at_once(job: Job, tiny: EngineSpec) -> None:
     (hits,) = search(job, ("the can",), count=10)
     present = [row for row, text in enumerate(TEXTS) if text is not None]
-    vectors = embed(tiny, tuple(str(TEXTS[row]) for row in present), "")
-    query = embed(tiny, ("the can",), "")[0]
+    vectors = embed(tiny, tuple(str(TEXTS[row]) for row in present), "").values
+    query = embed(tiny, ("the can",), "").values[0]
     cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
     order = np.argsort(-cosines, kind="stable")
     assert [hit.row for hit in hits] == [present[place] for place in order]  # the row without a text is not there
-    np.testing.assert_allclose([hit.cosine for hit in hits], cosines[order], atol=1e-5)
+    np.testing.assert_allclose([hit.score for hit in hits], cosines[order], atol=1e-5)
 
 
 def test_the_command_shows_the_text_as_it_is(job: Job) -> None:

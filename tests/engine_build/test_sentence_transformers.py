@@ -475,7 +475,7 @@ def test_a_tokenizer_that_works_from_the_left_is_refused(side: str, tmp_path: Pa
 def test_tokens_are_token_embeddings(normalize: bool, tmp_path: Path) -> None:
     folder = saved(tmp_path, Pooling(32, "cls"), Dense(32, 8), Normalize())
     spec = build_engine(folder, f"tokens-{normalize}", "tokens", normalize=normalize, max_length=LENGTH)
-    assert (spec.per_token, spec.hidden, spec.normalize, spec.unit_norm) == (True, 32, normalize, False)
+    assert (spec.per_token, spec.hidden, spec.normalize, spec.unit_norm) == (True, 32, normalize, normalize)
     model = SentenceTransformer(str(folder), device="cpu")
     for text in TEXTS:
         (expected,) = model.encode([text], output_value="token_embeddings", show_progress_bar=False)

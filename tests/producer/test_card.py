@@ -10,7 +10,7 @@ from contract.job import Job
 from contract.verdict import Check, Verdict
 from producer.card import Ready, card_of, pushed_job
 from producer.progress import ShardTotals
-from tests.contract.samples import a_job, a_verdict, engine_spec, figures
+from tests.contract.samples import a_batch, a_job, a_verdict, engine_spec, figures, info_for
 
 
 @pytest.fixture
@@ -115,6 +115,20 @@ def test_token_level_output_and_no_normalization_are_said(job: Job) -> None:
     text = card(job, spec(pooling="tokens", normalize=False))
     assert "| pooling | none: a vector for each token |" in text
     assert "| normalization | none |" in text
+
+
+def test_a_sparse_vectors_columns_are_said(tmp_path: Path) -> None:
+    text = card(a_job(tmp_path, form=VectorForm(dtype="float16")), spec(pooling="sparse", hidden=30_522))
+    assert "| pooling | none: a sparse vector |" in text
+    assert "| `indices` | which of the vector's 30,522 elements are not zero, ascending; null for a row" in text
+    assert "| `weights` | halffloat, the values of these elements; null for a row" in text
+    assert "`embedding`" not in text
+
+
+def test_a_card_names_what_computed_the_vectors_and_how() -> None:
+    info = info_for(a_batch(), runtime="sentence-transformers 6.2.0, torch 2.13.0")
+    assert info.computed_by == "sentence-transformers 6.2.0, torch 2.13.0 (the model's own modules, fp32)"
+    assert info_for(a_batch(), runtime="torch 2.13.0").computed_by == "torch 2.13.0 (packed rows in PyTorch, fp32)"
 
 
 def test_the_form_of_the_vectors_kept_columns_and_windows_are_said(tmp_path: Path) -> None:

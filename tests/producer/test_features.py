@@ -10,6 +10,7 @@ import pytest
 
 from contract.batch import Batch
 from contract.shard import table_of
+from contract.vectors import RowVectors
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
 from tests.contract.samples import a_batch, info_for, matrix, packed
@@ -48,7 +49,7 @@ def test_a_kept_feature_is_the_same_in_the_shards(kind: str, tmp_path: Path) -> 
     batch = Batch.from_bytes(packed(replace(a_batch(), kept=kept, features=opened.features)))
     vectors = matrix([1, 2], [3, 4]).astype("float32")
     (tmp_path / "job" / "data").mkdir(parents=True)
-    shard = table_of(batch, vectors, info_for(batch), per_token=False)
+    shard = table_of(batch, RowVectors.pooled(vectors), info_for(batch))
     pq.write_table(shard, tmp_path / "job" / "data" / "train-00000-of-00001.parquet")
     found = datasets.load_dataset(str(tmp_path / "job"), split="train", cache_dir=str(tmp_path / "again"))
     assert {name: found.features[name] for name in KEPT} == {name: FEATURES[name] for name in KEPT}

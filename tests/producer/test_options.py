@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,23 @@ def test_a_prompt_outside_of_the_pooling_takes_neither_windows_nor_the_whole_row
         *options, "--prompt", "doc", "--long-texts", "window", "--overlap", 2
     ).output.replace("\n", " ")
     assert "of a row none would be left" in run(*options, "--prefix", "word " * 20).output.replace("\n", " ")
+
+
+def test_sparse_vectors_have_no_other_form(tiny: EngineSpec, workplace: Path, redis_url: str) -> None:
+    folder = shutil.copytree(tiny.folder, tiny.folder.with_name("sparse-options"))
+    tiny.model_copy(update={"name": folder.name, "pooling": "sparse", "normalize": False}).write(folder)
+    (workplace / "some.jsonl").write_text('{"text": "a hacker", "weights": 3}\n')
+    command = ("--dataset", "some.jsonl", "--engine", folder.name, "--text-column", "text", "--detach")
+    for options in (
+        *(("--dtype", "int8"), ("--dtype", "binary"), ("--dimensions", 8), ("--long-texts", "window")),
+        ("--dtype", "int8", "--dimensions", 8),
+    ):
+        told = run(*command, *options)
+        assert told.exit_code == 1
+        assert f"Error: {options[0]} {options[1]}: engine sparse-options gives sparse vectors; " in told.output
+    told = run(*command, "--keep-columns", "weights")
+    assert (told.exit_code, "a shard has a column weights of its own" in told.output) == (1, True)
+    assert not list((workplace / "output").glob("*"))
+    assert run(*command, "--dtype", "float16").exit_code == 0
+    assert latest_job().form.dtype == "float16"
+    assert run(*command, "--engine", tiny.name, "--keep-columns", "weights").exit_code == 0  # of dense vectors

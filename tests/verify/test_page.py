@@ -52,7 +52,15 @@ def test_a_good_jobs_page_has_the_verdict_the_pictures_and_where_it_all_came_fro
     assert "Truncated: 2 rows (4.3 %)" in text
     assert "from when each shard was computed (3 shards)" in text
     assert TEXTS[44] is not None
-    for fact in (job.id, job.revision, job.fingerprint, tiny.model, "onnxruntime", "embedmill 0.1.0", "torch 2."):
+    for fact in (
+        job.id,
+        job.revision,
+        job.fingerprint,
+        tiny.model,
+        "(exported to ONNX, fp32)",
+        "embedmill 0.1.0",
+        "torch 2.",
+    ):
         assert fact in text
     assert len(page) < 2_000_000
 

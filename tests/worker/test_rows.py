@@ -5,6 +5,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.form import VectorForm
 from contract.tokens import TokenRows
+from contract.vectors import RowVectors
 from producer.batches import open_tokenizer, tokenize_windows
 from worker.rows import EmbeddedBatch, into_form, pool_windows
 
@@ -15,7 +16,7 @@ def batch_of(row_id: list[int], lengths: list[int]) -> Batch:
 
 
 def found(vectors: list[list[float]], errors: dict[int, str] | None = None) -> EmbeddedBatch:
-    return EmbeddedBatch(np.array(vectors, np.float32), errors or {}, 0, 1)
+    return EmbeddedBatch(RowVectors.pooled(np.array(vectors, np.float32)), errors or {}, 0, 1)
 
 
 def test_a_texts_vector_is_the_mean_of_its_windows_weighted_by_their_tokens() -> None:
@@ -24,10 +25,10 @@ def test_a_texts_vector_is_the_mean_of_its_windows_weighted_by_their_tokens() ->
     texts, one = pool_windows(batch, found(vectors), normalize=False)
     assert texts.row_id.tolist() == [0, 1, 2, 3]
     mean = np.average(vectors[1:4], axis=0, weights=[8, 8, 2])
-    np.testing.assert_allclose(one.vectors, np.stack([vectors[0], mean, vectors[4]]), rtol=1e-6)
+    np.testing.assert_allclose(one.vectors.values, np.stack([vectors[0], mean, vectors[4]]), rtol=1e-6)
     _, unit = pool_windows(batch, found(vectors), normalize=True)
-    np.testing.assert_allclose(unit.vectors[1], mean / np.linalg.norm(mean), rtol=1e-6)
-    assert unit.vectors[0].tolist() == vectors[0]  # a single window's vector is the engine's, to the bit
+    np.testing.assert_allclose(unit.vectors.values[1], mean / np.linalg.norm(mean), rtol=1e-6)
+    assert unit.vectors.values[0].tolist() == vectors[0]  # a single window's vector is the engine's, to the bit
 
 
 def test_a_text_of_which_a_window_fails_has_the_windows_error_and_no_vector() -> None:
@@ -35,10 +36,10 @@ def test_a_text_of_which_a_window_fails_has_the_windows_error_and_no_vector() ->
     vectors = [[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]  # place 3 has none
     texts, one = pool_windows(batch, found(vectors, {3: "why"}), normalize=False)
     assert one.errors == {2: "why"}
-    assert one.vectors.tolist() == [[1.5, 1.5], [3, 3]]
+    assert one.vectors.values.tolist() == [[1.5, 1.5], [3, 3]]
     assert len(texts) == 3
     _, none = pool_windows(batch_of([0, 0], [8, 8]), found([[1.0, 1.0]], {0: "why"}), normalize=False)
-    assert (none.errors, none.vectors.shape) == ({0: "why"}, (0, 2))
+    assert (none.errors, none.vectors.values.shape) == ({0: "why"}, (0, 2))
 
 
 def test_without_windows_nothing_changes() -> None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
+from contract.vectors import RowVectors
 
 LONG_ROW = 1024
 """Tokens. ONNX Runtime's attention holds two copies of every token's score with every other, for each head: with 12 of
@@ -25,11 +26,15 @@ class EngineDead(BaseException):
 class Inference(NamedTuple):
     """What an engine made of a batch."""
 
-    vectors: npt.NDArray[np.float32]
-    """float32, in the batch's row order, rows without a text left out: ``[texts, hidden]``; of an engine with a vector
-    for each token ``[sum(batch.lengths), hidden]``, the real tokens of one row after the other's. The caller's own."""
+    rows: RowVectors
+    """float32, of the batch's rows that have a text, in its order. The caller's own."""
     computed_tokens: int
     """Tokens that were computed, padding included."""
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]:
+        """All of the rows' vectors, ``[m, hidden]``."""
+        return self.rows.values
 
 
 class Engine(Protocol):
@@ -60,7 +65,7 @@ class Engine(Protocol):
 
 
 class Gathered:
-    """Collects micro-batches' outputs as an ``Inference``'s vectors.
+    """Collects micro-batches' outputs as an ``Inference``'s rows.
 
     Args:
         spec: the engine's.
@@ -68,7 +73,7 @@ class Gathered:
     """
 
     def __init__(self, spec: EngineSpec, lengths: npt.NDArray[np.integer]) -> None:
-        self._per_token = spec.per_token
+        self._per_token, self._dropped = spec.per_token, spec.without_vector
         self._lengths = lengths
         # Where each row's vectors begin in the result: one each, or one for each of its tokens.
         counts = lengths if self._per_token else np.minimum(lengths, 1)
@@ -90,3 +95,32 @@ class Gathered:
                 self.vectors[self._first[row] : self._first[row] + self._lengths[row]] = tokens[: self._lengths[row]]
         else:
             self.vectors[self._first[rows]] = output
+
+    def of(self, batch: Batch) -> RowVectors:
+        """What was put in, of all rows of the batch, without the tokens that have no vector."""
+        if not self._per_token:
+            return RowVectors.pooled(self.vectors)
+        found = RowVectors.of_tokens(self.vectors, self._lengths[self._lengths > 0])
+        if not self._dropped:
+            return found
+        return found.without(np.isin(batch.tokens.ids, self._dropped))
+
+
+class GatheredSparse:
+    """As ``Gathered``, of vectors that are mostly zeros: no more of them is in memory than a micro-batch's."""
+
+    def __init__(self) -> None:
+        self._parts: list[RowVectors] = []
+        self._order: list[npt.NDArray[np.intp]] = []
+
+    def put(self, rows: npt.NDArray[np.intp], output: npt.NDArray[np.float32]) -> None:
+        """Take over the vectors of these rows of the batch, ``[n, hidden]``."""
+        self._parts.append(RowVectors.sparse(output))
+        self._order.append(rows)
+
+    def of(self, batch: Batch) -> RowVectors:
+        """See ``Gathered.of``."""
+        if not self._parts:
+            return RowVectors.sparse(np.empty((0, 0), np.float32))
+        rows = np.concatenate(self._order)
+        return RowVectors.joined(self._parts, np.argsort(np.argsort(rows)))

@@ -79,7 +79,7 @@ class OnnxEngine:
             compute(micro)
         for _ in self._pool.map(compute, microbatches[long:]):
             pass  # raises what a thread raised
-        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+        return Inference(gathered.of(batch), sum(micro.tokens for micro in microbatches))
 
 
 class Fp16OnnxEngine(OnnxEngine):

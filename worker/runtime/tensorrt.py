@@ -169,4 +169,4 @@ class TensorRTEngine:
             run_pipelined(microbatches, pipeline.slots, self._lock, start, collect)
         except cuda.Error as error:
             raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
-        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+        return Inference(gathered.of(batch), sum(micro.tokens for micro in microbatches))

@@ -62,4 +62,4 @@ class TorchCpuEngine:
             with torch.inference_mode():
                 vectors = self._model(inputs, micro.length, batch.prompt_tokens).numpy()
             layout.gather(micro, vectors[: layout.vectors(micro)], batch.lengths, gathered)
-        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+        return Inference(gathered.of(batch), sum(micro.tokens for micro in microbatches))

@@ -250,7 +250,7 @@ class TorchGpuEngine:
 
         with torch.inference_mode(), dead_after_errors(self._device):
             run_pipelined(microbatches, self._slots, self._lock, start, collect)
-        return Inference(gathered.vectors, sum(micro.tokens for micro in microbatches))
+        return Inference(gathered.of(batch), sum(micro.tokens for micro in microbatches))
 
     def _send(self, slot: _Slot, micro: MicroBatch, batch: Batch) -> None:
         self._layout.fill(batch, micro, slot.buffers)
