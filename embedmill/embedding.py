@@ -15,6 +15,7 @@ from contract.job import Job
 from contract.settings import put
 from contract.words import count
 from embedmill.children import Child, child
+from embedmill.clock import Clock
 from embedmill.display import Display
 from embedmill.engines import EngineRequest, build
 from embedmill.events import Event
@@ -59,6 +60,7 @@ class Run:
     stack: contextlib.ExitStack
     job: Job | None = None
     """Once it is known."""
+    clock: Clock = field(default_factory=Clock)
     _verifier: Child | None = None
     _worker: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -108,6 +110,7 @@ class Run:
 
         def report(progress: Progress) -> None:
             working.check()
+            self.clock.see(progress)
             now, view = time.monotonic(), progress.view
             self._show(progress)
             if line := stall.line(progress, now):
@@ -170,7 +173,9 @@ def embed(asked: Asked, display: Display, signals: Callable[[], int]) -> tuple[J
             run = Run(asked, display, folder, stack)
             try:
                 job = run.embed()
-                return job, run.verify(job)
+                passed = run.verify(job)
+                run.clock.verified(job, asked.sample)
+                return job, passed
             finally:
                 job = run.job
     except (KeyboardInterrupt, Interrupted):

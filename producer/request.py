@@ -1,7 +1,7 @@
 """From what a user asks for to the job: defaults are filled in, and what the dataset or the engine cannot do is
 refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from contract.engine import EngineSpec
@@ -113,6 +113,14 @@ def elements_of(request: JobRequest, spec: EngineSpec) -> int:
         UserError: the request has more than the engine computes.
     """
     return _dimensions(request, spec) or spec.hidden
+
+
+def with_stand_ins(request: JobRequest, spec: EngineSpec) -> JobRequest:
+    """A request to be estimated: for int8 with any ranges, of which neither size nor speed depends."""
+    if request.dtype != "int8":
+        return request
+    elements = elements_of(request, spec)
+    return replace(request, ranges=((-1.0,) * elements, (1.0,) * elements))
 
 
 def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:
