@@ -44,7 +44,9 @@ class _Sum(NamedTuple):
     seconds: float = 0.0
 
     def plus(self, other: "_Sum") -> "_Sum":
-        return _Sum(*(left + right for left, right in zip(self, other, strict=True)))
+        return _Sum(
+            self.tokens + other.tokens, self.rows + other.rows, self.bytes + other.bytes, self.seconds + other.seconds
+        )
 
 
 def dry_run(asked: Asked, plan: Plan, display: Display) -> None:

@@ -120,8 +120,8 @@ class Run:
                 if why and why.kind == "no worker":
                     line = f"The worker has not started for {timedelta(seconds=round(now - began))}"
                 STDERR.print(line, highlight=False, soft_wrap=True)
-            if progress.new.rows:
-                left = (job.rows - progress.totals.rows) * (now - began) / progress.new.rows
+            if progress.new_rows:
+                left = (job.rows - progress.rows) * (now - began) / progress.new_rows
                 if left < _WARM_UP:
                     self._start_verifier()
 
@@ -133,7 +133,7 @@ class Run:
 
     def _show(self, progress: Progress, *, ended: bool = False) -> None:
         text = workers_line(progress.view) if progress.view and not ended else ""
-        rows, tokens = progress.totals.rows, progress.new.tokens
+        rows, tokens = progress.rows, progress.new.tokens
         self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
 
 

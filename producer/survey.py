@@ -88,8 +88,9 @@ def survey(work: Work) -> Survey:
             tokens = _total(found, 1, job.rows)
             if tokens.error <= _PRECISION * tokens.value:
                 break
-    figures = (_total(found, column, job.rows) for column in (1, 2, 3))
-    return Survey(job.rows, found.read, *figures, longest=tuple(sorted(found.longest, reverse=True)))
+    tokens, truncated, without_text = (_total(found, column, job.rows) for column in (1, 2, 3))
+    longest = tuple(sorted(found.longest, reverse=True))
+    return Survey(job.rows, found.read, tokens, truncated, without_text, longest)
 
 
 def _slices(job: Job) -> Iterator[range]:

@@ -1,6 +1,6 @@
 """What every engine offers: a batch in, its vectors out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,14 @@ class EngineDead(BaseException):
 
     No ``Exception``: nothing that this process could still do would help.
     """
+
+
+Done = Callable[[int], None]
+"""Takes how many more rows of a batch are computed. It is called from any thread, and must be fast."""
+
+
+def unseen(rows: int) -> None:
+    """Where nobody wants to know."""
 
 
 class Inference(NamedTuple):
@@ -49,7 +57,7 @@ class Engine(Protocol):
         """``fp32`` or ``fp16``."""
         ...
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """The batch's vectors. After an exception other than ``EngineDead`` the engine can be used again.
 
         Raises:
@@ -64,9 +72,11 @@ class Gathered:
     Args:
         spec: the engine's.
         lengths: ``[n]``, the batch's.
+        done: takes how many more rows are there.
     """
 
-    def __init__(self, spec: EngineSpec, lengths: npt.NDArray[np.integer]) -> None:
+    def __init__(self, spec: EngineSpec, lengths: npt.NDArray[np.integer], done: Done = unseen) -> None:
+        self._done = done
         self._per_token = spec.per_token
         self._lengths = lengths
         # Where each row's vectors begin in the result: one each, or one for each of its tokens.
@@ -89,3 +99,4 @@ class Gathered:
                 self.vectors[self._first[row] : self._first[row] + self._lengths[row]] = tokens[: self._lengths[row]]
         else:
             self.vectors[self._first[rows]] = output
+        self._done(len(rows))

@@ -21,7 +21,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
-from worker.runtime.interface import Gathered, Inference
+from worker.runtime.interface import Done, Gathered, Inference, unseen
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
 
 _CPU_BUDGETS, _GPU_BUDGETS = (4096, 1 << 22), (32_768, 1 << 25)
@@ -86,9 +86,9 @@ class ModulesEngine:
         names = getattr(self._model.tokenizer, "model_input_names", ())
         self._segments = "token_type_ids" in names
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
-        gathered = Gathered(self.spec, batch.lengths)
+        gathered = Gathered(self.spec, batch.lengths, done)
         microbatches = cut_by_budget(batch.lengths, *(_GPU_BUDGETS if self._lock else _CPU_BUDGETS))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
