@@ -34,6 +34,9 @@ from producer.running import begin, drive, job_for
 _WARM_UP = 30.0
 """Seconds before a job's end, as far as that is known, at which the verifier begins to import PyTorch."""
 
+_FEW = 2000
+"""Rows up to which it begins at once, beside all else: that import is the longest step of a small job."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -75,6 +78,8 @@ class Run:
         put(engine=self.asked.engine.name)
         working = self._start_worker() if built else None
         texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+        if min(request.limit or texts.rows, texts.rows) <= _FEW:
+            self._start_verifier()
         if not built:
             build(self.asked.engine, self.folder / "engine.log", self.display.show, print_note)
         self.display.show(Event("engine", self.asked.engine.name, ended=True))
