@@ -35,6 +35,7 @@ PARTS = {
         "main",
         "embedmill verify --sample 2000",
     ),
+    "compare": Part("Say how far one job is from another of the same rows.", "verify.compare", "main", ""),
     "push": Part(
         "Push a verified job to the Hub.",
         "producer.push_command",
