@@ -46,4 +46,4 @@ class Clock:
             start = self._computing - self._began
             Pace.now(tokens_per_second=speed, start=start, verification=verification).save(job.fingerprint)
         if found := kept_estimate(job):
-            print_note(how_far_off(found, tokens, ended - self._began if whole else None))
+            print_note(how_far_off(found, tokens, found.seconds if whole else None, ended - self._began))

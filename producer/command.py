@@ -14,6 +14,7 @@ from contract.settings import settings
 from contract.store import Location
 from contract.words import count
 from producer.batches import open_tokenizer
+from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.estimate import Plan, estimate, show_estimate
@@ -23,7 +24,7 @@ from producer.options import Folder, columns_of, in_utf8, job_name, separator_of
 from producer.push_command import push
 from producer.request import OVERLAP, JobRequest, resolve, with_stand_ins
 from producer.retry_command import retry
-from producer.running import CALIBRATION_ROWS, NEXT, begin, job_for, run
+from producer.running import NEXT, begin, job_for, run
 from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
 from producer.survey import survey

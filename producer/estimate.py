@@ -15,14 +15,12 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import cache_folder, settings
 from contract.words import count
+from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDOUT, print_line
 from producer.kept import keep
 from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
 from producer.survey import Figure, Survey
-
-CALIBRATION_ROWS = 4096
-"""Rows whose vectors give the ranges of int8 where the user names none: they are computed twice."""
 
 
 class Measured(NamedTuple):
@@ -195,17 +193,18 @@ def _shown(figure: Figure) -> str:
     return f"{figure.value:,.0f}" + (f" ± {figure.error:,.0f}" if figure.error else "")
 
 
-def how_far_off(found: Estimate, tokens: int, seconds: float | None) -> str:
+def how_far_off(found: Estimate, tokens: int, estimated: float | None = None, real: float = 0.0) -> str:
     """How far an estimate was off, on one line.
 
     Args:
         found: the estimate.
         tokens: that were embedded.
-        seconds: that the run took; None where it did not do all that was estimated.
+        estimated: seconds of the estimate; None where the run did not do all that was estimated.
+        real: seconds that this took.
     """
     parts = [f"{_against(found.survey.tokens.value, tokens)} tokens"]
-    if seconds is not None and found.seconds is not None:
-        parts.append(f"{_against(found.seconds, seconds)} seconds")
+    if estimated is not None:
+        parts.append(f"{_against(estimated, real)} seconds")
     return f"Dry run: estimated {' and '.join(parts)}"
 
 
