@@ -87,7 +87,7 @@ def _show(found: Difference, console: Console) -> None:
 
     table = Table("", found.left.job, found.right.job, title="Compared", title_justify="left")
     for name, left, right in (
-        ("model", found.left.model, found.right.model),
+        ("engine", found.left.engine, found.right.engine),
         ("kept as", found.left.form, found.right.form),
         ("elements", f"{found.left.elements:,}", f"{found.right.elements:,}"),
     ):

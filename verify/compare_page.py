@@ -30,7 +30,8 @@ def facts(found: Difference) -> dict[str, str]:
         "rows compared": f"{found.compared:,} of {found.rows:,}",
         f"of {found.neighbours} neighbours kept": f"{100 * found.overlap:.1f} %{error}",
         "nearest one kept": f"{100 * found.first_kept:.1f} %",
-        "bytes": f"{decimal(found.left.bytes)} and {decimal(found.right.bytes)}",
+        "bytes of a vector": f"{found.left.vector_bytes:,} and {found.right.vector_bytes:,}",
+        "bytes of all shards": f"{decimal(found.left.bytes)} and {decimal(found.right.bytes)}",
     }
     for name, number in {"vector in the first only": found.only_left, "in the second only": found.only_right}.items():
         if number:
@@ -71,5 +72,6 @@ def _side(one: Compared) -> dict[str, str]:
         "engine": f"{one.engine}, {one.fingerprint}",
         "kept as": one.form,
         "elements": f"{one.elements:,}",
-        "bytes": decimal(one.bytes),
+        "bytes of a vector": f"{one.vector_bytes:,}",
+        "bytes of all shards": decimal(one.bytes),
     }

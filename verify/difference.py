@@ -38,8 +38,10 @@ class Compared(_Record):
     form: str
     elements: int
     """Of a vector."""
+    vector_bytes: int
+    """Of one vector."""
     bytes: int
-    """Of its shards."""
+    """Of its shards, with all columns."""
 
 
 class Cosines(_Record):
@@ -115,18 +117,13 @@ class Difference(_Record):
         return self.overlap >= self.least
 
     @property
-    def size(self) -> float:
-        """The second job's bytes for each of the first one's."""
-        return self.right.bytes / max(1, self.left.bytes)
-
-    @property
     def answer(self) -> str:
         """In a sentence."""
         error = f" ± {100 * self.overlap_error:.1f} %" if self.overlap_error else ""
         asked = f"{100 * self.least:g} % {'or more ' if self.passed else ''}were asked for"
         return (
             f"{100 * self.overlap:.1f} %{error} of the {self.neighbours} nearest rows are the same ({asked}); "
-            f"{self.right.job} takes {100 * self.size:.0f} % of the bytes of {self.left.job}"
+            f"a vector has {self.right.vector_bytes:,} bytes instead of {self.left.vector_bytes:,}"
         )
 
 
@@ -227,6 +224,7 @@ def _described(side: Side) -> Compared:
         fingerprint=job.fingerprint,
         form=str(job.form),
         elements=side.elements,
+        vector_bytes=job.form.width(side.elements) * (job.form.element.bit_width // 8),
         bytes=job.bytes(),
     )
 
