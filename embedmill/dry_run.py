@@ -27,8 +27,8 @@ from worker.embed import Embedder
 from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count
 
-_ENOUGH = 4.0
-"""Seconds of computing that are measured."""
+_ENOUGH, _LEAST = 4.0, 3
+"""Seconds of computing that are measured, and batches at least."""
 _FIRST = 2048
 """Tokens of the first batch, which is not counted: memory is still being asked for. The next ones have twice as many
 each, up to the job's own batches."""
@@ -90,17 +90,17 @@ def measure(work: Work, spec: EngineSpec, each: float) -> Measured:
     """
     gpu, generator = gpu_usable(), random.Random(_SEED)
     threads = settings().threads or len(os.sched_getaffinity(0))
-    total, tokens = _Sum(), _FIRST
+    total, tokens, batches = _Sum(), _FIRST, 0
     with tempfile.TemporaryDirectory(prefix="embedmill-") as folder, closing(Embedder(threads)) as embedder:
         runtime = embedder.engine(spec.name).runtime
-        while total.seconds < _ENOUGH:
+        while total.seconds < _ENOUGH or batches <= _LEAST:
             rows = min(work.job.batch_rows, max(1, round(tokens / max(each, 1))))
             job = work.job.model_copy(update={"folder": location(folder), "batch_rows": rows})
             for part in (job.data, job.staging):
                 part.make_folder()
             one = _one(embedder, work._replace(job=job), generator.randrange(job.batches))
-            total = total.plus(one) if tokens > _FIRST else total
-            tokens *= 2
+            total = total.plus(one) if batches else total
+            tokens, batches = 2 * tokens, batches + 1
     devices = max(1, gpu_count()) if gpu else 1
     where = count(devices, "GPU") if gpu else count(threads, "core")
     how = f"measured now on {count(total.rows, 'row')} of this dataset, {runtime}, {where}"

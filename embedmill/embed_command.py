@@ -94,7 +94,8 @@ def main(
 
     DATASET is csv, tsv, json, jsonl, parquet, arrow or text: a file, a folder, a pattern or an address; or a dataset of
     the Hub. The model's engine is built unless an earlier run has built it. A Redis and a worker run as long as the
-    command does. The exit status is 0 if every check of the verifier passes.
+    command does; embedmill status, list and cancel do not see them, and Ctrl-C stops them. The exit status is 0 if
+    every check of the verifier passes.
     """
     # The worker runs in another folder.
     put(engines=str(settings().engines.absolute() if is_set("engines") else engines_in_cache()))

@@ -106,7 +106,8 @@ def size_from(sample: Sample, rows: int, length: int) -> BatchSize:
         (_rounded(TOKENS * sample.rows // tokens), f"at most {count(TOKENS, 'token')}"),
         (
             _rounded(max(rows // LEAST_BATCHES, min(_STEP, _LEAST_TOKENS * sample.rows // tokens))),
-            f"at least {count(LEAST_BATCHES, 'batch', 'batches')}, but of {count(_STEP, 'row')} or {_LEAST_TOKENS:,} tokens",
+            f"at least {count(LEAST_BATCHES, 'batch', 'batches')}, but of {count(_STEP, 'row')} or "
+            f"{count(_LEAST_TOKENS, 'token')}",
         ),
         (_rounded(padded), f"at most {count(padded, 'row')} padded to {count(length, 'token')}"),
         # A power of two: the bytes of the same values differ a little with how a file lays them out.
