@@ -111,10 +111,10 @@ def _read(work: Work, rows: range, found: _Found) -> None:
     job, texts, tokenizer = work
     with readable(job.dataset, rows):
         some = [unless_blank(text) for text in texts.texts(rows)]
-        owners, _, mask, repeated = tokenize_windows(some, tokenizer, job.prefix, job.overlap)
+        owners, ids, repeated = tokenize_windows(some, tokenizer, job.prefix, job.overlap)
     n_tokens = repeated[np.flatnonzero(np.diff(owners, prepend=-1))]
     truncated = 0 if job.windowed else int((n_tokens > tokenizer.length).sum())
-    found.slices.append((len(rows), int(mask.sum()), truncated, int((n_tokens == 0).sum())))
+    found.slices.append((len(rows), int(ids.lengths.sum()), truncated, int((n_tokens == 0).sum())))
     lengths = [LongRow(int(tokens), row) for tokens, row in zip(n_tokens, rows, strict=True)]
     found.longest = heapq.nlargest(_LONGEST, [*found.longest, *lengths])
 

@@ -29,9 +29,9 @@ def work_of(spec: EngineSpec, folder: Path, texts: list[str | None], **options: 
 def test_of_a_small_dataset_every_row_is_read(tiny: EngineSpec, tmp_path: Path) -> None:
     texts = ["good", None, "bad " * 1000, " \t ", "not so good", "bad " * 2000]
     found = survey(work_of(tiny, tmp_path, texts))
-    _, mask, n_tokens = tokenize(["good", "bad " * 1000, "not so good", "bad " * 2000], open_tokenizer(tiny))
+    made, n_tokens = tokenize(["good", "bad " * 1000, "not so good", "bad " * 2000], open_tokenizer(tiny))
     assert (found.rows, found.read) == (6, 6)
-    assert found.tokens == (mask.sum(), 0)
+    assert found.tokens == (made.lengths.sum(), 0)
     assert (found.truncated.value, found.without_text.value) == (2, 2)
     assert [(one.row, one.tokens) for one in found.longest] == [(5, n_tokens[3]), (2, n_tokens[1]), (4, n_tokens[2])]
     assert survey(work_of(tiny, tmp_path, texts, limit=2)).rows == 2
