@@ -57,8 +57,8 @@ def _charts(found: Difference) -> list[tuple[str, str, str]]:
     ]
     if found.cosines:
         text = (
-            f"Of {count(found.compared, 'row')}, the median dashed. The farther to the left, the more alike; cosines "
-            "above 0.99999999 are drawn there."
+            f"Of {count(found.compared, 'row')}, the median dashed. The farther to the left, the more alike; a cosine "
+            "above 0.99999999 counts as that."
         )
         charts.append(("Distance of a row's two vectors", pictures.distance_histogram(found), text))
     return charts

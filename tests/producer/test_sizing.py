@@ -105,7 +105,9 @@ def test_windows_count_with_all_of_their_tokens(tiny: EngineSpec, tmp_path: Path
     assert job_of(tiny, file).batch_rows == 3  # about 2,000 tokens, as each text is cut at a row's length
     length = open_tokenizer(tiny).length
     windowed = job_of(tiny, file, long_texts="window", overlap=length // 2)
-    assert 2 <= windowed.batch_rows <= TOKENS // 30_000
+    assert windowed.batch_rows == 1
+    file.write_text("text\n" + f"{'good ' * 30_000}\n" * 200)
+    assert 2 <= job_of(tiny, file, long_texts="window", overlap=length // 2).batch_rows <= TOKENS // 30_000
 
 
 def test_a_vector_for_each_token_takes_small_batches(tiny: EngineSpec, reviews: Path) -> None:
