@@ -160,7 +160,7 @@ def _table(found: Estimate, tokens_at: str) -> Table:
     table = Table("dry run", found.job, title="Estimate", title_justify="left")
     table.add_row("rows", f"{rows.rows:,}, exact")
     table.add_row("tokens", f"{_shown(rows.tokens)} ({by})")
-    table.add_row("truncated", f"{_shown(rows.truncated)} rows, at {tokens_at}" if tokens_at else "none: windows")
+    table.add_row("truncated", f"{_shown(rows.truncated)}, at {tokens_at}" if tokens_at else "none: windows")
     table.add_row("without a text", _shown(rows.without_text))
     table.add_row("longest seen", ", ".join(f"row {one.row:,}: {count(one.tokens, 'token')}" for one in rows.longest))
     there = f"; {count(found.there, 'shard')} there" if found.there else ""
@@ -202,12 +202,12 @@ def how_far_off(found: Estimate, tokens: int, estimated: float | None = None, re
         estimated: seconds of the estimate; None where the run did not do all that was estimated.
         real: seconds that this took.
     """
-    parts = [f"{_against(found.survey.tokens.value, tokens)} tokens"]
+    parts = [f"tokens {_against(found.survey.tokens.value, tokens)}"]
     if estimated is not None:
-        parts.append(f"{_against(estimated, real)} seconds")
-    return f"Dry run: estimated {' and '.join(parts)}"
+        parts.append(f"seconds {_against(estimated, real)}")
+    return f"The dry run estimated {', '.join(parts)}"
 
 
 def _against(estimated: float, real: float) -> str:
     off = 100 * (estimated - real) / real if real else 0.0
-    return f"{estimated:,.0f} of {real:,.0f} ({off:+.1f} %)"
+    return f"{estimated:,.0f} for {real:,.0f} ({off:+.1f} %)"

@@ -122,8 +122,8 @@ class Difference(_Record):
         error = f" ± {100 * self.overlap_error:.1f} %" if self.overlap_error else ""
         asked = f"{100 * self.least:g} % {'or more ' if self.passed else ''}were asked for"
         return (
-            f"{100 * self.overlap:.1f} %{error} of the {self.neighbours} nearest rows are the same ({asked}); "
-            f"a vector has {self.right.vector_bytes:,} bytes instead of {self.left.vector_bytes:,}"
+            f"{100 * self.overlap:.1f} %{error} of each row's nearest {self.neighbours} are the same ({asked}); "
+            f"a vector has {count(self.right.vector_bytes, 'byte')} instead of {self.left.vector_bytes:,}"
         )
 
 

@@ -285,9 +285,7 @@ def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(
     assert seconds
     done = run(words, own)
     assert done.status == 0, done.err
-    off = re.search(
-        r"Dry run: estimated (\S+) of (\S+) \(\+0\.0 %\) tokens and (\S+) of \S+ \(\S+ %\) seconds", done.err
-    )
+    off = re.search(r"run estimated tokens (\S+) for (\S+) \(\+0\.0 %\), seconds (\S+) for \S+ \(\S+ %\)", done.err)
     assert off, done.err
     assert off[1] == off[2] == tokens[1]  # every row was read
     assert off[3] == seconds[1]

@@ -88,5 +88,5 @@ def test_an_estimate_is_found_again_by_its_job(tiny: EngineSpec, tmp_path: Path)
     assert kept_estimate(work_of(tiny, tmp_path, TEXTS, limit=3).job) is None
     tokens = round(made.survey.tokens.value)
     line = how_far_off(made, tokens, 30.0, 20.0)
-    assert line == f"Dry run: estimated {tokens:,} of {tokens:,} (+0.0 %) tokens and 30 of 20 (+50.0 %) seconds"
+    assert line == f"The dry run estimated tokens {tokens:,} for {tokens:,} (+0.0 %), seconds 30 for 20 (+50.0 %)"
     assert "seconds" not in how_far_off(made, tokens)
