@@ -19,7 +19,7 @@ import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.vectors import RowVectors
-from worker.runtime.interface import Inference
+from worker.runtime.interface import Done, Inference, unseen
 
 __all__ = ["app"]
 
@@ -33,7 +33,7 @@ class NullEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """One vector for each row: its number and ones."""
         vectors = np.ones((int((batch.n_tokens > 0).sum()), self.spec.hidden), np.float32)
         vectors[:, 0] += batch.row_id[batch.n_tokens > 0]

@@ -122,9 +122,14 @@ def settings() -> Settings:
 
 
 def engines_in_cache() -> Path:
-    """Where ``embedmill embed`` keeps engines: ``~/.cache/embedmill/engines``, or below ``XDG_CACHE_HOME``."""
+    """Where ``embedmill embed`` keeps engines."""
+    return cache_folder() / "engines"
+
+
+def cache_folder() -> Path:
+    """What later runs may use: ``~/.cache/embedmill``, or below ``XDG_CACHE_HOME``."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "embedmill" / "engines"
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "embedmill"
 
 
 def is_set(name: str) -> bool:

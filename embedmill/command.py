@@ -21,6 +21,8 @@ class Part(NamedTuple):
     example: str
 
 
+_UNSEEN = "\n\nA running embedmill embed is not seen here: it has a Redis of its own. Ctrl-C stops it."
+
 PARTS = {
     "embed": Part("Embed a dataset and verify the vectors.", "embedmill.embed_command", "main", ""),
     "search": Part(
@@ -35,6 +37,7 @@ PARTS = {
         "main",
         "embedmill verify --sample 2000",
     ),
+    "compare": Part("Say how far one job is from another of the same rows.", "verify.compare", "main", ""),
     "push": Part(
         "Push a verified job to the Hub.",
         "producer.push_command",
@@ -52,10 +55,10 @@ PARTS = {
         "Show how far a job is, on that Redis.",
         "producer.status_command",
         "status",
-        "embedmill status --watch",
+        f"embedmill status --watch{_UNSEEN}",
     ),
-    "list": Part("List every job, on that Redis.", "producer.jobs_commands", "list_jobs", "embedmill list"),
-    "cancel": Part("Stop a job, on that Redis.", "producer.jobs_commands", "cancel", "embedmill cancel JOB"),
+    "list": Part("List every job, on that Redis.", "producer.jobs_commands", "list_jobs", f"embedmill list{_UNSEEN}"),
+    "cancel": Part("Stop a job, on that Redis.", "producer.jobs_commands", "cancel", f"embedmill cancel JOB{_UNSEEN}"),
 }
 
 

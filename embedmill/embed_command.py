@@ -25,6 +25,7 @@ from embedmill.embedding import Asked, embed
 from embedmill.engines import EngineRequest
 from embedmill.events import Sender
 from producer.console import STDERR, print_line, print_note
+from producer.estimate import Plan
 from producer.request import JobRequest
 from verify.terminal import show
 
@@ -33,6 +34,7 @@ Examples:
   embedmill embed reviews.csv --model all-MiniLM-L6-v2
   embedmill embed reviews.csv --model BAAI/bge-small-en-v1.5 --text '{title}\\n{body}'
   embedmill embed 'data/*.parquet' --model ./my-model --text-column body --output vectors
+  embedmill embed reviews.csv --model all-MiniLM-L6-v2 --dry-run --dollars-per-hour 1.20
   embedmill embed imdb --model intfloat/e5-small-v2 --prefix "passage: " --dtype float16
 
 The same command goes on where it was. Engines are kept in ~/.cache/embedmill (EMBEDMILL_ENGINES).
@@ -92,7 +94,8 @@ def main(
 
     DATASET is csv, tsv, json, jsonl, parquet, arrow or text: a file, a folder, a pattern or an address; or a dataset of
     the Hub. The model's engine is built unless an earlier run has built it. A Redis and a worker run as long as the
-    command does. The exit status is 0 if every check of the verifier passes.
+    command does; embedmill status, list and cancel do not see them, and Ctrl-C stops them. The exit status is 0 if
+    every check of the verifier passes.
     """
     # The worker runs in another folder.
     put(engines=str(settings().engines.absolute() if is_set("engines") else engines_in_cache()))
@@ -101,9 +104,14 @@ def main(
     came = _listen()
     rows = sample if sample != verify.command.ALL else None
 
-    def begin(request: JobRequest, ranges: str | None, *, detach: bool) -> None:
+    def begin(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:
         display: Display = Piped(sender) if sender else display_on(STDERR)
         asked = Asked(wanted, request, ranges, rows, seed)
+        if plan:
+            from embedmill.dry_run import dry_run  # here: it has a worker's libraries
+
+            dry_run(asked, plan, display)
+            return
         job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT)
         if sender:
             sender.send(job=str(job.folder))

@@ -15,6 +15,7 @@ from contract.job import Job
 from contract.settings import put
 from contract.words import count
 from embedmill.children import Child, child
+from embedmill.clock import Clock
 from embedmill.display import Display
 from embedmill.engines import EngineRequest, build
 from embedmill.events import Event
@@ -32,6 +33,9 @@ from producer.running import begin, drive, job_for
 
 _WARM_UP = 30.0
 """Seconds before a job's end, as far as that is known, at which the verifier begins to import PyTorch."""
+
+_FEW = 2000
+"""Rows up to which it begins at once, beside all else: that import is the longest step of a small job."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Run:
     stack: contextlib.ExitStack
     job: Job | None = None
     """Once it is known."""
+    clock: Clock = field(default_factory=Clock)
     _verifier: Child | None = None
     _worker: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -73,6 +78,8 @@ class Run:
         put(engine=self.asked.engine.name)
         working = self._start_worker() if built else None
         texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+        if min(request.limit or texts.rows, texts.rows) <= _FEW:
+            self._start_verifier()
         if not built:
             build(self.asked.engine, self.folder / "engine.log", self.display.show, print_note)
         self.display.show(Event("engine", self.asked.engine.name, ended=True))
@@ -108,6 +115,7 @@ class Run:
 
         def report(progress: Progress) -> None:
             working.check()
+            self.clock.see(progress)
             now, view = time.monotonic(), progress.view
             self._show(progress)
             if line := stall.line(progress, now):
@@ -117,8 +125,8 @@ class Run:
                 if why and why.kind == "no worker":
                     line = f"The worker has not started for {timedelta(seconds=round(now - began))}"
                 STDERR.print(line, highlight=False, soft_wrap=True)
-            if progress.new.rows:
-                left = (job.rows - progress.totals.rows) * (now - began) / progress.new.rows
+            if progress.new_rows:
+                left = (job.rows - progress.rows) * (now - began) / progress.new_rows
                 if left < _WARM_UP:
                     self._start_verifier()
 
@@ -130,7 +138,7 @@ class Run:
 
     def _show(self, progress: Progress, *, ended: bool = False) -> None:
         text = workers_line(progress.view) if progress.view and not ended else ""
-        rows, tokens = progress.totals.rows, progress.new.tokens
+        rows, tokens = progress.rows, progress.new.tokens
         self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
 
 
@@ -170,7 +178,9 @@ def embed(asked: Asked, display: Display, signals: Callable[[], int]) -> tuple[J
             run = Run(asked, display, folder, stack)
             try:
                 job = run.embed()
-                return job, run.verify(job)
+                passed = run.verify(job)
+                run.clock.verified(job, asked.sample)
+                return job, passed
             finally:
                 job = run.job
     except (KeyboardInterrupt, Interrupted):

@@ -10,6 +10,9 @@ from contract.jobs import find_job
 from contract.shard import open_file
 from contract.store import location
 
+CALIBRATION_ROWS = 4096
+"""Rows whose vectors give the ranges where the user names none; they are computed twice."""
+
 Ranges = tuple[tuple[float, ...], tuple[float, ...]]
 
 

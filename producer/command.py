@@ -14,17 +14,20 @@ from contract.settings import settings
 from contract.store import Location
 from contract.words import count
 from producer.batches import open_tokenizer
+from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
+from producer.estimate import Plan, estimate, show_estimate
 from producer.jobs_commands import cancel, clean, list_jobs
 from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
-from producer.request import OVERLAP, JobRequest
+from producer.request import OVERLAP, JobRequest, resolve, with_stand_ins
 from producer.retry_command import retry
-from producer.running import CALIBRATION_ROWS, NEXT, begin, job_for, run
+from producer.running import NEXT, begin, job_for, run
 from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
+from producer.survey import survey
 from producer.texts import CsvOptions, DatasetSource
 from producer.tokenizing import get_ready
 
@@ -38,6 +41,7 @@ Examples:
   python -m producer --dataset imdb --output s3://bucket/embeddings
   python -m producer --dataset imdb --dtype int8 --keep-columns text,label --long-texts window
   python -m producer --dataset reviews.csv --name reviews-minilm
+  python -m producer --dataset reviews.csv --dry-run --dollars-per-hour 1.20
   python -m producer status --watch
   python -m producer list
   python -m producer cancel reviews-minilm
@@ -133,6 +137,12 @@ Next: celery -A worker worker, then python -m verify
     help=f"Tokens that a window shares with the next one.  [default: {OVERLAP}]",
 )
 @click.option("--detach", is_flag=True, help="Publish and leave; the same command without it waits for the end.")
+@click.option(
+    "--dry-run", is_flag=True, help="Start nothing: say how many rows, tokens, bytes and seconds it would be."
+)
+@click.option(
+    "--dollars-per-hour", type=click.FloatRange(min=0), metavar="DOLLARS", help="For --dry-run: say what it costs."
+)
 @click.pass_context
 def main(
     context: click.Context,
@@ -159,6 +169,8 @@ def main(
     long_texts: Literal["truncate", "window"],
     overlap: int | None,
     detach: bool,
+    dry_run: bool,
+    dollars_per_hour: float | None,
 ) -> None:
     """Tokenize a dataset into batches on Redis and see to it that each becomes a Parquet shard."""
     logging.basicConfig(
@@ -174,6 +186,8 @@ def main(
     get_ready()
     if ranges and dtype != "int8":
         raise UserError("--ranges is for int8", hint="add --dtype int8")
+    if dollars_per_hour is not None and not dry_run:
+        raise UserError("--dollars-per-hour is for an estimate", hint="add --dry-run")
     request = JobRequest(
         source=DatasetSource(dataset, config=config, split=split, revision=revision, stream=stream),
         output=(output or settings().output).absolute(),
@@ -192,24 +206,31 @@ def main(
         overlap=overlap,
     )
     # A program that has these options too, and goes on in its own way, is the context's object.
-    (context.obj or _embed)(request, ranges, detach=detach)
+    plan = Plan(dollars_per_hour) if dry_run else None
+    (context.obj or _embed)(request, ranges, detach=detach, plan=plan)
 
 
 for _command in (status, retry, list_jobs, cancel, clean, push):
     main.add_command(_command)
 
 
-def _embed(request: JobRequest, ranges: str | None, *, detach: bool) -> None:
-    """Run the job that a request makes.
+def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:
+    """Run the job that a request makes, or estimate it.
 
     Args:
         request: what is asked for, without the ranges of int8.
         ranges: what gives the ranges of int8; None for the dataset's first rows.
         detach: leave once everything is published.
+        plan: of the dry run; None to run the job.
     """
     spec = load_engine(request.engine)
     tokenizer = open_tokenizer(spec)  # one for the whole command: it gets faster with the words that it has met
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    if plan:
+        work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
+        calibrates = request.dtype == "int8" and ranges is None
+        show_estimate(estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates), work.job, spec)
+        return
     job = job_for(request, ranges, texts, spec, tokenizer)
     if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):
         print_line(NEXT)

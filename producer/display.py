@@ -55,8 +55,8 @@ def progress_display(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 
 class StallReport:
-    """Reports why no shard comes: once none has for ten seconds, and again when the reason is another or a minute has
-    passed.
+    """Reports why no shard comes, and no row is computed: once none has for ten seconds, and again when the reason is
+    another or a minute has passed.
 
     Args:
         began: when the run began, by the monotonic clock.
@@ -64,6 +64,7 @@ class StallReport:
 
     def __init__(self, began: float) -> None:
         self._kind, self._reported = "", began
+        self._rows, self._moved = -1, began
 
     def line(self, progress: Progress, now: float) -> str | None:
         """The line to be printed now; None if there is none.
@@ -72,7 +73,9 @@ class StallReport:
             progress: how far the job is.
             now: by the monotonic clock.
         """
-        still = now - progress.last_shard
+        if progress.rows != self._rows:
+            self._rows, self._moved = progress.rows, now
+        still = now - max(progress.last_shard, self._moved)
         if still < LINE_EVERY:
             self._kind = ""
             return None
@@ -99,7 +102,7 @@ def _bar(console: Console) -> Iterator[Callable[[Progress, float], None]]:
     with Live(bar, console=console) as live:
 
         def show(progress: Progress, now: float) -> None:
-            bar.update(task, completed=progress.totals.rows, total=progress.job.rows)
+            bar.update(task, completed=progress.rows, total=progress.job.rows)
             view = progress.view
             live.update(Group(bar, Text(workers_line(view), style="dim")) if view else bar)
 
@@ -112,15 +115,15 @@ def _lines(console: Console, began: float) -> Callable[[Progress, float], None]:
 
     def show(progress: Progress, now: float) -> None:
         nonlocal printed, rows
-        if now - printed >= LINE_EVERY and progress.totals.rows != rows:
+        if now - printed >= LINE_EVERY and progress.rows != rows:
             console.print(_rows_line(progress, now - began), highlight=False, soft_wrap=True)
-            printed, rows = now, progress.totals.rows
+            printed, rows = now, progress.rows
 
     return show
 
 
 def _rows_line(progress: Progress, seconds: float) -> str:
-    rows, new, total = progress.totals.rows, progress.new.rows, progress.job.rows
+    rows, new, total = progress.rows, progress.new_rows, progress.job.rows
     line = f"{rows:,} of {count(total, 'row')}"
     if not new:
         return line

@@ -123,7 +123,8 @@ class Driver:
 
     def _progress(self) -> Progress:
         before = self._before or ShardTotals()
-        return Progress(self._job, before, self._new, self._last_shard, self._dead, self._view)
+        begun = self._view.rows_begun(self._job, self._out) if self._view else 0
+        return Progress(self._job, before, self._new, self._last_shard, self._dead, self._view, begun)
 
     def _wait(self) -> None:
         """Until there is something to do, at most until the next look."""

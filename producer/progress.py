@@ -73,8 +73,20 @@ class Progress:
     """Batches that were given up, and why."""
     view: View | None = None
     """The workers and the job in Redis, as last seen."""
+    begun: int = 0
+    """Rows that are computed, of batches that have no shard yet: as far as workers have said."""
 
     @property
     def totals(self) -> ShardTotals:
         """Over all shards that are there."""
         return self.before + self.new
+
+    @property
+    def rows(self) -> int:
+        """Rows that are computed, with those whose shard is not there yet."""
+        return min(self.totals.rows + self.begun, self.job.rows)
+
+    @property
+    def new_rows(self) -> int:
+        """Those of them that this run has computed."""
+        return self.rows - self.before.rows

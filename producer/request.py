@@ -1,7 +1,7 @@
 """From what a user asks for to the job: defaults are filled in, and what the dataset or the engine cannot do is
 refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from contract.engine import EngineSpec
@@ -134,6 +134,14 @@ def _refuse_sparse(request: JobRequest, spec: EngineSpec) -> None:
             "their weights are kept as float32 or float16, of whole texts that are truncated",
             f"leave out {option}, or choose another --engine",
         )
+
+
+def with_stand_ins(request: JobRequest, spec: EngineSpec) -> JobRequest:
+    """A request to be estimated: for int8 with any ranges, of which neither size nor speed depends."""
+    if request.dtype != "int8":
+        return request
+    elements = elements_of(request, spec)
+    return replace(request, ranges=((-1.0,) * elements, (1.0,) * elements))
 
 
 def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:

@@ -11,10 +11,11 @@ from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
 from producer.batches import RowTokenizer
-from producer.calibrate import Ranges, ranges_from, ranges_of
+from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
+from producer.estimate import how_far_off, kept_estimate
 from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
@@ -22,9 +23,6 @@ from producer.request import JobRequest, elements_of, resolve
 from producer.texts import TextDataset
 from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
-
-CALIBRATION_ROWS = 4096
-"""Rows whose vectors give the ranges of int8."""
 
 NEXT = "Next: python -m verify"
 
@@ -101,6 +99,9 @@ def run(
         raise UserError(f"{count(missing, 'shard')} of {job.id} missing", hint="run the same command again")
     if progress.dead:
         raise _given_up(progress)
+    if found := kept_estimate(job):
+        vectors = None if progress.before.rows else found.vectors
+        print_line(how_far_off(found, progress.totals.tokens, vectors, time.monotonic() - began))
     return True
 
 

@@ -22,7 +22,10 @@ PER_TOKEN_ROWS = 64
 """Rows of a batch for an engine that gives a vector for each token. Its shards are some hundred times larger a row."""
 
 _STEP = 64
-"""What the rows are a multiple of. A small job has larger batches than this only where it has 40 of them."""
+"""What the rows are a multiple of, if they are more."""
+_LEAST_TOKENS = 2000
+"""Of a batch, on average, however small the job is, unless 64 rows have fewer: a CPU's core computes it within a second
+or two, and what a batch costs besides, some 20 ms, is little beside that."""
 _MOST_ROWS = 65_536
 _MOST_CELLS = 1 << 25
 """Token ids of a batch on the wire, padding included, however long a single row of it is. Neither side holds them, but
@@ -102,8 +105,9 @@ def size_from(sample: Sample, rows: int, length: int) -> BatchSize:
     limits = [
         (_rounded(TOKENS * sample.rows // tokens), f"at most {count(TOKENS, 'token')}"),
         (
-            _rounded(max(rows // LEAST_BATCHES, _STEP)),
-            f"at least {count(LEAST_BATCHES, 'batch', 'batches')}, but of {count(_STEP, 'row')} or more",
+            _rounded(max(rows // LEAST_BATCHES, min(_STEP, _LEAST_TOKENS * sample.rows // tokens))),
+            f"at least {count(LEAST_BATCHES, 'batch', 'batches')}, but of {count(_STEP, 'row')} or "
+            f"{count(_LEAST_TOKENS, 'token')}",
         ),
         (_rounded(padded), f"at most {count(padded, 'row')} padded to {count(length, 'token')}"),
         # A power of two: the bytes of the same values differ a little with how a file lays them out.

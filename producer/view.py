@@ -1,7 +1,7 @@
 """A job and its workers at one instant, as Redis shows them: what ``lost``, ``reasons`` and the status are computed
 from."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from contract.job import Job
@@ -37,6 +37,16 @@ class View:
     def alive(self) -> list[Heartbeat]:
         """The processes that compute and were heard of within the timeout."""
         return [one for one in self.workers if one.silent(self.now) <= self.timeout]
+
+    def rows_begun(self, job: Job, out: Container[int]) -> int:
+        """Rows that are computed, of batches that have no shard.
+
+        Args:
+            job: the job that this is of.
+            out: its batches that have none by now.
+        """
+        shares = {one.batch: one.computed for one in self.workers if one.job == self.job and one.batch is not None}
+        return sum(int(share * len(job.row_range(batch))) for batch, share in shares.items() if batch in out)
 
     def refusals(self) -> dict[str, str]:
         """Commands that are alive and cannot serve this job → why."""

@@ -180,7 +180,7 @@ def test_where_no_worker_can_serve_a_job_it_says_why_stays_whole_and_goes_on_onc
 
 
 def test_detached_without_a_worker_it_says_so(tiny: EngineSpec, redis_url: str) -> None:
-    told = called(*COMMAND, "--limit", 40, "--detach").stdout
+    told = called(*COMMAND, "--limit", 40, "--batch-rows", 40, "--detach").stdout
     assert "Published; 0 of 1 shard there: " in told
     assert "No worker is alive; start one: celery -A worker worker." in told
 

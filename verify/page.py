@@ -36,8 +36,8 @@ LIBRARIES = (
 """Whose versions the page names."""
 
 
-def template() -> Template:
-    """The page to fill in; whatever is put into it is escaped."""
+def template(name: str) -> Template:
+    """A page to fill in, a file beside this one; whatever is put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -46,7 +46,7 @@ def template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"small": small, "cosine": cosine}
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
@@ -57,7 +57,7 @@ def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
         job: the job that it is about.
         evidence: what the pictures show; None where no sample could be drawn.
     """
-    return template().render(
+    return template("report.html").render(
         verdict=verdict,
         when=datetime.fromisoformat(verdict.when).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary(verdict, job.folder).removeprefix("Verified: "),

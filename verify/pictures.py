@@ -21,15 +21,15 @@ from verify.throughput import Throughput
 # On its first run it logs that it makes a list of the fonts, which users need not know.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-_INK, _GRID, _GOOD, _BAD = "#000001", "#000002", "#000003", "#000004"
-_COLOURS = {_INK: "var(--ink)", _GRID: "var(--line)", _GOOD: "var(--good)", _BAD: "var(--bad)"}
+INK, _GRID, GOOD, BAD = "#000001", "#000002", "#000003", "#000004"
+_COLOURS = {INK: "var(--ink)", _GRID: "var(--line)", GOOD: "var(--good)", BAD: "var(--bad)"}
 """What matplotlib draws with → what the page replaces it by."""
 
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": _GRID,
     "axes.grid": True,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.size": 11,
@@ -37,9 +37,9 @@ _STYLE: Any = {
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "embedmill",  # one report, one file: no random ids
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 _SIZE = (5.2, 3.1)
@@ -60,17 +60,17 @@ def error_histogram(compared: Sequence[ComparedRow]) -> str:
     edges = np.geomspace(low, high, 41)
 
     def draw(axes: Axes) -> None:
-        axes.hist([good, bad], edges.tolist(), stacked=True, color=[_GOOD, _BAD])
+        axes.hist([good, bad], edges.tolist(), stacked=True, color=[GOOD, BAD])
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1, linscale=0.3)  # one bad row among thousands is to be seen
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        _powers_of_ten(axes.xaxis)
+        powers_of_ten(axes.xaxis)
         for limit in limits:
-            axes.axvline(limit, color=_INK, linewidth=1, linestyle="--")
+            axes.axvline(limit, color=INK, linewidth=1, linestyle="--")
         axes.set(xlabel="relative MSE against PyTorch FP32", ylabel="rows", xlim=(low, high))
         axes.grid(visible=False, axis="x")
 
-    return _svg("errors", draw)
+    return svg("errors", draw)
 
 
 def error_by_length(compared: Sequence[ComparedRow]) -> str:
@@ -82,17 +82,17 @@ def error_by_length(compared: Sequence[ComparedRow]) -> str:
 
     def draw(axes: Axes) -> None:
         for lengths, errors, wrong in parts:
-            marker, colour, size = ("x", _BAD, 5) if wrong else ("o", _GOOD, 3)
+            marker, colour, size = ("x", BAD, 5) if wrong else ("o", GOOD, 3)
             points = axes.plot(lengths, errors, marker, color=colour, markersize=size, alpha=1 if wrong else 0.6)
             points[0].set_rasterized(len(lengths) > _POINTS)
         axes.set_yscale("log")
-        _powers_of_ten(axes.yaxis)
+        powers_of_ten(axes.yaxis)
         for limit in limits:
-            axes.axhline(limit, color=_INK, linewidth=1, linestyle="--")
+            axes.axhline(limit, color=INK, linewidth=1, linestyle="--")
         _token_axis(axes)
         axes.set(ylabel="relative MSE", ylim=(low, high))
 
-    return _svg("by-length", draw)
+    return svg("by-length", draw)
 
 
 def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
@@ -113,15 +113,15 @@ def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
 
     def draw(axes: Axes) -> None:
         parts, weights = [tokens[~over], tokens[over]], [rows[~over], rows[over]]
-        axes.hist(parts, edges.tolist(), weights=weights, stacked=True, color=[_GOOD, _BAD])
+        axes.hist(parts, edges.tolist(), weights=weights, stacked=True, color=[GOOD, BAD])
         if max_length:
-            axes.axvline(max_length + 0.5, color=_INK, linewidth=1, linestyle="--")
+            axes.axvline(max_length + 0.5, color=INK, linewidth=1, linestyle="--")
         _token_axis(axes)
         axes.set(ylabel="rows")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(visible=False, axis="x")
 
-    return _svg("lengths", draw)
+    return svg("lengths", draw)
 
 
 def throughput(found: Throughput | None) -> str:
@@ -132,14 +132,14 @@ def throughput(found: Throughput | None) -> str:
     name, unit = next((name, unit) for name, unit, most in _UNITS if seconds <= most * unit)
 
     def draw(axes: Axes) -> None:
-        axes.stairs(found.rates, found.edges / unit, fill=True, color=_GOOD, alpha=0.35)
-        axes.stairs(found.rates, found.edges / unit, color=_GOOD, linewidth=1.5, baseline=None)
+        axes.stairs(found.rates, found.edges / unit, fill=True, color=GOOD, alpha=0.35)
+        axes.stairs(found.rates, found.edges / unit, color=GOOD, linewidth=1.5, baseline=None)
         for pause in found.pauses:
-            axes.axvline(pause / unit, color=_INK, linewidth=1, linestyle=":")
+            axes.axvline(pause / unit, color=INK, linewidth=1, linestyle=":")
         axes.set(xlabel=name, ylabel="rows/s", xlim=(0, seconds / unit), ylim=(0, None))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
-    return _svg("throughput", draw)
+    return svg("throughput", draw)
 
 
 _UNITS = (("seconds", 1, 180), ("minutes", 60, 180), ("hours", 3600, 72), ("days", 86400, np.inf))
@@ -177,7 +177,7 @@ def _token_axis(axes: Axes) -> None:
     axes.set_xlabel("tokens, before truncation")
 
 
-def _powers_of_ten(axis: Axis) -> None:
+def powers_of_ten(axis: Axis) -> None:
     """Label a logarithmic axis at each power, as 10⁻⁷. matplotlib's own labels are formulas, which it parses."""
     axis.set_major_formatter(lambda value, _: f"10{str(round(np.log10(value))).translate(_RAISED)}")
     axis.set_minor_locator(NullLocator())
@@ -197,7 +197,7 @@ def _make_room(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+def svg(name: str, draw: Callable[[Axes], None]) -> str:
     """A picture for a page, its ids prefixed with ``name``, so that they differ from those of the other pictures."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE)

@@ -166,7 +166,8 @@ class Embedder:
     def _vectors(self, engine: Engine, batch: Batch, errors: Mapping[int, str]) -> EmbeddedBatch:
         """The batch's vectors, each finite and not zero; a row for which that cannot be had gets an error."""
         rows = np.array([row for row in np.flatnonzero(batch.lengths) if row not in errors], np.intp)
-        inference = engine.infer(batch.take(rows))
+        self._heartbeat.begin_rows(len(rows))
+        inference = engine.infer(batch.take(rows), self._heartbeat.add_computed)
         vectors = inference.rows
         bad = still = vectors.unfit()
         if len(bad) and engine.precision != "fp32":

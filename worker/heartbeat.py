@@ -42,6 +42,8 @@ class HeartbeatSender:
         self._changed, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._redis = client(_PATIENCE)
+        self._rows = self._computed = 0
+        """Of the batch that is computed: how many it has, and of how many there are vectors."""
         self._clock: float | None = None
         """What Redis's clock is ahead of this process's monotonic one; None until it was asked."""
 
@@ -63,6 +65,17 @@ class HeartbeatSender:
         """The batch waits for something, or not any more, where ``waits_for`` is empty."""
         if waits_for or self._state.state == "waiting":
             self._update({"state": "waiting" if waits_for else "computing", "waits_for": waits_for})
+
+    def begin_rows(self, rows: int) -> None:
+        """A batch of so many rows is going to be computed."""
+        with self._lock:
+            self._rows, self._computed = rows, 0
+
+    def add_computed(self, rows: int) -> None:
+        """So many more of them are computed. It goes with the next beat: a GPU computes some a thousand times a
+        second."""
+        with self._lock:
+            self._computed += rows
 
     def set_fields(self, **fields: object) -> None:
         """Change other fields of ``Heartbeat``, which stay until they are changed."""
@@ -107,8 +120,9 @@ class HeartbeatSender:
             self._clock = _seconds(self._redis.time()) - time.monotonic()
         with self._lock:
             state, since = self._state, self._since
+            computed = self._computed / self._rows if self._rows and state.batch is not None else 0.0
         beat = self._clock + time.monotonic()
-        record = state.model_copy(update={"beat": beat, "since": self._clock + since})
+        record = state.model_copy(update={"beat": beat, "since": self._clock + since, "computed": min(computed, 1.0)})
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.set(key_of(state.worker), record.model_dump_json(), ex=KEPT)
             pipeline.sadd(WORKERS, state.worker)

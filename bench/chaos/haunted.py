@@ -29,7 +29,7 @@ from worker import app
 import worker.embed
 from contract.batch import Batch
 from contract.engine import EngineSpec
-from worker.runtime.interface import Engine, EngineDead, Inference
+from worker.runtime.interface import Done, Engine, EngineDead, Inference, unseen
 from worker.runtime.onnx import onnx_engine
 
 __all__ = ["app"]
@@ -42,7 +42,7 @@ class HauntedEngine:
         self.spec, self.runtime, self.precision = engine.spec, engine.runtime, engine.precision
         self._engine = engine
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         if "CHAOS_WORK" in os.environ:
             with open(os.environ["CHAOS_WORK"], "a", encoding="utf-8") as file:
                 file.write(f"{len(batch)}\n")
@@ -56,7 +56,7 @@ class HauntedEngine:
                 raise EngineDead("GPU 0 failed: an illegal memory access was encountered")
         if _row("CHAOS_RAISE") in rows:
             raise IndexError("no embedding for token 31415")
-        found = self._engine.infer(batch)
+        found = self._engine.infer(batch, done)
         texts = batch.row_id[batch.n_tokens > 0]
         found.vectors[texts == _row("CHAOS_NAN")] = np.nan
         return found

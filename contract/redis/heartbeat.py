@@ -39,6 +39,8 @@ class Heartbeat(BaseModel):
     """Key of the job whose batch it has in hand."""
     batch: int | None = None
     """The batch's number."""
+    computed: float = 0.0
+    """The share of the batch's rows that are computed, 0 to 1."""
     waits_for: str = ""
     """What it waits for, or why it starts late."""
     engine: str = ""

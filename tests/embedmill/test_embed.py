@@ -266,3 +266,26 @@ def test_an_error_in_python_is_the_commands_line(
 ) -> None:
     with pytest.raises(embedmill.UserError, match=line):
         embedmill.embed(str(options.pop("dataset", reviews)), model=tmp_path, progress=False, **options)
+
+
+def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(
+    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    own = environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no engine is yet
+    words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--dtype", "int8")
+    dry = run([*words, "--dry-run", "--dollars-per-hour", "3600"], own)
+    assert dry.status == 0, dry.err
+    assert not (tmp_path / "output").exists()
+    assert not processes_of(tmp_path)
+    shown = " ".join(re.sub("[│\n]", " ", dry.out).split())
+    assert "rows 50, exact" in shown
+    assert re.search(r"tokens/s [0-9,]+: measured now on [0-9,]+ rows of this dataset, onnxruntime", shown)
+    tokens, seconds = (re.search(rf"{name} ([0-9,]+) \(", shown) for name in ("tokens", "seconds"))
+    assert tokens
+    assert seconds
+    done = run(words, own)
+    assert done.status == 0, done.err
+    off = re.search(r"run estimated tokens (\S+) for (\S+) \(\+0\.0 %\), seconds (\S+) for \S+ \(\S+ %\)", done.err)
+    assert off, done.err
+    assert off[1] == off[2] == tokens[1]  # every row was read
+    assert off[3] == seconds[1]

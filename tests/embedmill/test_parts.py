@@ -11,13 +11,20 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import embedmill
+from contract.redis.heartbeat import Heartbeat
+from contract.store import location
 from embedmill.api import flags_of
+from embedmill.clock import Clock
 from embedmill.command import PARTS, main
 from embedmill.display import Lines, Live, Notebook, Pace
 from embedmill.embed_command import main as embed
 from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
 from embedmill.events import Event
+from producer.pace import last_pace
+from producer.progress import Progress, ShardTotals
+from producer.view import View
+from tests.contract.samples import a_job
 
 ROOT = Path(embedmill.__file__).parent.parent
 
@@ -133,3 +140,20 @@ def test_another_module_of_a_packages_name_is_told(name: str, tmp_path: Path) ->
     assert found.returncode == 1
     assert found.stderr.startswith(f"Error: Python's module {name} is {tmp_path / name}.py; expected embedmill's, ")
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_a_run_tells_the_next_estimate_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = iter([100.0, 104.0, 104.0, 124.0, 140.0])
+    monkeypatch.setattr("embedmill.clock.time.monotonic", lambda: next(times))
+    job = a_job(location(str(tmp_path)), rows=1000, batch_rows=100)
+    clock = Clock()  # at 100
+    begun = Heartbeat(worker="a:1:2/0", state="computing", beat=1.0, since=1.0, job=job.key, batch=0)
+    view = View(job=job.key, now=1.0, timeout=30.0, workers=(begun,))
+    clock.see(Progress(job, ShardTotals(), ShardTotals(), last_shard=0.0, view=view))  # at 104
+    whole = ShardTotals(shards=10, rows=1000, tokens=40_000)
+    clock.see(Progress(job, ShardTotals(), whole, last_shard=0.0))  # at 124
+    clock.verified(job, 100)  # at 140: a tenth of the rows is computed again in 2 of the 16 seconds
+    pace = last_pace(job.fingerprint)
+    assert pace is not None
+    assert (pace.start, pace.tokens_per_second, pace.verification) == (4.0, 2000.0, 14.0)

@@ -27,8 +27,9 @@ from producer.texts import DatasetSource
         (3, 0, 128, 10_000_000, 65_536),
         (0, 0, 128, 10_000_000, 65_536),  # no row has a text
         (280, 0, 512, 25_000, 576),  # 43 batches
-        (36, 0, 512, 2307, 64),  # 37 batches
-        (36, 0, 512, 10, 64),
+        (36, 0, 512, 2307, 57),  # 41 batches
+        (36, 0, 512, 10, 55),  # so few that they are one
+        (511, 0, 512, 642, 16),  # 41 batches, each of 8,000 tokens
         (3000, 0, 512, 10_000_000, 64),  # long texts in windows
         (40_000, 0, 512, 10_000_000, 7),
         (1_000_000, 0, 512, 10_000_000, 1),
@@ -90,7 +91,7 @@ def test_a_job_without_batch_rows_has_batches_by_its_texts(
 ) -> None:
     whole, start = job_of(tiny, reviews), job_of(tiny, reviews, limit=4000)
     assert whole.batch_rows == 8000 // LEAST_BATCHES // 64 * 64
-    assert start.batch_rows == 64  # of the first 4,000 rows: 100 and a bit of them were 40 batches
+    assert start.batch_rows == 64  # 100 of them, and so 64, are a fortieth of the first 4,000 rows
     assert "at least 40 batches" in capsys.readouterr().err
     assert job_of(tiny, reviews) == whole
     assert "by a sample of 1,024 rows\n" in capsys.readouterr().err
@@ -101,10 +102,12 @@ def test_a_job_without_batch_rows_has_batches_by_its_texts(
 def test_windows_count_with_all_of_their_tokens(tiny: EngineSpec, tmp_path: Path) -> None:
     file = tmp_path / "long.csv"
     file.write_text("text\n" + f"{'good ' * 30_000}\n" * 20)
-    assert job_of(tiny, file).batch_rows == 64
+    assert job_of(tiny, file).batch_rows == 3  # about 2,000 tokens, as each text is cut at a row's length
     length = open_tokenizer(tiny).length
     windowed = job_of(tiny, file, long_texts="window", overlap=length // 2)
-    assert 2 <= windowed.batch_rows <= TOKENS // 30_000
+    assert windowed.batch_rows == 1
+    file.write_text("text\n" + f"{'good ' * 30_000}\n" * 200)
+    assert 2 <= job_of(tiny, file, long_texts="window", overlap=length // 2).batch_rows <= TOKENS // 30_000
 
 
 def test_a_vector_for_each_token_takes_small_batches(tiny: EngineSpec, reviews: Path) -> None:

@@ -188,7 +188,7 @@ def test_an_installed_package_has_the_template(tmp_path: Path) -> None:
     made = subprocess.run(pip, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     zipfile.ZipFile(next(wheels.glob("*.whl"))).extractall(installed)
-    code = "import verify, verify.page as p; print(verify.__file__); p.template()"
+    code = "import verify, verify.page as p; print(verify.__file__); p.template('report.html')"
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -20,7 +20,7 @@ from producer.batches import batch_of, open_tokenizer
 from tests.conftest import build_engine
 from tests.contract.samples import packed
 from worker.embed import Embedder
-from worker.runtime.interface import Inference
+from worker.runtime.interface import Done, Inference, unseen
 from worker.runtime.onnx import OnnxEngine, onnx_engine
 from worker.serving import CannotServe
 
@@ -154,8 +154,8 @@ class HalfPrecise(OnnxEngine):
         with onnx_engine(spec, threads) as engine:
             yield cls(spec, engine._session, engine._pool)
 
-    def infer(self, batch: Batch) -> Inference:
-        found = super().infer(batch)
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
+        found = super().infer(batch, done)
         found.vectors[batch.row_id >= 3] = [np.inf] + [0] * (self.spec.hidden - 1)
         return found
 

@@ -1,6 +1,6 @@
 """What every engine offers: a batch in, its vectors out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,14 @@ class EngineDead(BaseException):
 
     No ``Exception``: nothing that this process could still do would help.
     """
+
+
+Done = Callable[[int], None]
+"""Takes how many more rows of a batch are computed. It is called from any thread, and must be fast."""
+
+
+def unseen(rows: int) -> None:
+    """Where nobody wants to know."""
 
 
 class Inference(NamedTuple):
@@ -55,7 +63,7 @@ class Engine(Protocol):
         """``fp32`` or ``fp16``."""
         ...
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """The batch's vectors. After an exception other than ``EngineDead`` the engine can be used again.
 
         Raises:
@@ -70,9 +78,11 @@ class Gathered:
     Args:
         spec: the engine's.
         lengths: ``[n]``, the batch's.
+        done: takes how many more rows are there.
     """
 
-    def __init__(self, spec: EngineSpec, lengths: npt.NDArray[np.integer]) -> None:
+    def __init__(self, spec: EngineSpec, lengths: npt.NDArray[np.integer], done: Done = unseen) -> None:
+        self._done = done
         self._per_token, self._dropped = spec.per_token, spec.without_vector
         self._lengths = lengths
         # Where each row's vectors begin in the result: one each, or one for each of its tokens.
@@ -95,6 +105,7 @@ class Gathered:
                 self.vectors[self._first[row] : self._first[row] + self._lengths[row]] = tokens[: self._lengths[row]]
         else:
             self.vectors[self._first[rows]] = output
+        self._done(len(rows))
 
     def of(self, batch: Batch) -> RowVectors:
         """What was put in, of all rows of the batch, without the tokens that have no vector."""
@@ -109,7 +120,8 @@ class Gathered:
 class GatheredSparse:
     """As ``Gathered``, of vectors that are mostly zeros: no more of them is in memory than a micro-batch's."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: Done = unseen) -> None:
+        self._done = done
         self._parts: list[RowVectors] = []
         self._order: list[npt.NDArray[np.intp]] = []
 
@@ -117,6 +129,7 @@ class GatheredSparse:
         """Take over the vectors of these rows of the batch, ``[n, hidden]``."""
         self._parts.append(RowVectors.sparse(output))
         self._order.append(rows)
+        self._done(len(rows))
 
     def of(self, batch: Batch) -> RowVectors:
         """See ``Gathered.of``."""

@@ -22,7 +22,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec, OpenedBy
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
-from worker.runtime.interface import Gathered, GatheredSparse, Inference
+from worker.runtime.interface import Done, Gathered, GatheredSparse, Inference, unseen
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
 
 _CPU_BUDGETS, _GPU_BUDGETS = (4096, 1 << 22), (32_768, 1 << 25)
@@ -98,10 +98,10 @@ class ModulesEngine:
         if spec.layout == "sparse" and model.max_active_dims is not None:
             self._options["max_active_dims"] = model.max_active_dims
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
         sparse = self.spec.layout == "sparse"
-        gathered = GatheredSparse() if sparse else Gathered(self.spec, batch.lengths)
+        gathered = GatheredSparse(done) if sparse else Gathered(self.spec, batch.lengths, done)
         microbatches = cut_by_budget(batch.lengths, *self._budgets)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())

@@ -11,7 +11,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.graph import OUTPUT
 from contract.settings import settings
-from worker.runtime.interface import LONG_ROW, Gathered, Inference
+from worker.runtime.interface import LONG_ROW, Done, Gathered, Inference, unseen
 from worker.runtime.microbatch import MicroBatch, cut_by_budget
 
 _SCORES = 1 << 22
@@ -63,10 +63,10 @@ class OnnxEngine:
     def __init__(self, spec: EngineSpec, session: onnxruntime.InferenceSession, pool: ThreadPoolExecutor) -> None:
         self.spec, self._session, self._pool = spec, session, pool
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
         lengths = batch.lengths
-        gathered = Gathered(self.spec, lengths)
+        gathered = Gathered(self.spec, lengths, done)
         microbatches = cut_by_budget(lengths, settings().token_budget, _SCORES)
 
         def compute(micro: MicroBatch) -> None:

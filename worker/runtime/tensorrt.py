@@ -22,7 +22,7 @@ from contract.engine import EngineSpec
 from contract.graph import OUTPUT
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
-from worker.runtime.interface import EngineDead, Gathered, Inference
+from worker.runtime.interface import Done, EngineDead, Gathered, Inference, unseen
 from worker.runtime.layout import Layout
 from worker.runtime.microbatch import MicroBatch
 from worker.runtime.pipeline import run_pipelined
@@ -153,9 +153,9 @@ class TensorRTEngine:
     def __init__(self, spec: EngineSpec, gpu: int, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
         self.spec, self._gpu, self._layout, self._pipeline, self._lock = spec, gpu, layout, pipeline, lock
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
-        gathered = Gathered(self.spec, batch.lengths)
+        gathered = Gathered(self.spec, batch.lengths, done)
         microbatches = self._layout.cut(batch.lengths)
         pipeline = self._pipeline
 

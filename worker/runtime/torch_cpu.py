@@ -9,7 +9,7 @@ import torch
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.plan import PackedProfile
-from worker.runtime.interface import Gathered, Inference
+from worker.runtime.interface import Done, Gathered, Inference, unseen
 from worker.runtime.layout import Packed
 from worker.runtime.microbatch import cut_end_to_end
 from worker.runtime.packed_model import INPUTS, PackedModel, read_model
@@ -49,9 +49,9 @@ class TorchCpuEngine:
     def __init__(self, spec: EngineSpec, model: PackedModel, precision: str = "fp32") -> None:
         self.spec, self._model, self.precision = spec, model, precision
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
-        gathered = Gathered(self.spec, batch.lengths)
+        gathered = Gathered(self.spec, batch.lengths, done)
         microbatches = cut_end_to_end(batch.lengths, _TOKENS)
         for micro in microbatches:
             # No graph was compiled for some shapes: each micro-batch has its own, without padding.

@@ -29,7 +29,7 @@ from worker.runtime.compiled import Compiled
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.flash import lacking
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
-from worker.runtime.interface import Gathered, Inference
+from worker.runtime.interface import Done, Gathered, Inference, unseen
 from worker.runtime.layout import Packed
 from worker.runtime.merging import merging_backend
 from worker.runtime.microbatch import MicroBatch
@@ -236,9 +236,9 @@ class TorchGpuEngine:
         vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest, skip)
         slot.vectors[: len(vectors)].copy_(vectors)
 
-    def infer(self, batch: Batch) -> Inference:
+    def infer(self, batch: Batch, done: Done = unseen) -> Inference:
         """See ``interface.Engine.infer``."""
-        gathered = Gathered(self.spec, batch.lengths)
+        gathered = Gathered(self.spec, batch.lengths, done)
         microbatches = self._layout.cut(batch.lengths)
 
         def start(slot: _Slot, micro: MicroBatch) -> None:

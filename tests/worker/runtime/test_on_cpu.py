@@ -119,6 +119,13 @@ def test_rows_without_a_text_are_left_out(opened: Open, tiny: EngineSpec) -> Non
     assert nothing.computed_tokens == 0
 
 
+def test_each_row_is_counted_once_as_it_is_computed(opened: Open, tiny: EngineSpec) -> None:
+    counted: list[int] = []
+    with opened(tiny, 2) as engine:
+        engine.infer(batch(tiny, [None, *texts(30)]), counted.append)
+    assert sum(counted) == 30
+
+
 def test_computed_tokens_counts_the_padding(tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", "100000")
     settings.cache_clear()

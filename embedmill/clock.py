@@ -1,0 +1,49 @@
+"""When the steps of one run began: what the next estimate begins with, and how far off the last one was."""
+
+import time
+
+from contract.job import Job
+from producer.console import print_note
+from producer.estimate import how_far_off, kept_estimate
+from producer.pace import Pace
+from producer.progress import Progress
+
+_LEAST = 2.0
+"""Seconds of computing that tell a speed."""
+
+
+class Clock:
+    """Takes the time of a run, from its making on."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._computing = self._embedded = 0.0
+        self._progress: Progress | None = None
+
+    def see(self, progress: Progress) -> None:
+        """The run is so far. It has begun to compute once a worker has a batch."""
+        view = progress.view
+        if not self._computing and ((view and any(worker.job for worker in view.alive())) or progress.new.rows):
+            self._computing = time.monotonic()
+        self._embedded, self._progress = time.monotonic(), progress
+
+    def verified(self, job: Job, sample: int | None) -> None:
+        """The run has ended: keep its pace, and say how far off its estimate was.
+
+        Args:
+            job: the job.
+            sample: rows that were verified; None for all.
+        """
+        ended, progress = time.monotonic(), self._progress
+        if progress is None:
+            return
+        tokens, seconds = progress.totals.tokens, self._embedded - self._computing
+        whole = not progress.before.rows and bool(tokens)
+        if whole and seconds >= _LEAST:
+            speed = tokens / seconds
+            again = min(sample or job.rows, job.rows) * tokens / job.rows / speed
+            verification = max(0.0, ended - self._embedded - again)
+            start = self._computing - self._began
+            Pace.now(tokens_per_second=speed, start=start, verification=verification).save(job.fingerprint)
+        if found := kept_estimate(job):
+            print_note(how_far_off(found, tokens, found.seconds if whole else None, ended - self._began))

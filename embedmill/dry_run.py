@@ -1,0 +1,119 @@
+"""``embedmill embed --dry-run``: what a run takes. Nothing is started: this process itself computes a few rows."""
+
+import os
+import random
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from contract.engine import EngineSpec, load_engine
+from contract.settings import settings
+from contract.shard import read_info
+from contract.store import location
+from contract.words import count
+from embedmill.display import Display
+from embedmill.embedding import Asked
+from embedmill.engines import build
+from producer.batches import open_tokenizer
+from producer.console import print_note
+from producer.dataset import open_dataset
+from producer.estimate import Measured, Plan, estimate, show_estimate
+from producer.making import Work
+from producer.request import resolve, with_stand_ins
+from producer.survey import survey
+from worker.embed import Embedder
+from worker.runtime.choose import gpu_usable
+from worker.runtime.gpus import gpu_count
+
+_ENOUGH, _LEAST = 4.0, 3
+"""Seconds of computing that are measured, and batches at least."""
+_FIRST = 2048
+"""Tokens of the first batch, which is not counted: memory is still being asked for. The next ones have twice as many
+each, up to the job's own batches."""
+_SEED = 0
+
+
+class _Sum(NamedTuple):
+    """Over some batches."""
+
+    tokens: int = 0
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def plus(self, other: "_Sum") -> "_Sum":
+        return _Sum(
+            self.tokens + other.tokens, self.rows + other.rows, self.bytes + other.bytes, self.seconds + other.seconds
+        )
+
+
+def dry_run(asked: Asked, plan: Plan, display: Display) -> None:
+    """Estimate a run, and print the estimate. The engine is built unless it is there: the run will use it.
+
+    Args:
+        asked: what is asked for.
+        plan: of the dry run.
+        display: takes how far the engine is.
+
+    Raises:
+        UserError: the engine or the dataset cannot do what is asked for.
+    """
+    request = asked.job
+    texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    if not asked.engine.is_built():
+        with display, tempfile.TemporaryDirectory(prefix="embedmill-") as folder:
+            build(asked.engine, Path(folder) / "engine.log", display.show, print_note)
+    spec = load_engine(request.engine)
+    tokenizer = open_tokenizer(spec)
+    job = resolve(with_stand_ins(request, spec), texts, spec, tokenizer)
+    work = Work(job, texts, tokenizer)
+    found = survey(work)
+    measured = measure(work, spec, found.tokens.value / found.rows)
+    sample = job.rows if asked.sample is None else asked.sample
+    calibrates = request.dtype == "int8" and asked.ranges is None
+    made = estimate(work, spec, found, plan.having(measured), sample=sample, calibrates=calibrates)
+    show_estimate(made, job, spec)
+
+
+def measure(work: Work, spec: EngineSpec, each: float) -> Measured:
+    """Compute batches of a job's own rows for some seconds, as a worker does.
+
+    Args:
+        work: the job.
+        spec: its engine.
+        each: mean tokens of a row.
+
+    Raises:
+        UserError: this machine cannot compute the engine.
+    """
+    gpu, generator = gpu_usable(), random.Random(_SEED)
+    threads = settings().threads or len(os.sched_getaffinity(0))
+    total, tokens, batches = _Sum(), _FIRST, 0
+    with tempfile.TemporaryDirectory(prefix="embedmill-") as folder, closing(Embedder(threads)) as embedder:
+        runtime = embedder.engine(spec.name).runtime
+        while total.seconds < _ENOUGH or batches <= _LEAST:
+            rows = min(work.job.batch_rows, max(1, round(tokens / max(each, 1))))
+            job = work.job.model_copy(update={"folder": location(folder), "batch_rows": rows})
+            for part in (job.data, job.staging):
+                part.make_folder()
+            one = _one(embedder, work._replace(job=job), generator.randrange(job.batches))
+            total = total.plus(one) if batches else total
+            tokens, batches = 2 * tokens, batches + 1
+    devices = max(1, gpu_count()) if gpu else 1
+    where = count(devices, "GPU") if gpu else count(threads, "core")
+    how = f"measured now on {count(total.rows, 'row')} of this dataset, {runtime}, {where}"
+    return Measured(max(total.tokens, 1) / total.seconds * devices, how, total.bytes / total.rows)
+
+
+def _one(embedder: Embedder, work: Work, number: int) -> _Sum:
+    """Make one batch's shard."""
+    job, payload = work.job, work.payload(number)
+    shard = job.shard(number)
+    shard.unlink()
+    began = time.monotonic()
+    embedder.embed(job, number, payload)
+    seconds = time.monotonic() - began
+    info = read_info(shard)
+    return _Sum(info.tokens, info.rows, job.data.entries()[shard.name].size, seconds)

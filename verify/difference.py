@@ -1,0 +1,282 @@
+"""What two jobs of the same rows differ in: cosines, neighbours, and the rows that differ most."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from contract.errors import UserError
+from contract.words import count
+from verify.comparison import excerpt
+from verify.neighbours import nearest
+from verify.two_jobs import Side, in_step, same_texts
+
+NEAREST = 10
+"""Neighbours of a row that are compared."""
+
+_LISTED = 10
+"""Rows that differ most."""
+_TEXT = 200
+"""Characters of a row's text that are kept."""
+_Z = 1.96
+"""A normal distribution's 95 % lie within so many standard errors."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Compared(_Record):
+    """One of the two jobs, for people."""
+
+    job: str
+    folder: str
+    engine: str
+    model: str
+    fingerprint: str
+    form: str
+    elements: int
+    """Of a vector."""
+    vector_bytes: int
+    """Of one vector."""
+    bytes: int
+    """Of its shards, with all columns."""
+
+
+class Cosines(_Record):
+    """Between the two vectors of each row that has two."""
+
+    lowest: float
+    percent_1: float
+    """One row in a hundred is at this or below."""
+    median: float
+    mean: float
+    histogram: tuple[tuple[float, int], ...]
+    """Distance, 1 less the cosine, where a bin begins → rows; the last has none."""
+
+
+class Neighbour(_Record):
+    """A row."""
+
+    row: int
+    text: str
+
+
+class DifferentRow(_Record):
+    """A sampled row, and its neighbours."""
+
+    row: int
+    text: str
+    kept: int
+    """How many of its neighbours are the same."""
+    cosine: float | None
+    """None where the vectors have other lengths."""
+    lost: Neighbour | None
+    """The nearest one in the first job that is not among the nearest in the second."""
+    gained: Neighbour | None
+    """The nearest one in the second job that is not among the nearest in the first."""
+
+
+class Difference(_Record):
+    """How far the second job is from the first."""
+
+    left: Compared
+    right: Compared
+    when: str
+    """UTC, ISO 8601."""
+    rows: int
+    compared: int
+    """Rows that have a vector in both."""
+    only_left: int
+    only_right: int
+    sample: int
+    """Rows whose neighbours were searched for."""
+    seed: int
+    neighbours: int
+    """Of each."""
+    overlap: float
+    """The share of them that is the same in both, 0 to 1."""
+    overlap_error: float
+    """In 95 of 100 samples the true share is not farther away; 0 where all rows were taken."""
+    kept: tuple[int, ...]
+    """How many sampled rows keep 0, 1, … all of their neighbours."""
+    first_kept: float
+    """The share of sampled rows whose nearest one is the same."""
+    cosines: Cosines | None
+    """None where the vectors have other lengths."""
+    least: float
+    """Overlap that was asked for."""
+    worst: tuple[DifferentRow, ...]
+    """Of the sampled rows those that keep the fewest neighbours; of equals the one with the lowest cosine first."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def passed(self) -> bool:
+        """Whether as many neighbours are kept as was asked for."""
+        return self.overlap >= self.least
+
+    @property
+    def answer(self) -> str:
+        """In a sentence."""
+        error = f" ± {100 * self.overlap_error:.1f} %" if self.overlap_error else ""
+        asked = f"{100 * self.least:g} % {'or more ' if self.passed else ''}were asked for"
+        return (
+            f"{100 * self.overlap:.1f} %{error} of each row's nearest {self.neighbours} are the same ({asked}); "
+            f"a vector has {count(self.right.vector_bytes, 'byte')} instead of {self.left.vector_bytes:,}"
+        )
+
+
+class _Scan:
+    """One reading of both jobs: which rows have vectors, the cosines, and the sampled rows' vectors."""
+
+    def __init__(self, left: Side, right: Side, wanted: npt.NDArray[np.int64]) -> None:
+        rows, same = left.job.rows, left.elements == right.elements
+        self.there = np.zeros((2, rows), bool)
+        self.cosines = np.full(rows, np.nan) if same else None
+        self.vectors = [np.zeros((len(wanted), side.elements), np.float32) for side in (left, right)]
+        for chunks in in_step(left, right):
+            span = chunks[0].rows
+            inside = (wanted >= span.start) & (wanted < span.stop)
+            for number, chunk in enumerate(chunks):
+                self.there[number, span.start : span.stop] = chunk.there
+                self.vectors[number][inside] = chunk.vectors[wanted[inside] - span.start]
+            if self.cosines is not None:
+                self.cosines[span.start : span.stop] = _cosines(chunks[0].vectors, chunks[1].vectors)
+        self.both: npt.NDArray[np.bool_] = self.there[0] & self.there[1]
+
+
+def _cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Of each pair of rows; NaN where one is zero."""
+    first, second = left.astype(np.float64), right.astype(np.float64)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = np.einsum("ij,ij->i", first, second)
+    return np.divide(products, norms, out=np.full(len(norms), np.nan), where=norms > 0)
+
+
+def difference(left: Side, right: Side, *, sample: int, seed: int, least: float) -> Difference:
+    """Compare two jobs.
+
+    Args:
+        left: the first job.
+        right: the second one.
+        sample: rows whose neighbours are searched for.
+        seed: of the sample.
+        least: overlap that is asked for, 0 to 1.
+
+    Raises:
+        UserError: they are not of the same rows, or too few rows have vectors in both.
+    """
+    rows = left.job.rows
+    wanted = (
+        np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False)) if rows else np.empty(0)
+    )
+    wanted = wanted.astype(np.int64)
+    texts = same_texts(left.job, right.job, wanted.tolist())
+    scan = _Scan(left, right, wanted)
+    if scan.both.sum() <= NEAREST:
+        raise UserError(
+            f"{count(int(scan.both.sum()), 'row')} of {left.job.id} and {right.job.id} have a vector in both",
+            f"more than {NEAREST} are needed: each row's {NEAREST} nearest ones are compared",
+        )
+    with_both = scan.both[wanted]
+    wanted, vectors = wanted[with_both], [one[with_both] for one in scan.vectors]
+    found = [
+        nearest(side, wanted.tolist(), mine, scan.both, NEAREST)
+        for side, mine in zip((left, right), vectors, strict=True)
+    ]
+    kept = np.array([len(set(first) & set(second)) for first, second in zip(*map(_lists, found), strict=True)])
+    shares = kept / NEAREST
+    whole = len(wanted) == scan.both.sum()
+    return Difference(
+        left=_described(left),
+        right=_described(right),
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows=rows,
+        compared=int(scan.both.sum()),
+        only_left=int((scan.there[0] & ~scan.there[1]).sum()),
+        only_right=int((scan.there[1] & ~scan.there[0]).sum()),
+        sample=len(wanted),
+        seed=seed,
+        neighbours=NEAREST,
+        overlap=float(shares.mean()),
+        overlap_error=0.0 if whole else float(_Z * shares.std(ddof=1) / np.sqrt(len(shares))),
+        kept=tuple(np.bincount(kept, minlength=NEAREST + 1).tolist()),
+        first_kept=float((found[0][:, 0] == found[1][:, 0]).mean()),
+        cosines=None if scan.cosines is None else _summed(scan.cosines[scan.both]),
+        least=least,
+        worst=_worst(left, wanted, kept, found, scan.cosines, texts),
+    )
+
+
+def _lists(found: npt.NDArray[np.int64]) -> list[list[int]]:
+    return found.tolist()
+
+
+def _described(side: Side) -> Compared:
+    job, spec = side.job, side.spec
+    revision = f" at {spec.revision[:12]}" if spec.revision else ""
+    return Compared(
+        job=job.id,
+        folder=str(job.folder),
+        engine=job.engine,
+        model=f"{spec.model}{revision}",
+        fingerprint=job.fingerprint,
+        form=str(job.form),
+        elements=side.elements,
+        vector_bytes=job.form.width(side.elements) * (job.form.element.bit_width // 8),
+        bytes=job.bytes(),
+    )
+
+
+_FLOOR = 1e-8
+"""The least distance that is told from none: float32 has no finer ones near 1."""
+
+
+def _summed(cosines: npt.NDArray[np.float64]) -> Cosines:
+    distances = np.maximum(1 - cosines, _FLOOR)
+    low, high = np.floor(np.log10(distances.min())), np.ceil(np.log10(distances.max()) + 1e-9)
+    edges = np.logspace(low, max(high, low + 1), 41)
+    numbers, _ = np.histogram(distances, edges)
+    return Cosines(
+        lowest=float(cosines.min()),
+        percent_1=float(np.quantile(cosines, 0.01)),
+        median=float(np.median(cosines)),
+        mean=float(cosines.mean()),
+        histogram=tuple(zip(edges.tolist(), [*numbers.tolist(), 0], strict=True)),
+    )
+
+
+def _worst(
+    left: Side,
+    rows: npt.NDArray[np.int64],
+    kept: npt.NDArray[np.int64],
+    found: list[npt.NDArray[np.int64]],
+    cosines: npt.NDArray[np.float64] | None,
+    texts: dict[int, str],
+) -> tuple[DifferentRow, ...]:
+    keys = cosines[rows] if cosines is not None else np.zeros(len(rows))
+    chosen = np.lexsort((rows, keys, kept))[:_LISTED]
+    pairs = {index: [_first_not_in(found[one][index], found[1 - one][index]) for one in (0, 1)] for index in chosen}
+    more = sorted({row for pair in pairs.values() for row in pair if row is not None} - texts.keys())
+    texts = texts | same_texts(left.job, left.job, more)
+
+    def neighbour(row: int | None) -> Neighbour | None:
+        return None if row is None else Neighbour(row=row, text=excerpt(texts[row], _TEXT))
+
+    return tuple(
+        DifferentRow(
+            row=int(rows[index]),
+            text=excerpt(texts[int(rows[index])], _TEXT),
+            kept=int(kept[index]),
+            cosine=None if cosines is None else float(cosines[rows[index]]),
+            lost=neighbour(pairs[index][0]),
+            gained=neighbour(pairs[index][1]),
+        )
+        for index in chosen
+        if kept[index] < NEAREST
+    )
+
+
+def _first_not_in(mine: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> int | None:
+    return next((int(row) for row in mine if row not in others), None)
