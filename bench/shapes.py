@@ -15,7 +15,8 @@ from bench.tiny_model import save_tiny_tokenizer
 _BASE: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "mpnet-base": _BASE | {"model_type": "mpnet", "intermediate_size": 3072, "vocab_size": 30_527},
+    "mpnet-base": _BASE
+    | {"model_type": "mpnet", "intermediate_size": 3072, "vocab_size": 30_527, "max_position_embeddings": 514},
     "modernbert-base": _BASE
     | {"model_type": "modernbert", "num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50_368},
     "qwen3-0.6b": {

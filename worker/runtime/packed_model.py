@@ -210,6 +210,9 @@ class PackedModel(nn.Module):
         if not getattr(encoder, "_supports_attention_backend", False):
             raise Unpackable("its attention does not go through transformers' attention interface")
         encoder.set_attn_implementation(_ATTENTION)
+        # A decoder would keep each layer's keys and values, for tokens that are never generated, and have each layer
+        # compiled by itself.
+        encoder.config.use_cache = False
         self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
         self.flash_4: Collection[int] = ()
         """Values of ``longest`` for which FlashAttention 4 computes the attention on a GPU."""

@@ -8,10 +8,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.errors import UserError
 from contract.graph import Pooling
+from worker.runtime import packed_model
 from worker.runtime.head import Head
 from worker.runtime.packed_model import _QUERIES, PackedModel, fuse_gelu, read_model, write_model
 
@@ -135,6 +137,24 @@ def test_layers_are_the_encoders(name: str) -> None:
     packed = PackedModel(model, "mean", Head([], None, False))
     assert len(packed.layers) == model.config.num_hidden_layers
     assert len({type(layer) for layer in packed.layers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("bert", 1), ("modernbert", 3), ("gemma3_text", 2), ("qwen3", 1), ("mistral", 1)]
+)
+def test_layers_of_one_kind_share_a_compiled_graph(name: str, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ModernBERT's first layer has no normalization before its attention; Gemma's have windows or none."""
+    # On a CPU the attention reads where rows end, which no graph can.
+    monkeypatch.setattr(packed_model, "_row_by_row", lambda query, key, value, *_: query + key + value)
+    torch._dynamo.reset()
+    windows = {"layer_types": ["sliding_attention", "full_attention"] * 3} if name == "gemma3_text" else {}
+    model = model_of(name, num_hidden_layers=6, **windows)
+    packed, counter = PackedModel(model, "mean", Head([], None, False)), CompileCounter()  # type: ignore[no-untyped-call]
+    for layer in packed.layers:
+        layer.compile(dynamic=False, backend=counter)
+    with torch.inference_mode():
+        packed(inputs_of(rows(), first_position=0), longest=64)
+    assert (len(packed.layers), counter.frame_count) == (6, kinds)
 
 
 @pytest.mark.parametrize(
