@@ -123,7 +123,9 @@ def _reader_of(found: LocalFiles, files: Sequence[Path], csv: CsvOptions) -> Rea
             return JsonReader()
         case "text":
             return TextReader()
-    return ArrowReader()
+        case "parquet" | "arrow":
+            return ArrowReader()
+    raise NotImplementedError(found.kind)
 
 
 def _columns_of(

@@ -130,7 +130,7 @@ def _refuse_sparse(request: JobRequest, spec: EngineSpec) -> None:
     }
     for option in (name for name, asked in wanted.items() if asked):
         raise UserError(
-            f"{option}: engine {spec.name} gives sparse vectors",
+            f"{option}: the vectors of engine {spec.name} are sparse",
             "their weights are kept as float32 or float16, of whole texts that are truncated",
             f"leave out {option}, or choose another --engine",
         )

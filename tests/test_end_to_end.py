@@ -257,7 +257,8 @@ def test_a_killed_child_costs_no_row(tiny: EngineSpec, redis_url: str, tmp_path:
 def test_a_stopped_worker_ends_soon_and_its_batch_goes_to_another(
     tiny: EngineSpec, redis_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "50"]
+    command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text"]
+    command += ["--limit", "50", "--batch-rows", "50"]
     haunted = {"CHAOS_SECONDS": "90", "PYTHONPATH": str(JARGON.parent.parent)}
     first, second, ledger = tmp_path / "first.log", tmp_path / "second.log", WholeLedger(patience=5)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as producer:

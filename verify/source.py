@@ -38,13 +38,13 @@ class Source(NamedTuple):
     """For people, such as ``Python's csv``."""
 
 
-_READERS: dict[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str]], FileRows]] = {
+READERS: dict[str, Callable[[Path, Collection[int], Sequence[str], Sequence[str]], FileRows]] = {
     "json": from_json,
     "text": from_text,
     "parquet": from_parquet,
     "arrow": from_arrow,
 }
-"""Of each kind but csv, whose reader needs a dialect too."""
+"""Of each kind of ``producer.files.KINDS`` but csv, whose reader needs a dialect too."""
 
 
 def read_source(job: Job, wanted: Collection[int]) -> Source:
@@ -76,7 +76,7 @@ def _read(
 ) -> tuple[int, dict[int, Record], str]:
     start, left, roots = 0, sorted(wanted), _roots(columns)
     records: dict[int, Record] = {}
-    read, readers = _READERS.get(kind), dict[str, None]()
+    read, readers = None if kind == "csv" else READERS[kind], dict[str, None]()
     for file in files:
         inside = [row - start for row in left[bisect_left(left, start) :]]
         try:

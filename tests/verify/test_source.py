@@ -22,8 +22,9 @@ import zstandard
 
 from contract.errors import UserError
 from contract.job import CsvDialect
+from producer.files import KINDS
 from tests.contract.samples import a_job
-from verify.source import Source, SourceRow, parts_of, read_source
+from verify.source import READERS, Source, SourceRow, parts_of, read_source
 from verify.values import same, value_at
 
 TEXTS = ["one", None, 'a "quoted", one', "line\nend", "日本語 🙂", "  blank  ", "007", "NA", "x" * 70_000, "last"]
@@ -34,6 +35,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.compress,
     ".zst": zstandard.ZstdCompressor().compress,
 }
+
+
+def test_each_kind_of_file_has_a_second_reader() -> None:
+    assert {*READERS, "csv"} == set(KINDS.values())
 
 
 def source(dataset: Path, wanted: range, **fields: Any) -> Source:

@@ -149,7 +149,7 @@ def test_layers_of_one_kind_share_a_compiled_graph(name: str, kinds: int, monkey
     torch._dynamo.reset()
     windows = {"layer_types": ["sliding_attention", "full_attention"] * 3} if name == "gemma3_text" else {}
     model = model_of(name, num_hidden_layers=6, **windows)
-    packed, counter = PackedModel(model, "mean", Head([], None, False)), CompileCounter()  # type: ignore[no-untyped-call]
+    packed, counter = PackedModel(model, "mean", Head([], None, False)), CompileCounter()
     for layer in packed.layers:
         layer.compile(dynamic=False, backend=counter)
     with torch.inference_mode():
