@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +115,8 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     after = others[1:] if own_pooling else others
     unknown = _unknown(first, own_pooling, after)
     own_mode = _mode(own_pooling) if own_pooling else "own"
-    if pooling not in (None, own_mode) and not (
-        isinstance(first, Transformer) and (own_pooling or pooling == "tokens")
-    ):
+    mode = pooling or own_mode
+    if mode != own_mode and not (isinstance(first, Transformer) and (own_pooling or mode == "tokens")):
         raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {unknown}")
     if pooling == "tokens" and any(_of_tokens(module) for module in after):
         raise UserError(
@@ -125,35 +124,44 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
             f"the model {unknown}, which would be left out",
             "save it as a MultiVectorEncoder, whose token vectors are taken as they are",
         )
-    steps = [module for module in after if not isinstance(module, Dropout)]  # which does nothing in evaluation
-    own = bool(steps) and isinstance(steps[-1], Normalize)
-    chosen: list[Choice] = []
-    if pooling not in (None, own_mode):
-        chosen.append("pooling")
-    pooling = pooling or own_mode
-    per_token = pooling == "tokens"
-    if per_token:
-        steps, own, unknown = [], False, ""
-    wanted = own if normalize is None else normalize
+    per_token = mode == "tokens"
     width = None if per_token else model.truncate_dim
-    # What truncate_dim leaves of a vector has not norm 1 any more: who asks for that by name gets it.
-    if wanted != own or (normalize and width is not None):
-        chosen.append("normalize")
-    again = "normalize" in chosen and wanted
-    while not wanted and steps and isinstance(steps[-1], Normalize):
-        steps.pop()
-    kept = [first, *_pooling_modules(own_pooling, pooling, wanted), *steps]
+    steps = [] if per_token else [one for one in after if not isinstance(one, Dropout)]  # which does nothing here
+    norm = _norm(steps, normalize, width)
+    head = head_of(norm.steps, width, norm.chosen and norm.wanted) if per_token or not unknown else None
+    kept = [first, *_pooling_modules(own_pooling, mode, norm.wanted), *norm.steps]
+    chosen: dict[Choice, bool] = {"pooling": mode != own_mode, "normalize": norm.chosen}
     return Parts(
         encoder=first.auto_model if isinstance(first, Transformer) else None,
-        pooling=pooling,
-        head=None if unknown else head_of(steps, width, again),
-        unknown=unknown,
-        normalize=wanted,
-        chosen=tuple(chosen),
+        pooling=mode,
+        head=head,
+        unknown="" if per_token else unknown,
+        normalize=norm.wanted,
+        chosen=tuple(name for name, by_user in chosen.items() if by_user),
         include_prompt=per_token or own_pooling is None or own_pooling.include_prompt,
         truncate_dim=width,
         reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
     )
+
+
+class _Norm(NamedTuple):
+    """Whether vectors are scaled to norm 1, and the modules after the pooling that are left with that."""
+
+    wanted: bool
+    chosen: bool
+    """By the user, against the model's own."""
+    steps: list[Any]
+
+
+def _norm(steps: list[Any], normalize: bool | None, width: int | None) -> _Norm:
+    own = bool(steps) and isinstance(steps[-1], Normalize)
+    wanted = own if normalize is None else normalize
+    # What truncate_dim leaves of a vector has not norm 1 any more: who asks for that by name gets it.
+    chosen = wanted != own or (bool(normalize) and width is not None)
+    left = list(steps)
+    while not wanted and left and isinstance(left[-1], Normalize):
+        left.pop()
+    return _Norm(wanted, chosen, left)
 
 
 def _of_tokens(module: Any) -> bool:
