@@ -60,7 +60,7 @@ def error_histogram(compared: Sequence[ComparedRow]) -> str:
     edges = np.geomspace(low, high, 41)
 
     def draw(axes: Axes) -> None:
-        axes.hist([good, bad], edges.tolist(), stacked=True, color=[GOOD, BAD])
+        _bars(axes, edges, (good, None), (bad, None))
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1, linscale=0.3)  # one bad row among thousands is to be seen
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -112,8 +112,7 @@ def length_histogram(lengths: Mapping[int, int], max_length: int | None) -> str:
     edges = np.unique([*whole, tokens.min() + 1, *([max_length + 1] if max_length and over.any() else [])]) - 0.5
 
     def draw(axes: Axes) -> None:
-        parts, weights = [tokens[~over], tokens[over]], [rows[~over], rows[over]]
-        axes.hist(parts, edges.tolist(), weights=weights, stacked=True, color=[GOOD, BAD])
+        _bars(axes, edges, (tokens[~over], rows[~over]), (tokens[over], rows[over]))
         if max_length:
             axes.axvline(max_length + 0.5, color=INK, linewidth=1, linestyle="--")
         _token_axis(axes)
@@ -167,6 +166,20 @@ def _scale(errors: npt.NDArray[np.float64], compared: Sequence[ComparedRow]) -> 
     near = [limit for limit in limits if np.log10(limit) < top + 3]
     high = np.ceil(max([top, low + 0.5, *np.log10(near)]) + 0.01)
     return float(10**low / 1.2), float(10**high), near
+
+
+_Weighted = tuple[npt.NDArray[np.number], npt.NDArray[np.number] | None]
+"""Values, and what each counts; None for 1."""
+
+
+def _bars(axes: Axes, edges: npt.NDArray[np.float64], good: _Weighted, bad: _Weighted) -> None:
+    """A histogram, what is wrong above what is right; each one shape, where ``hist`` makes one of each bar."""
+    below = np.zeros(len(edges) - 1)
+    for (values, weights), colour in ((good, GOOD), (bad, BAD)):
+        if len(values):
+            above = below + np.histogram(values, edges, weights=weights)[0]
+            axes.stairs(above, edges, baseline=below, fill=True, color=colour)
+            below = above
 
 
 def _token_axis(axes: Axes) -> None:
