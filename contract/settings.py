@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, FilePath, RedisDsn, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, FilePath, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import UserError
+from contract.redis.address import Address, Login, Watch, parse
 from contract.store import LocationField, location
 
 
@@ -20,12 +21,22 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EMBEDMILL_", frozen=True, use_attribute_docstrings=True)
 
     redis_url: str = "redis://localhost:6379/0"
-    """Address of the Redis that carries the batches: ``redis://user:password@host:port/number``, or ``rediss://`` for
-    TLS. Nothing may follow the database's number. Percent-encode a password that holds more than letters and digits."""
+    """Address of the Redis that carries the batches: ``redis://user:password@host:port/number``, ``rediss://`` for TLS,
+    ``redis+socket:///path`` for a socket of this machine, or ``sentinel://host:port;sentinel://host:port/number``.
+    Nothing may follow the database's number. Percent-encode a password that holds more than letters and digits."""
 
     redis_ca: FilePath | None = None
     """File with the certificate authority that signed Redis's certificate, for ``rediss://``. Unset: the system's
-    authorities."""
+    authorities. With ``sentinel://`` it means that Sentinels and Redis speak TLS."""
+
+    redis_master: str = "mymaster"
+    """Name under which Sentinels watch Redis, for ``sentinel://``."""
+
+    sentinel_user: str | None = None
+    """User of the Sentinels themselves, if they have users. Redis's own is in the URL."""
+
+    sentinel_password: str | None = None
+    """Password of the Sentinels themselves, if they have one. Redis's own is in the URL."""
 
     engines: Path = Path("engines")
     """Folder that holds one folder per engine."""
@@ -91,15 +102,17 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis_url(cls, url: str) -> str:
-        TypeAdapter(RedisDsn).validate_python(url)
-        # A query (?ssl_cert_reqs=none) would overrule ``tls_options``, in redis-py and in Kombu, and a semicolon is a
-        # second server to Kombu. A bare slash or # in a password ends the address early, and messages would show it.
-        if not re.fullmatch(r"rediss?://([^/?#;@\[\]\s]*@)?[^/?#;@\s]*(/\d*)?", url):
-            raise PydanticCustomError(
-                "redis_url",
-                "expected rediss://user:password@host:port/number and nothing after it, the password percent-encoded",
-            )
+        try:
+            parse(url)
+        except ValueError as error:
+            raise PydanticCustomError("redis_url", "{expected}", {"expected": str(error)}) from None
         return url
+
+    @property
+    def redis(self) -> Address:
+        """What ``redis_url`` says, with what belongs to it."""
+        login = Login(self.sentinel_user, self.sentinel_password)
+        return parse(self.redis_url, Watch(self.redis_master, login, tls=self.redis_ca is not None))
 
 
 @functools.cache

@@ -17,10 +17,10 @@ from celery.worker.consumer import Gossip, Mingle
 
 from contract.errors import UserError
 from contract.job import Job, JobKey
-from contract.redis.connection import SOCKET, Connection, tls_options
+from contract.redis.connection import Connection, tls_options
 from contract.redis.keys import queue_of
 from contract.redis.ledger import DeadBatch
-from contract.redis.messages import TASK, direct_queue, ignore_celery_variables, ignored
+from contract.redis.messages import TASK, direct_queue, ignore_celery_variables, ignored, transport_options
 from contract.redis.working import AlteredBatch, WorkerLedger
 from contract.settings import settings
 from contract.words import count
@@ -39,7 +39,7 @@ log = logging.getLogger("embedmill.worker")
 
 _ignored = ignore_celery_variables()
 
-app = Celery("embedmill", broker=settings().redis_url)
+app = Celery("embedmill", broker=settings().redis.broker)
 app.conf.update(
     task_serializer="json",
     accept_content=["json"],
@@ -65,7 +65,7 @@ app.conf.update(
         "visibility_timeout": settings().visibility_timeout,
         "unacked_restore_interval": 5,  # how often unacknowledged messages are looked at; the defaults add up to 100 s
         "unacked_restore_throttle": 1,
-        **SOCKET,
+        **transport_options(),
     },
 )
 app.steps["consumer"].add(consuming.JobQueues)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from celery import bootsteps
 from celery.exceptions import Reject
-from celery.worker.consumer import Consumer
+from celery.worker.consumer import Connection, Consumer
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
@@ -78,6 +78,10 @@ class JobQueues(bootsteps.StartStopStep):
             consumer.task_consumer.add_queue(queue)
         if wanted - there:
             consumer.task_consumer.consume()
+
+
+# ``celery inspect stats`` would answer with Kombu's options and hosts, in which the passwords of Sentinels and sockets are.
+Connection.info = lambda self, consumer: {"broker": consumer.connection.as_uri() if consumer.connection else "N/A"}
 
 
 class BatchRequest(Request):

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import kombu.exceptions
 import redis
@@ -15,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.retry import Retry
 
 from contract.errors import UserError
-from contract.redis.refusals import message_of, redis_address, refusal, tls_hint, without_tls
+from contract.redis.refusals import message_of, redis_address, refusal, tls_hint
 from contract.settings import settings
 
 UNREACHABLE = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError)
@@ -38,12 +37,12 @@ _Answer = TypeVar("_Answer")
 
 
 def tls_options() -> dict[str, Any]:
-    """For ``rediss://``: the server's certificate and name are always checked. Empty for ``redis://``.
+    """For a Redis with TLS: the server's certificate and name are always checked. Empty for one without.
 
     The names are redis-py's; Celery's ``broker_use_ssl`` takes the same. In both, what a URL's query says would go
-    before this: ``settings`` takes no URL with a query.
+    before this: ``settings`` takes no URL with such a query.
     """
-    if urlsplit(settings().redis_url).scheme != "rediss":
+    if not settings().redis.tls:
         return {}
     authority = settings().redis_ca
     return {"ssl_cert_reqs": "required", "ssl_check_hostname": True} | (
@@ -51,17 +50,20 @@ def tls_options() -> dict[str, Any]:
     )
 
 
-def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:
-    """redis-py on this Redis, which never tries again by itself.
+def client_options(timeout: float = SOCKET["socket_timeout"]) -> dict[str, Any]:
+    """redis-py's options for this Redis: times, TLS, and that it never tries again by itself.
 
     Args:
         timeout: seconds that an answer, or a connection, may take.
     """
     # Retries are ours alone: redis-py's own ten would keep silent for a minute.
     times = {"socket_timeout": timeout, "socket_connect_timeout": min(timeout, SOCKET["socket_connect_timeout"])}
-    return redis.Redis.from_url(
-        settings().redis_url, retry=Retry(NoBackoff(), 0), **{**SOCKET, **times}, **tls_options()
-    )
+    return {**SOCKET, **times, **tls_options(), "retry": Retry(NoBackoff(), 0)}
+
+
+def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:
+    """redis-py on this Redis. ``timeout`` as in ``client_options``."""
+    return settings().redis.client(client_options(timeout))
 
 
 def text(answer: bytes | str) -> str:
@@ -124,12 +126,13 @@ class Connection:
         """Ask once, without patience, whether waiting for this Redis makes sense.
 
         Raises:
-            UserError: it refuses this user, it is a cluster, or it is not the one that its certificate should say.
+            UserError: it refuses this user, it is a cluster, it is not the one that its certificate should say, or
+            Sentinels know of none.
         """
         try:
             client(_PING_SECONDS).exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
-            if told := refusal(error) or (without_tls() if isinstance(error, UNREACHABLE) else None):
+            if told := refusal(error) or (_fault() if isinstance(error, UNREACHABLE) else None):
                 raise told from None
 
     def memory_limit(self) -> int:
@@ -145,7 +148,7 @@ class Connection:
         except ResponseError as error:
             raise refusal(error) or error from None
         except UNREACHABLE as error:
-            raise refusal(error) or without_tls() or self._no_answer(error) from None
+            raise refusal(error) or _fault() or self._no_answer(error) from None
         self._logged = None
         return answer
 
@@ -165,6 +168,10 @@ class Connection:
         what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
         since = f", for {state.seconds_since_start or 0:.0f} s now" if again else ""
         _log.warning("Redis at %s %s (%s); trying again%s", redis_address(), what, message_of(error), since)
+
+
+def _fault() -> UserError | None:
+    return settings().redis.fault(client_options(_PING_SECONDS))
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -4,12 +4,12 @@ import base64
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.entity import Exchange, Queue
 
 from contract.job import JobKey
-from contract.redis.connection import SOCKET, tls_options
+from contract.redis.connection import SOCKET, client_options, tls_options
 from contract.settings import settings
 
 if TYPE_CHECKING:
@@ -70,9 +70,16 @@ def celery_client() -> "Celery":
 
     for name in ignore_celery_variables():
         _log.warning(ignored(name))
-    client = Celery(broker=settings().redis_url, set_as_current=False)
-    client.conf.update(task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=SOCKET)
+    client = Celery(broker=settings().redis.broker, set_as_current=False)
+    client.conf.update(
+        task_ignore_result=True, broker_use_ssl=tls_options() or None, broker_transport_options=transport_options()
+    )
     return client
+
+
+def transport_options() -> dict[str, Any]:
+    """Kombu's options for this Redis, beside its URL and TLS."""
+    return {**SOCKET, **settings().redis.transport_options(client_options())}
 
 
 def direct_queue(name: str) -> Queue:

@@ -1,8 +1,6 @@
 """What to tell the user of a Redis that refuses, however long one waits."""
 
-import socket
 import ssl
-from urllib.parse import urlsplit
 
 from redis.exceptions import (
     AskError,
@@ -22,8 +20,7 @@ _CLUSTER = (MovedError, AskError, ClusterCrossSlotError, ClusterDownError)
 
 def redis_address() -> str:
     """The Redis's URL without a user or password, fit for a message."""
-    url = urlsplit(settings().redis_url)
-    return f"{url.scheme}://{url.hostname}:{url.port or 6379}{url.path}"
+    return settings().redis.shown
 
 
 def message_of(error: BaseException | None) -> str:
@@ -74,29 +71,7 @@ def _untrusted(error: BaseException | None) -> UserError | None:
     return None
 
 
-def without_tls() -> UserError | None:
-    """What to tell the user where ``rediss://`` is for a server without TLS, which just does not answer to it; None
-    where it is not."""
-    url = urlsplit(settings().redis_url)
-    if url.scheme != "rediss":
-        return None
-    try:
-        with socket.create_connection((url.hostname or "localhost", url.port or 6379), timeout=2) as plain:
-            plain.sendall(b"PING\r\n")
-            answer = plain.recv(64)
-    except OSError:
-        return None
-    if not answer.startswith((b"+PONG", b"-NOAUTH", b"-DENIED")):
-        return None
-    return UserError(
-        f"Redis at {redis_address()} does not speak TLS",
-        "rediss:// is for one that does",
-        "set EMBEDMILL_REDIS_URL to redis://… with the same host, port, user and password",
-    )
-
-
 def tls_hint(error: BaseException) -> str:
     """A server that speaks only TLS hangs up on whoever does not."""
     hung_up = any(words in str(error) for words in ("closed by server", "reset by peer"))
-    plain = urlsplit(settings().redis_url).scheme == "redis"
-    return "; if it speaks only TLS, the address begins with rediss://" if hung_up and plain else ""
+    return "; if it speaks only TLS, the address begins with rediss://" if hung_up and not settings().redis.tls else ""
