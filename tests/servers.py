@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis
@@ -67,7 +68,9 @@ class Watched:
     def __init__(self, server: str, folder: Path) -> None:
         self._server, self._folder = server, folder
         self.port, self.replica_port, self.sentinel_port, self.nobody = (free_port() for _ in range(4))
-        self.master, self.replica = (redis.Redis(port=port, password=PASSWORD) for port in (self.port, self.replica_port))
+        self.master, self.replica = (
+            redis.Redis(port=port, password=PASSWORD) for port in (self.port, self.replica_port)
+        )
 
     @contextlib.contextmanager
     def running(self) -> Iterator["subprocess.Popen[bytes]"]:
@@ -93,6 +96,15 @@ class Watched:
             start(serving(server, folder / "sentinel", *watches, client=sentinel, sentinel=True))
             wait_until(lambda: sentinel.sentinel_masters()[self.MASTER]["num-slaves"] == 1, 20)
             yield master
+
+    def settings(self) -> dict[str, str]:
+        """embedmill's, by their names; the first Sentinel is not there."""
+        login = f":{quote(PASSWORD, safe='')}@"
+        return {
+            "REDIS_URL": f"sentinel://{login}127.0.0.1:{self.nobody};sentinel://127.0.0.1:{self.sentinel_port}/0",
+            "REDIS_MASTER": self.MASTER,
+            "SENTINEL_PASSWORD": "watch",
+        }
 
     def cut_off_the_replica(self) -> None:
         """From now on the replica misses what Redis is told."""

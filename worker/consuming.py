@@ -80,7 +80,7 @@ class JobQueues(bootsteps.StartStopStep):
             consumer.task_consumer.consume()
 
 
-# ``celery inspect stats`` would answer with Kombu's options and hosts, in which the passwords of Sentinels and sockets are.
+# ``celery inspect stats`` would answer with Kombu's options and hosts, which hold passwords of Sentinels and sockets.
 Connection.info = lambda self, consumer: {"broker": consumer.connection.as_uri() if consumer.connection else "N/A"}
 
 

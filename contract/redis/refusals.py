@@ -24,8 +24,8 @@ def redis_address() -> str:
 
 
 def message_of(error: BaseException | None) -> str:
-    """What Redis answered, without the command, which may hold a batch's bytes."""
-    return str(error).rpartition("of pipeline caused error: ")[2]
+    """What Redis answered, without the command, which may hold a batch's bytes, and redis-py's view of Sentinels."""
+    return str(error).rpartition("of pipeline caused error: ")[2].partition(" : <redis.client.Redis")[0]
 
 
 def refusal(error: BaseException | None) -> UserError | None:

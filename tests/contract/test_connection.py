@@ -12,7 +12,6 @@ import redis
 
 from contract.errors import UserError
 from contract.job import JobKey
-from contract.redis.refusals import redis_address
 from contract.settings import settings
 from embedmill.processes import free_port, process, redis_server
 from tests.contract.samples import WholeLedger
@@ -57,20 +56,6 @@ def test_a_redis_that_comes_back_within_the_patience_is_waited_for(monkeypatch: 
     with redis_server(port=port):
         waiting.join(20)
     assert answers == [1]
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("redis://localhost", "redis://localhost:6379"),
-        ("redis://user:pw@10.0.0.1:7000/1", "redis://10.0.0.1:7000/1"),
-        ("rediss://:p%40w@example.org/0", "rediss://example.org:6379/0"),
-    ],
-)
-def test_the_address_in_messages_has_no_secret(url: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
-    settings.cache_clear()
-    assert redis_address() == address
 
 
 class Relay(socketserver.BaseRequestHandler):

@@ -8,6 +8,9 @@ from contract.settings import Settings, settings
 VALUES = {
     "redis_url": ("rediss://user:pw@example.org:6380/3", "rediss://user:pw@example.org:6380/3"),
     "redis_ca": (__file__, Path(__file__)),
+    "redis_master": ("mill", "mill"),
+    "sentinel_user": ("watcher", "watcher"),
+    "sentinel_password": ("pw", "pw"),
     "engines": ("/srv/engines", Path("/srv/engines")),
     "output": ("out put", Path("out put")),
     "engine": ("bge-small", "bge-small"),
@@ -60,6 +63,7 @@ def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EMBEDMILL_REDIS_URL", "localhost:6379"),
         ("EMBEDMILL_REDIS_URL", "amqp://localhost"),
         ("EMBEDMILL_REDIS_URL", ""),
+        ("EMBEDMILL_REDIS_URL", "sentinel://one/0;sentinel://two/1"),
         ("EMBEDMILL_TOKEN_BUDGET", "0"),
         ("EMBEDMILL_TOKEN_BUDGET", "many"),
         ("EMBEDMILL_THREADS", "-1"),
