@@ -4,16 +4,19 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
 from celery.apps.worker import Worker
+from celery.bootsteps import RUN
 from celery.utils.log import in_sighandler
 from celery.worker import state
 from celery.worker.worker import SHUTDOWN_SOCKET_TIMEOUT, bound_open_broker_sockets
 
 from contract.entry import INTERRUPTED, say
 from contract.settings import settings
+from worker import consuming
 
 _LAST = 3.0
 """Seconds before the end in which a batch that is not finished goes back, and the processes end."""
@@ -58,21 +61,52 @@ class Stop:
                 state.active_requests
             )
             say(f"The worker stops: {waits}it ends within {settings().stop_seconds:.0f} s")
-            self._cancel()
+            if self._can_finish():
+                self._finish()
+            else:
+                self._worker.wait_for_soft_shutdown()
+                self._cancel()
+
+    def _can_finish(self) -> bool:
+        """Whether children compute and Celery's loop hears of them: it does not while it waits for Redis, nor in a solo
+        pool."""
+        consumer = getattr(self._worker, "consumer", None)
+        return bool(
+            state.active_requests
+            and consumer is not None
+            and consumer.blueprint.state == RUN
+            and consumer.connection is not None
+            and self._worker.pool_cls.uses_semaphore
+        )
+
+    def _finish(self) -> None:
+        """Take no more, and end once the last batch in hand is acknowledged, or has had its time."""
+        consumer = self._worker.consumer
+        consuming.jobs = None  # else a job that comes now would be taken from
+        with contextlib.suppress(Exception):  # of a Redis that does not answer
+            consumer.task_consumer.cancel()
+        until = time.monotonic() + grace()
+
+        def end_when_done() -> None:
+            if not state.should_terminate and (not state.active_requests or time.monotonic() >= until):
+                self._cancel()
+
+        consumer.timer.call_repeatedly(0.1, end_when_done)
 
     def _cancel(self) -> None:
-        """Celery's cold shutdown, without its lines."""
-        worker = self._worker
-        worker.wait_for_soft_shutdown()
-        consumer = getattr(worker, "consumer", None)
+        """Celery's cold shutdown, without its lines. What is not acknowledged goes back."""
+        consumer = getattr(self._worker, "consumer", None)
         if consumer is not None:
             if getattr(consumer, "connection", None) is not None:
                 bound_open_broker_sockets(consumer.connection, SHUTDOWN_SOCKET_TIMEOUT)
             if consumer.task_consumer:
                 with contextlib.suppress(Exception):  # of a Redis that does not answer
                     consumer.task_consumer.cancel()
+            held = [request for request in state.active_requests if not request.acknowledged]
             with contextlib.suppress(Exception):
                 consumer.cancel_active_requests()
+                for request in held:  # now, and not only when the children are gone and the connection is closed
+                    request.reject(requeue=True)
         state.should_terminate = True
         if consumer is not None and consumer.pool:
             consumer.pool.stop()
