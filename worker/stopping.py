@@ -102,11 +102,8 @@ class Stop:
             if consumer.task_consumer:
                 with contextlib.suppress(Exception):  # of a Redis that does not answer
                     consumer.task_consumer.cancel()
-            held = [request for request in state.active_requests if not request.acknowledged]
             with contextlib.suppress(Exception):
                 consumer.cancel_active_requests()
-                for request in held:  # now, and not only when the children are gone and the connection is closed
-                    request.reject(requeue=True)
         state.should_terminate = True
         if consumer is not None and consumer.pool:
             consumer.pool.stop()
