@@ -139,7 +139,7 @@ def main(notices: int, seed: int, file: Path | None) -> None:
         )
         records = [
             run(folder / f"{seconds:g}", folder / "engines", seconds=seconds, rows=rows, notices=notices, seed=seed)
-            for seconds, rows in ((2.0, 1500), (12.0, 450))
+            for seconds, rows in ((2.0, 1500), (12.0, 400))
         ]
     for record in records:
         click.echo(json.dumps({name: value for name, value in record.items() if name != "each"}))
