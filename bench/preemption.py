@@ -15,13 +15,10 @@ from statistics import median
 from typing import Any
 
 import click
-import redis
 
 from bench.chaos.rig import Rig, open_rig
 from bench.tiny_model import JARGON, save_tiny_model
-from contract.redis.heartbeat import WORKERS, Heartbeat, key_of, read
-from contract.redis.keys import queue_of
-from contract.redis.messages import batch_of
+from contract.redis.producing import ProducerLedger
 from contract.settings import put
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
@@ -47,16 +44,11 @@ class Notice:
     """When the worker's process was gone."""
 
 
-def heartbeats(client: redis.Redis) -> list[Heartbeat]:
-    records = [client.get(key_of(name.decode())) for name in client.smembers(WORKERS)]
-    return [beat for record in records if record and (beat := read(record))]
-
-
 def notice(rig: Rig, number: int) -> Notice | None:
     """Tell a worker to stop and watch its batch; None where it has none."""
-    client, job, worker = rig.client(), rig.job(), rig.workers[number]
+    ledger, job, worker = ProducerLedger(patience=60), rig.job(), rig.workers[number]
     own = command_id(worker.pid)
-    batch = next((beat.batch for beat in heartbeats(client) if beat.command == own and beat.batch is not None), None)
+    batch = next((beat.batch for beat in ledger.heartbeats() if beat.command == own and beat.batch is not None), None)
     if job is None or batch is None or worker.poll() is not None:
         return None
     worker.terminate()
@@ -67,9 +59,8 @@ def notice(rig: Rig, number: int) -> Notice | None:
     while (passed := time.monotonic() - began) < _PATIENCE:
         if ended is None and worker.poll() is not None:
             ended = passed
-        others = {beat.batch for beat in heartbeats(client) if beat.command != own}
-        queued = [batch_of(message) for message in client.lrange(queue_of(job.key), 0, -1)]
-        if back is None and (batch in others or (job.key, batch) in queued):
+        others = {beat.batch for beat in ledger.heartbeats() if beat.command != own}
+        if back is None and (batch in others or batch in ledger.waiting(job)):
             back = passed
         if elsewhere is None and batch in others:
             elsewhere = passed
@@ -96,8 +87,10 @@ def run(folder: Path, engines: Path, *, seconds: float, rows: int, notices: int,
     env = {"CHAOS_SECONDS": str(seconds), "EMBEDMILL_THREADS": "1", "EMBEDMILL_REDIS_PATIENCE": "60"}
     chance, seen = random.Random(seed), list[Notice]()
     with open_rig(folder, engines=engines, dataset=dataset, batch_rows=_BATCH_ROWS, env=env) as rig:
+        put(redis_url=f"redis://127.0.0.1:{rig.port}/0")
         rig.start(_WORKERS)
-        rig.wait_for(lambda: len(heartbeats(rig.client())) >= 2 * _WORKERS and rig.commits)
+        ledger = ProducerLedger(patience=60)
+        rig.wait_for(lambda: len(ledger.heartbeats()) >= 2 * _WORKERS and rig.commits)
         while rig.running and len(seen) < notices:
             time.sleep(chance.uniform(0.2, 1.5))
             if found := notice(rig, chance.randrange(_WORKERS)):

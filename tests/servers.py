@@ -94,7 +94,7 @@ class Watched:
             start(serving(server, folder / "replica", *lines, client=self.replica))
             wait_until(lambda: self.replica.info("replication")["master_link_status"] == "up", 20)
             start(serving(server, folder / "sentinel", *watches, client=sentinel, sentinel=True))
-            wait_until(lambda: sentinel.sentinel_masters()[self.MASTER]["num-slaves"] == 1, 20)
+            wait_until(lambda: len(sentinel.sentinel_slaves(self.MASTER)) == 1, 20)
             yield master
 
     def settings(self) -> dict[str, str]:

@@ -62,7 +62,7 @@ def test_a_whole_job_and_its_verdict(
     assert not [word for word in (PASSWORD, LOGIN) if word in log.read_text()]
 
 
-def out(client: redis.Redis) -> set[bytes]:
+def out(client: redis.Redis) -> set[bytes | str]:
     """The batches that this server knows to be on their way."""
     return set(client.hkeys(key_of(latest_job().key, "out")))
 

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 import redis
+import trustme
 from kombu import Connection as Kombu
 
 from contract.errors import UserError
 from contract.redis.address import parse
 from contract.redis.connection import Connection
+from contract.redis.messages import celery_client
 from contract.settings import settings
 from embedmill.processes import free_port
 from tests.contract.samples import WholeLedger
@@ -83,5 +85,37 @@ def test_what_sentinels_will_never_answer_is_not_waited_for(
         monkeypatch.setenv(f"EMBEDMILL_{variable}", right[variable])
         settings.cache_clear()
         Connection(patience=0).ping()  # Redis may come
+        with pytest.raises(UserError, match="no answer from Redis"):
+            WholeLedger(patience=0).jobs()
+
+
+def test_sentinels_and_redis_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py and Kombu check the certificates of both; without the authority's file neither speaks TLS."""
+    authority, ports = trustme.CA(), (free_port(), free_port())
+    authority.cert_pem.write_to_path(str(ca := tmp_path / "ca.crt"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(cert := tmp_path / "redis.pem"))
+    tls = [
+        "port 0",
+        "tls-replication yes",
+        f'tls-cert-file "{cert}"',
+        f'tls-key-file "{cert}"',
+        f'tls-ca-cert-file "{ca}"',
+        "tls-auth-clients no",
+    ]
+    watches = [*tls, f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1"]
+    clients = [redis.Redis("127.0.0.1", port, ssl=True, ssl_ca_certs=str(ca)) for port in ports]
+    with (
+        serving("redis-server", tmp_path / "redis", f"tls-port {ports[0]}", *tls, client=clients[0]),
+        serving("redis-server", tmp_path / "s", f"tls-port {ports[1]}", *watches, client=clients[1], sentinel=True),
+    ):
+        monkeypatch.setenv("EMBEDMILL_REDIS_URL", f"sentinel://127.0.0.1:{ports[1]}")
+        monkeypatch.setenv("EMBEDMILL_REDIS_CA", str(ca))
+        settings.cache_clear()
+        assert WholeLedger(patience=0).jobs() == set()
+        with celery_client().connection_for_write() as kombu:
+            kombu.ensure_connection(max_retries=1)
+            assert kombu.default_channel.client.ping()
+        monkeypatch.delenv("EMBEDMILL_REDIS_CA")
+        settings.cache_clear()
         with pytest.raises(UserError, match="no answer from Redis"):
             WholeLedger(patience=0).jobs()
