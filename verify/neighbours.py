@@ -1,13 +1,22 @@
 """The nearest rows of some rows by cosine, exactly: every row is compared with each of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from verify.two_jobs import Side
+from verify.two_jobs import Chunk
 
 _Floats = npt.NDArray[np.float32]
+
+
+class Chunked(Protocol):
+    """A job that is read chunk by chunk."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows, once."""
+        ...
 
 
 def unit(vectors: _Floats) -> _Floats:
@@ -17,7 +26,7 @@ def unit(vectors: _Floats) -> _Floats:
 
 
 def nearest(
-    side: Side, queries: Sequence[int], vectors: _Floats, allowed: npt.NDArray[np.bool_], most: int
+    side: Chunked, queries: Sequence[int], vectors: _Floats, allowed: npt.NDArray[np.bool_], most: int
 ) -> npt.NDArray[np.int64]:
     """The rows nearest to each query, the nearest first, of equals the one that comes first; never the query itself.
 
@@ -25,7 +34,7 @@ def nearest(
         side: the job.
         queries: ``n`` row ids.
         vectors: ``[n, elements]``, theirs.
-        allowed: ``[rows]``: which rows count; more than ``most`` of them.
+        allowed: ``[rows]``: which rows count, of those that have a vector; more than ``most`` of them.
         most: rows for each query.
 
     Returns:
@@ -35,7 +44,7 @@ def nearest(
     best = np.full((len(own), 0), 0, np.float32), np.full((len(own), 0), 0, np.int64)
     for chunk in side.chunks():
         rows = np.arange(chunk.rows.start, chunk.rows.stop, dtype=np.int64)
-        inside = allowed[rows]
+        inside = allowed[rows] & chunk.there
         rows = rows[inside]
         cosines = mine @ unit(chunk.vectors[inside]).T
         cosines[own[:, None] == rows] = -np.inf
