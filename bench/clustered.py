@@ -1,6 +1,7 @@
-"""``python -m bench.clustered``: a complete job of random vectors in clusters, without a dataset or a model. Exports are
-timed with it."""
+"""``python -m bench.clustered``: a complete job of random vectors in clusters, without a dataset or a model, to time
+exports with."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from contract.batch import Batch
+from contract.form import VectorForm
 from contract.job import Job
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import location
@@ -21,7 +23,9 @@ _WITHOUT = 97
 """Every so manieth row has no text."""
 
 
-def clustered_job(output: Path, rows: int, *, width: int, batch_rows: int, seed: int = 0) -> Job:
+def clustered_job(
+    output: Path, rows: int, *, width: int, batch_rows: int, seed: int = 0, form: VectorForm | None = None
+) -> Job:
     """A complete job, the same for the same arguments.
 
     Args:
@@ -30,6 +34,7 @@ def clustered_job(output: Path, rows: int, *, width: int, batch_rows: int, seed:
         width: elements of a vector.
         batch_rows: rows of a shard.
         seed: of the random numbers.
+        form: of the vectors; None for float32.
     """
     job = Job.create(
         location(str(output.absolute())),
@@ -44,6 +49,7 @@ def clustered_job(output: Path, rows: int, *, width: int, batch_rows: int, seed:
         fingerprint=_ENGINE,
         rows=rows,
         batch_rows=batch_rows,
+        form=form or VectorForm(),
         columns=("title", "stars"),
     )
     job.save()
@@ -83,9 +89,9 @@ def _commit(job: Job, number: int, centres: npt.NDArray[np.float32], random: np.
         failed=0,
         computed_tokens=int(lengths.sum()),
         seconds=0.1,
-        finished="2026-01-02T03:04:05Z",
+        finished=datetime(2026, 1, 2, tzinfo=UTC),
     )
-    commit(table_of(batch, RowVectors.pooled(vectors), info), job.shard(number), job.staging)
+    commit(table_of(batch, RowVectors.pooled(job.form.quantized(vectors)), info), job.shard(number), job.staging)
 
 
 @click.command()

@@ -18,7 +18,7 @@ _SAMPLE = 200
 """Rows that are read back, and whose neighbours are compared."""
 
 _SAME = 1e-6
-"""Two cosines that differ by no more are equal: of rows equally near, either is right."""
+"""Two cosines that differ by no more are equal: of rows equally near, any is right."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ def _recall(target: Target, source: Source, ids: npt.NDArray[np.int64], queries:
     if not most:
         return None, target.settings[0]
     exact = nearest(source, ids.tolist(), queries, np.ones(source.job.rows, np.bool_), most)
-    least = _cosines(target, queries, exact)[:, -1:]  # of the last of them
+    least = exact.cosines[:, -1:] - _SAME
     recall, setting = 0.0, target.settings[0]
     for setting in target.settings:
         found = target.nearest(queries, most + 1, setting)
         cosines = _cosines(target, queries, found)
-        good = (cosines >= least - _SAME) & (found >= 0) & (found != ids[:, None])
+        right = (found[:, :, None] == exact.rows[:, None, :]).any(axis=2) | (cosines >= least)
+        good = right & (found >= 0) & (found != ids[:, None])
         recall = float(np.minimum(good.sum(axis=1), most).mean() / most)
         if recall >= LEAST:
             break

@@ -9,6 +9,7 @@ lists/              one file a shard  } index.faiss is there
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 from collections import Counter
@@ -88,7 +89,8 @@ class FaissTarget:
         for part in parts:
             pointers.push_back(part)
         lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(data.absolute()))
-        index.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size())
+        with _silent():
+            index.ntotal = lists.merge_from_multiple(pointers.data(), pointers.size())
         index.replace_invlists(lists, True)
         lists.this.disown()  # the index frees it
         _sync(data)
@@ -146,6 +148,22 @@ def _whole(file: Path, write: Callable[[str], object]) -> None:
     write(str(unfinished))
     _sync(unfinished)
     os.replace(unfinished, file)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what C++ prints on stdout in the ``with`` block: FAISS tells the size of the file that it makes."""
+    library, stdout = ctypes.CDLL(None), os.dup(1)
+    library.fflush(None)  # what was printed before
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 1)
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(nothing)
 
 
 def _sync(file: Path) -> None:

@@ -143,14 +143,14 @@ class PostgresTarget:
         return max(int(there), min(needed, _MEMORY_MOST))
 
     def _sql(self, query: str, **parts: sql.Composable) -> sql.Composed:
-        return sql.SQL(query).format(table=self._table, **parts)  # type: ignore[arg-type]
+        return sql.SQL(query).format(table=self._table, **parts)
 
     def _run(self, query: str, **parts: sql.Composable) -> None:
         self._connection.execute(self._sql(query, **parts))
 
     def _all(self, query: str | sql.Composed, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._connection.cursor(binary=True) as cursor:
-            return cursor.execute(query, values).fetchall()  # type: ignore[arg-type]
+            return cursor.execute(query, values).fetchall()
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def _with_vector(job: Job, batch: int) -> int:
 
 def _elements(job: Job, expected: Sequence[int]) -> int:
     if job.form.dtype == "binary":  # eight elements to a value, the last of which may have fewer
-        return job.form.elements(engine_of(job).hidden)
+        return job.form.dimensions or engine_of(job).hidden
     batch = next(batch for batch, rows in enumerate(expected) if rows)
     with open_file(job.shard(batch)) as file:
         for part in file.iter_batches(batch_size=64, columns=["embedding"]):
