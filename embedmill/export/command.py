@@ -16,8 +16,9 @@ from contract.words import count
 from embedmill.display import display_on
 from embedmill.events import EXPORT_STEPS, Event
 from embedmill.export.check import LEAST, NEIGHBOURS, Checked, check, wrong_batches
+from embedmill.export.opener import opener
 from embedmill.export.source import Source, source_of
-from embedmill.export.target import Target, opener
+from embedmill.export.target import Target
 
 _EPILOG = """\b
 Examples:
@@ -102,7 +103,8 @@ def _missing(source: Source, target: Target) -> list[int]:
 def _copy(source: Source, target: Target, missing: list[int], show: Callable[[Event], None]) -> None:
     done = source.total - sum(source.expected[batch] for batch in missing)
     before = f"{done:,} were there" if done else ""
-    show(Event("copy", before, done, source.total))
+    if missing:
+        show(Event("copy", before, done, source.total))
     for batch in missing:
         target.add(source.read(batch))
         done += source.expected[batch]

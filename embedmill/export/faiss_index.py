@@ -48,7 +48,8 @@ class FaissTarget:
         self._folder, self._source = folder, source
         self._index: Any = None
         if (folder / "index.faiss").exists():
-            self._index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR)
+            with _silent():
+                self._index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR)
 
     def __str__(self) -> str:
         return f"faiss:{self._folder}"
@@ -152,7 +153,7 @@ def _whole(file: Path, write: Callable[[str], object]) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Drop what C++ prints on stdout in the ``with`` block: FAISS tells the size of the file that it makes."""
+    """Drop what C++ prints on stdout in the ``with`` block: FAISS tells which files it makes and opens."""
     library, stdout = ctypes.CDLL(None), os.dup(1)
     library.fflush(None)  # what was printed before
     nothing = os.open(os.devnull, os.O_WRONLY)

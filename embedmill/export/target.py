@@ -1,7 +1,6 @@
 """What a job is exported to."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -70,9 +69,6 @@ class Target(Protocol):
         ...
 
 
-Opened = AbstractContextManager[Target]
-
-
 def ordered(ids: npt.NDArray[np.int64], found: npt.NDArray[np.int64], vectors: Floats) -> Floats:
     """Vectors in the order that was asked for; zeros for what was not found.
 
@@ -104,13 +100,6 @@ def partitions(rows: int) -> int:
     return max(1, min(round(rows**0.5), rows // 39))
 
 
-def missing(what: str, package: str, extra: str) -> UserError:
-    """The error for a client that is not installed."""
-    return UserError(
-        f"--to {what} needs {package}", "it is not installed", f"install it: pip install 'embedmill[{extra}]'"
-    )
-
-
 def check_owner(where: str, found: str | None, source: Source) -> None:
     """See that a target is this job's.
 
@@ -134,37 +123,3 @@ def owner(source: Source) -> str:
     """What a target is made from: the job and its kept columns."""
     names = source.columns.names
     return source.job.id + (f" with {', '.join(names)}" if names else "")
-
-
-def opener(to: str, table: str | None) -> Callable[[Source], Opened]:
-    """What opens the target that ``--to`` names; its client is imported here.
-
-    Args:
-        to: ``lance:PATH``, ``faiss:PATH`` or ``postgresql://…``.
-        table: of PostgreSQL; None for the job's own.
-
-    Raises:
-        UserError: it names none, or its client is not installed.
-    """
-    kind, _, path = to.partition(":")
-    if kind in ("postgresql", "postgres") and path.startswith("//"):
-        try:
-            from embedmill.export.postgresql import postgresql
-        except ImportError:
-            raise missing("postgresql://…", "psycopg and pgvector", "pgvector") from None
-        return lambda source: postgresql(to, table, source)
-    if table:
-        raise UserError("--table is for postgresql://…", f"--to is {to}", "leave it out")
-    if kind == "lance" and path:
-        try:
-            from embedmill.export.lance_dataset import lance_dataset
-        except ImportError:
-            raise missing("lance:…", "pylance", "lance") from None
-        return lambda source: lance_dataset(path, source)
-    if kind == "faiss" and path:
-        try:
-            from embedmill.export.faiss_index import faiss_index
-        except ImportError:
-            raise missing("faiss:…", "faiss-cpu", "faiss") from None
-        return lambda source: faiss_index(path, source)
-    raise UserError(f"--to {to!r}", "expected lance:FOLDER, faiss:FOLDER or postgresql://USER@HOST/DATABASE")

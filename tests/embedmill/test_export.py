@@ -29,8 +29,9 @@ from contract.vectors import Layout, RowVectors
 from embedmill.command import main
 from embedmill.export.check import check
 from embedmill.export.column_types import column_of
+from embedmill.export.opener import opener
 from embedmill.export.source import Rows, Source, source_of
-from embedmill.export.target import Target, opener, ordered, partitions
+from embedmill.export.target import Target, ordered, partitions
 from embedmill.processes import die_with_parent
 from tests.contract.samples import a_batch, a_job, info_for
 
