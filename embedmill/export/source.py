@@ -1,5 +1,7 @@
 """What is exported: the rows of a job that have a vector, one shard in memory at a time."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 from contract.errors import UserError
 from contract.job import Job
 from contract.jobs import engine_of
-from contract.shard import is_per_token, open_file
+from contract.shard import ShardInfo, is_per_token, open_file
 from contract.verdict import doubt, load_verdict
 from contract.words import count
 from verify.shards import BadShard, open_shard
@@ -43,6 +45,8 @@ class Source:
     """The kept columns that are exported."""
     expected: Sequence[int]
     """By batch: how many of its rows have a vector."""
+    content: str
+    """A hash over the shards' digests: another one if a shard was made again with other values."""
 
     @property
     def total(self) -> int:
@@ -138,11 +142,13 @@ def source_of(job: Job, columns: Sequence[str] | None, *, unverified: bool) -> S
             f"it has {', '.join(job.columns) or 'none'}",
             "embed again with --keep-columns to have others",
         )
-    expected = [_with_vector(job, batch) for batch in range(job.batches)]
+    infos = [_info(job, batch) for batch in range(job.batches)]
+    expected = [info.rows - info.without_text - info.failed for info in infos]
     if not any(expected):
         raise UserError(f"no row of job {job.id} has a vector", "there is nothing to export")
     picked = pa.schema([schema.field(name) for name in names])
-    return Source(job, _elements(job, expected), picked, expected)
+    content = hashlib.sha256(json.dumps([info.digests for info in infos], sort_keys=True).encode()).hexdigest()[:10]
+    return Source(job, _elements(job, expected), picked, expected, content)
 
 
 def _schema_of(job: Job) -> pa.Schema:
@@ -158,11 +164,10 @@ def _schema_of(job: Job) -> pa.Schema:
     return schema
 
 
-def _with_vector(job: Job, batch: int) -> int:
-    """How many rows of a shard have a vector, by its footer."""
+def _info(job: Job, batch: int) -> ShardInfo:
     try:
         with open_shard(job, batch) as (_, info):
-            return info.rows - info.without_text - info.failed
+            return info
     except BadShard as error:
         raise UserError(
             f"{job.shard(batch)} cannot be read ({error})", hint=f"verify the job: embedmill verify {job.folder}"

@@ -120,6 +120,6 @@ def check_owner(where: str, found: str | None, source: Source) -> None:
 
 
 def owner(source: Source) -> str:
-    """What a target is made from: the job and its kept columns."""
+    """What a target is made from: the job, what its shards hold, and the kept columns."""
     names = source.columns.names
-    return source.job.id + (f" with {', '.join(names)}" if names else "")
+    return f"{source.job.id} ({source.content})" + (f" with {', '.join(names)}" if names else "")

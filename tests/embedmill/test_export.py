@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.clustered import clustered_job
+from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
 from contract.shard import commit, table_of
@@ -34,6 +36,7 @@ from embedmill.export.source import Rows, Source, source_of
 from embedmill.export.target import Target, ordered, partitions
 from embedmill.processes import die_with_parent
 from tests.contract.samples import a_batch, a_job, info_for
+from tests.verify.jobs import rewrite, with_element
 
 pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # nor does the database's start need it
 
@@ -211,8 +214,16 @@ def test_a_shard_is_in_the_target_whole_or_not_at_all(source: Source, place: Pla
 def test_another_jobs_target_is_left_alone(job: Job, place: Place, tmp_path: Path) -> None:
     export(job, place)
     other = clustered_job(tmp_path, ROWS, width=16, batch_rows=100, seed=7)
-    assert f"is an export of {job.id} with title, stars; this is one of {other.id}" in export(other, place, expect=1)
+    told = export(other, place, expect=1)
+    assert re.search(rf"is an export of {job.id} \(\w+\) with title, stars; this is one of {other.id} ", told)
     assert "this is one of" in export(job, place, "--columns", "title", expect=1)
+
+
+def test_a_job_of_which_a_shard_was_made_again_is_another_one(place: Place, tmp_path: Path) -> None:
+    job = clustered_job(tmp_path / "jobs", 40, width=16, batch_rows=20)
+    export(job, place)
+    rewrite(job, 1, with_element(3, 5, 0.25))
+    assert "this is one of" in export(job, place, expect=1)
 
 
 def test_what_no_export_made_is_left_alone(job: Job, tmp_path: Path, table: Place) -> None:
@@ -240,6 +251,20 @@ def test_other_vectors_and_rows_are_found(source: Source, place: Place, tmp_path
         assert found.recall is not None
         assert found.recall < 0.5
         assert not found.passed
+
+
+def test_two_exports_at_once_double_no_row_unseen(source: Source, place: Place) -> None:
+    with opened(place, source) as one, opened(place, source) as other:
+        for batch in range(BATCHES):
+            one.add(source.read(batch))
+        if place.table:
+            with pytest.raises(psycopg.errors.UniqueViolation):
+                other.add(source.read(0))
+        else:
+            other.add(source.read(0))
+    with opened(place, source) as target:
+        target.build_index()
+        assert check(target, source).passed == (not place.to.startswith("lance"))
 
 
 def test_a_row_that_is_gone_is_told(job: Job, table: Place) -> None:
@@ -301,7 +326,11 @@ def test_columns_of_every_type_come_back_from_postgresql(database: str) -> None:
             assert [value for (value,) in found] == expected, kind
 
 
-def test_what_postgresql_does_not_take_is_one_line(tmp_path: Path, job: Job, table: Place) -> None:
+def test_what_postgresql_does_not_take_is_one_line(job: Job, source: Source, table: Place) -> None:
+    rows = source.read(0)
+    kept = rows.kept.set_column(0, "title", [["\0"] * len(rows.ids)])
+    with pytest.raises(UserError, match=r"0x00.*--columns"), opened(table, source) as target:
+        target.add(replace(rows, kept=kept))
     assert "does not answer" in export(job, Place("postgresql://me@127.0.0.1:1/x"), expect=1)
     assert "1 to 63 bytes" in export(job, Place(table.to, "t" * 64), expect=1)
 
