@@ -19,7 +19,7 @@ from embedmill.export.target import check_owner, ordered, owner, padded, partiti
 _OWNER = b"embedmill"
 """The key of the schema's metadata that says what the dataset was made from."""
 
-_LEAST = 256
+_LEAST_ROWS = 256
 """Rows from which an index is made: the fewest that Lance trains one with. Fewer are compared one by one."""
 
 
@@ -62,10 +62,12 @@ class LanceTarget:
             dataset.create_scalar_index("row_id", "BTREE")
         rows = dataset.count_rows()
         cells = partitions(rows)
-        if rows >= _LEAST and "embedding" not in made:
+        if rows >= _LEAST_ROWS and "embedding" not in made:
             dataset.create_index("embedding", "IVF_FLAT", metric="cosine", num_partitions=cells)
         dataset.cleanup_old_versions(timedelta(0))  # the fragments of single shards
-        return f"IVF_FLAT, {count(cells, 'partition')}" if rows >= _LEAST else f"none: fewer than {_LEAST} rows"
+        return (
+            f"IVF_FLAT, {count(cells, 'partition')}" if rows >= _LEAST_ROWS else f"none: fewer than {_LEAST_ROWS} rows"
+        )
 
     def stored(self, vectors: Floats) -> Floats:
         return vectors

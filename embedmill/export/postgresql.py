@@ -170,7 +170,7 @@ def postgresql(uri: str, table: str | None, source: Source) -> Iterator[Postgres
         raise UserError(f"--table {name}", f"a name in PostgreSQL has 1 to {_NAME_MOST} bytes", "give a shorter one")
     if source.elements > _HALFVEC_MOST:
         raise UserError(
-            f"job {source.job.id} has vectors of {source.elements:,} elements",
+            f"the vectors of {source.job.id} have {source.elements:,} elements",
             f"pgvector's index takes at most {_HALFVEC_MOST:,}",
             f"embed again with --dimensions {_HALFVEC_MOST}, or export to lance: or faiss:",
         )
