@@ -28,7 +28,7 @@ def opener(to: str, table: str | None) -> Callable[[Source], Opened]:
             raise _missing("postgresql://…", "psycopg and pgvector", "pgvector") from None
         return lambda source: postgresql(to, table, source)
     if table:
-        raise UserError("--table is for postgresql://…", f"--to is {to}", "leave it out")
+        raise UserError("--table is for postgresql://…", f"--to begins with {kind}:", "leave it out")
     if kind == "lance" and path:
         try:
             from embedmill.export.lance_dataset import lance_dataset
@@ -41,7 +41,10 @@ def opener(to: str, table: str | None) -> Callable[[Source], Opened]:
         except ImportError:
             raise _missing("faiss:…", "faiss-cpu", "faiss") from None
         return lambda source: faiss_index(path, source)
-    raise UserError(f"--to {to!r}", "expected lance:FOLDER, faiss:FOLDER or postgresql://USER@HOST/DATABASE")
+    # Not the whole of it: another address may have a password.
+    raise UserError(
+        f"--to begins with {kind!r}", "expected lance:FOLDER, faiss:FOLDER or postgresql://USER@HOST/DATABASE"
+    )
 
 
 def _missing(what: str, package: str, extra: str) -> UserError:

@@ -335,6 +335,17 @@ def test_what_postgresql_does_not_take_is_one_line(job: Job, source: Source, tab
     assert "1 to 63 bytes" in export(job, Place(table.to, "t" * 64), expect=1)
 
 
+def test_a_database_without_pgvector_is_told(database: str, job: Job) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN")
+        connection.execute("CREATE DATABASE bare")
+    bare = database.replace("me:secret@/postgres", "guest:secret@/bare")
+    told = export(job, Place(bare), expect=1)
+    assert "the database bare has no pgvector (permission denied" in told
+    assert "CREATE EXTENSION vector" in told
+    assert "secret" not in told
+
+
 def test_what_cannot_be_exported_is_one_line(job: Job, tmp_path: Path) -> None:
     place = Place(f"lance:{tmp_path / 'target'}")
     told = CliRunner().invoke(main, ["export", str(job.folder), *place.options])
@@ -342,6 +353,7 @@ def test_what_cannot_be_exported_is_one_line(job: Job, tmp_path: Path) -> None:
     assert "--unverified" in told.output
     assert "no kept column colour; it has title, stars" in export(job, place, "--columns", "colour", expect=1)
     assert "expected lance:FOLDER, faiss:FOLDER or postgresql://" in export(job, Place("milvus:x"), expect=1)
+    assert "secret" not in export(job, Place("postgresql+psycopg://me:secret@host/shop"), expect=1)
     assert "--table is for postgresql" in export(job, Place("lance:x", "t"), expect=1)
     part = clustered_job(tmp_path / "jobs", 30, width=4, batch_rows=10)
     part.shard(1).unlink()
