@@ -75,7 +75,7 @@ def _export(source: Source, target: Target) -> tuple[str, Checked]:
         missing = _missing(source, target)
         _copy(source, target, missing, display.show)
         display.show(Event("index", "building"))
-        index = target.build_index()
+        index = target.build_index(lambda text: display.show(Event("index", text)))
         display.show(Event("index", index, ended=True))
         display.show(Event("check", "searching exactly, and by the index"))
         checked = check(target, source)

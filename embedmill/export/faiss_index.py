@@ -74,7 +74,7 @@ class FaissTarget:
         lists = self._folder / "lists" / f"{name}.lists"
         _whole(lists, lambda file: faiss.write_InvertedLists(index.invlists, faiss.FileIOWriter(file)))
 
-    def build_index(self) -> str:
+    def build_index(self, say: Callable[[str], None]) -> str:
         if self._index is None:
             self._index = self._merged()
         shutil.rmtree(self._folder / "lists", ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class LanceTarget:
         )
         self._dataset = lance.write_dataset(table, self._dataset, mode="append")
 
-    def build_index(self) -> str:
+    def build_index(self, say: Callable[[str], None]) -> str:
         dataset = self._dataset
         if len(dataset.get_fragments()) > 1:
             dataset.optimize.compact_files()  # one fragment for each shard would make every read slow

@@ -2,7 +2,8 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import psycopg
 from pgvector import HalfVector, Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from contract.errors import UserError, first_line
 from embedmill.export.column_types import column_of
@@ -97,12 +99,12 @@ class PostgresTarget:
             for row in zip(rows.ids.tolist(), map(self._vector, rows.vectors), *kept, strict=True):
                 copy.write_row(row)
 
-    def build_index(self) -> str:
+    def build_index(self, say: Callable[[str], None]) -> str:
         made = """
             SELECT 1 FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
             WHERE indrelid = to_regclass(%s) AND amname = 'hnsw' AND indisvalid
         """
-        with self._connection.transaction():  # a client that dies leaves nothing half made
+        with self._watched(say), self._connection.transaction():  # a client that dies leaves nothing half made
             self._run("LOCK TABLE {table} IN SHARE MODE")
             if not self._all(made, (self._table.as_string(self._connection),)):
                 self._run("SET LOCAL maintenance_work_mem = {memory}", memory=sql.Literal(f"{self._memory()}kB"))
@@ -110,6 +112,31 @@ class PostgresTarget:
                 self._run("CREATE INDEX ON {table} USING hnsw (embedding {operators})", operators=operators)
         self._run("ANALYZE {table}")
         return f"HNSW, {self._kind}_cosine_ops"
+
+    @contextlib.contextmanager
+    def _watched(self, say: Callable[[str], None]) -> Iterator[None]:
+        """In the ``with`` block, say how far the server is with an index."""
+        info, ended = self._connection.info, threading.Event()
+        address = make_conninfo(info.dsn, password=info.password or None)
+        query = "SELECT blocks_done, blocks_total FROM pg_stat_progress_create_index WHERE pid = %s"
+
+        def watch() -> None:
+            with (
+                contextlib.suppress(psycopg.Error),  # without it the index is made all the same
+                psycopg.connect(address, autocommit=True) as other,
+            ):
+                while not ended.wait(1):
+                    row = other.execute(query, (info.backend_pid,)).fetchone()
+                    if row and row[1]:
+                        say(f"{row[0] / row[1]:.0%} of the table read")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def stored(self, vectors: Floats) -> Floats:
         return vectors if self._kind == "vector" else vectors.astype(np.float16).astype(np.float32)

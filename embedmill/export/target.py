@@ -1,6 +1,6 @@
 """What a job is exported to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +30,11 @@ class Target(Protocol):
         """Take the rows of a shard that it does not have: all of them, or when interrupted none."""
         ...
 
-    def build_index(self) -> str:
+    def build_index(self, say: Callable[[str], None]) -> str:
         """Make the index over all rows, unless it is there.
+
+        Args:
+            say: takes how far it is, if that can be known; called from any thread.
 
         Returns:
             Which one, such as ``IVF_FLAT, 316 partitions``.

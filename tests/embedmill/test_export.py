@@ -243,7 +243,7 @@ def test_other_vectors_and_rows_are_found(source: Source, place: Place, tmp_path
     with opened(place, source) as target:
         for batch in range(BATCHES - 1):
             target.add(source.read(batch))
-        target.build_index()
+        target.build_index(print)
         found = check(target, other)
         assert found.wrong_batches == (9,)
         assert (found.rows, found.expected, found.compared) == (891, 990, 200)
@@ -263,7 +263,7 @@ def test_two_exports_at_once_double_no_row_unseen(source: Source, place: Place) 
         else:
             other.add(source.read(0))
     with opened(place, source) as target:
-        target.build_index()
+        target.build_index(print)
         assert check(target, source).passed == (not place.to.startswith("lance"))
 
 
