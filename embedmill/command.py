@@ -44,6 +44,9 @@ PARTS = {
         "push",
         "embedmill push --to user/name",
     ),
+    "export": Part(
+        "Export a job to Lance, FAISS or PostgreSQL, with an index.", "embedmill.export.command", "main", ""
+    ),
     "build": Part(
         "Build an engine of a model.",
         "engine_build.command",

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -62,13 +62,14 @@ class Live:
 
     Args:
         console: a terminal.
+        steps: those that are going to be.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, steps: Sequence[Step]) -> None:
         columns = (TextColumn("{task.description:<12}"), BarColumn(20), _Done(), TextColumn("{task.fields[text]}"))
         self._bars = Progress(*columns, console=console)
         self._tasks: dict[Step, TaskID] = {
-            step: self._bars.add_task(step, start=False, total=1, text="") for step in STEPS
+            step: self._bars.add_task(step, start=False, total=1, text="") for step in steps
         }
         self._pace = Pace()
 
@@ -189,8 +190,8 @@ class Piped:
         return contextlib.nullcontext()
 
 
-def display_on(console: Console) -> Display:
+def display_on(console: Console, steps: Sequence[Step] = STEPS) -> Display:
     """What fits where this process runs."""
     if "ipykernel" in sys.modules:
         return Notebook()
-    return Live(console) if console.is_terminal else Lines(console)
+    return Live(console, steps) if console.is_terminal else Lines(console)

@@ -5,9 +5,13 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Step = Literal["engine", "vectors", "verification"]
+Step = Literal["engine", "vectors", "verification", "copy", "index", "check"]
 
 STEPS: tuple[Step, ...] = ("engine", "vectors", "verification")
+"""Those of ``embedmill embed``."""
+
+EXPORT_STEPS: tuple[Step, ...] = ("copy", "index", "check")
+"""Those of ``embedmill export``."""
 
 
 @dataclass(frozen=True)

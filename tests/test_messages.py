@@ -59,8 +59,8 @@ COUNTED = (
 )
 PLURAL = re.compile(rf"(…|%d) (?:[a-z]+ ){{0,2}}(?:{'|'.join(COUNTED.split())})\b(?!/s)")
 NEVER_ONE = {
-    "CALIBRATION_ROWS", "_MOST_SHARDS",  # constants
-    "dataset", "file", "job.form.dtype", "precision",  # no numbers
+    "CALIBRATION_ROWS", "_LEAST_ROWS", "_MOST_SHARDS", "_NAME_MOST",  # constants
+    "dataset", "dtype", "file", "job.form.dtype", "precision",  # no numbers
     "job.id",
     "len(found)", "len(fitting)",  # several, or the message is another
 }  # fmt: skip

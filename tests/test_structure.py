@@ -85,6 +85,7 @@ GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda")
             "embedmill.embed_command",
             ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "celery"),
         ),
+        ("embedmill.export.command", ("torch", "transformers", "datasets", "lance", "faiss", "psycopg")),
         ("contract.redis.ledger", ("torch", "transformers", "datasets", "celery", "onnxruntime")),
     ],
 )

@@ -182,7 +182,7 @@ def difference(left: Side, right: Side, *, sample: int, seed: int, least: float)
     with_both = scan.both[wanted]
     wanted, vectors = wanted[with_both], [one[with_both] for one in scan.vectors]
     found = [
-        nearest(side, wanted.tolist(), mine, scan.both, NEAREST)
+        nearest(side, wanted.tolist(), mine, scan.both, NEAREST).rows
         for side, mine in zip((left, right), vectors, strict=True)
     ]
     kept = np.array([len(set(first) & set(second)) for first, second in zip(*map(_lists, found), strict=True)])

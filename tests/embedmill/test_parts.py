@@ -20,7 +20,7 @@ from embedmill.display import Lines, Live, Notebook, Pace
 from embedmill.embed_command import main as embed
 from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
-from embedmill.events import Event
+from embedmill.events import STEPS, Event
 from producer.pace import last_pace
 from producer.progress import Progress, ShardTotals
 from producer.view import View
@@ -77,7 +77,7 @@ def test_lines_are_few_where_there_is_no_terminal() -> None:
 
 def test_a_terminal_shows_every_step_at_once() -> None:
     told = io.StringIO()
-    with Live(Console(file=told, force_terminal=True, width=120)) as display:
+    with Live(Console(file=told, force_terminal=True, width=120), STEPS) as display:
         display.show(Event("engine", "model-0123456789", ended=True))
         display.show(Event("vectors", "1 worker", 10, 50))
     last = told.getvalue().split("engine")[-1]
