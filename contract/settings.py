@@ -110,9 +110,28 @@ class Settings(BaseSettings):
 
     @property
     def redis(self) -> Address:
-        """What ``redis_url`` says, with what belongs to it."""
+        """What ``redis_url`` says, with what belongs to it.
+
+        Raises:
+            UserError: another setting is set that means nothing for such an address.
+        """
+        scheme = self.redis_url.partition(":")[0]
+        for name, schemes in _FOR_SCHEMES.items():
+            if is_set(name) and scheme not in schemes:
+                raise UserError(
+                    f"{_variable(name)} is set, and EMBEDMILL_REDIS_URL begins with {scheme}://",
+                    f"expected {' or '.join(f'{one}://' for one in schemes)}, for which it is",
+                    "unset it, or correct the address",
+                )
         login = Login(self.sentinel_user, self.sentinel_password)
         return parse(self.redis_url, Watch(self.redis_master, login, tls=self.redis_ca is not None))
+
+
+_FOR_SCHEMES = {
+    "redis_ca": ("rediss", "sentinel"),
+    **dict.fromkeys(("redis_master", "sentinel_user", "sentinel_password"), ("sentinel",)),
+}
+"""Settings that belong to addresses of some schemes alone."""
 
 
 @functools.cache

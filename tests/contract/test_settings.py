@@ -92,3 +92,24 @@ def test_a_refused_url_keeps_its_password(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match=r"example\.org") as caught:
         settings()
     assert "grain" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("redis_ca", "redis://localhost"),
+        ("redis_ca", "redis+socket:///tmp/redis.sock"),
+        ("redis_master", "rediss://localhost"),
+        ("sentinel_user", "redis://localhost"),
+        ("sentinel_password", "redis+socket:///tmp/redis.sock"),
+    ],
+)
+def test_a_setting_that_the_address_has_no_use_for_is_refused(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = f"EMBEDMILL_{name.upper()}"
+    monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
+    assert Settings().redis.shown
+    monkeypatch.setenv(variable, VALUES[name][0])
+    with pytest.raises(UserError, match=f"{variable} is set, and EMBEDMILL_REDIS_URL begins with"):
+        _ = Settings().redis
