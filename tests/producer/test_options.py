@@ -132,7 +132,7 @@ def test_sparse_vectors_have_no_other_form(tiny: EngineSpec, workplace: Path, re
     ):
         told = run(*command, *options)
         assert told.exit_code == 1
-        assert f"Error: {options[0]} {options[1]}: engine sparse-options gives sparse vectors; " in told.output
+        assert f"Error: {options[0]} {options[1]}: the vectors of engine sparse-options are sparse; " in told.output
     told = run(*command, "--keep-columns", "weights")
     assert (told.exit_code, "a shard has a column weights of its own" in told.output) == (1, True)
     assert not list((workplace / "output").glob("*"))

@@ -121,6 +121,8 @@ def point_at(monkeypatch: pytest.MonkeyPatch, url: str, ca: Path | None = None) 
     monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
     if ca:
         monkeypatch.setenv("EMBEDMILL_REDIS_CA", str(ca))
+    else:
+        monkeypatch.delenv("EMBEDMILL_REDIS_CA", raising=False)
     settings.cache_clear()
 
 

@@ -204,7 +204,7 @@ def test_a_job_that_fails_shows_no_password(
 ) -> None:
     secret = "Gr/ain @2:mill"
     port = as_producer.tls_port if case == "wrong password" else free_port()
-    point_at(monkeypatch, f"rediss://producer:{quote(secret, safe='')}@localhost:{port}/0")
+    point_at(monkeypatch, f"rediss://producer:{quote(secret, safe='')}@localhost:{port}/0", as_producer.ca)
     a_job(tmp_path / "output").save()
     secrets = [secret, quote(secret, safe=""), quote(secret)]
     log = tmp_path / "worker.log"
