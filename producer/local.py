@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,16 +116,18 @@ def open_files(
 
 def _reader_of(found: LocalFiles, files: Sequence[Path], csv: CsvOptions) -> Reader:
     """What reads these files."""
-    match found.kind:
-        case "csv":
-            return CsvReader(dialect_of(files, found.dataset, csv.separator, csv.header))
-        case "json":
-            return JsonReader()
-        case "text":
-            return TextReader()
-        case "parquet" | "arrow":
-            return ArrowReader()
-    raise NotImplementedError(found.kind)
+    if found.kind == "csv":
+        return CsvReader(dialect_of(files, found.dataset, csv.separator, csv.header))
+    return READERS[found.kind]()
+
+
+READERS: dict[str, Callable[[], Reader]] = {
+    "json": JsonReader,
+    "text": TextReader,
+    "parquet": ArrowReader,
+    "arrow": ArrowReader,
+}
+"""Of each kind of ``producer.files.KINDS`` but csv, whose reader needs a dialect too."""
 
 
 def _columns_of(

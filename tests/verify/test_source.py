@@ -23,6 +23,7 @@ import zstandard
 from contract.errors import UserError
 from contract.job import CsvDialect
 from producer.files import KINDS
+from producer.local import READERS as FIRST_READERS
 from tests.contract.samples import a_job
 from verify.source import READERS, Source, SourceRow, parts_of, read_source
 from verify.values import same, value_at
@@ -37,8 +38,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_each_kind_of_file_has_a_second_reader() -> None:
-    assert {*READERS, "csv"} == set(KINDS.values())
+def test_each_kind_of_file_has_two_readers() -> None:
+    assert {*FIRST_READERS, "csv"} == {*READERS, "csv"} == set(KINDS.values())
 
 
 def source(dataset: Path, wanted: range, **fields: Any) -> Source:

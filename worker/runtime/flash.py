@@ -34,7 +34,7 @@ def flash_attention_4(
     """softmax(scale·Q Kᵀ) V within each row.
 
     Args:
-        query: ``[tokens, heads, width]``, FP16.
+        query: ``[tokens, heads, width]``, FP16 or BF16.
         key: likewise.
         value: likewise.
         ends: ``[rows + 1]`` int32, where each row begins, and where the last ends.
