@@ -10,13 +10,11 @@ transformers' attention interface, is told by ``cu_seqlens`` where rows begin an
 Every architecture whose attention goes through that interface is computed so, without code for each.
 """
 
-import functools
 import inspect
-import itertools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors
 import torch
@@ -24,11 +22,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
-from transformers.masking_utils import AttentionMaskInterface
 
 from contract.files import as_umask_says
 from contract.graph import Pooling
-from worker.runtime.flash import flash_attention_4
+from worker.runtime.attention import ATTENTION, Unpackable
 from worker.runtime.head import Head
 from worker.runtime.pooling import pool
 
@@ -37,124 +34,6 @@ INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """What a GPU computes in, the more exact one first."""
-
-_ATTENTION = "embedmill_packed"
-
-
-_QUERIES = 256
-"""Tokens whose attention is computed at once on a CPU where they do not see the whole row: a mask of a row of 32,768
-would have a gigabyte."""
-
-
-class Unpackable(Exception):
-    """The model has something that cannot be computed on packed rows. It is found when the engine is built, which then
-    is computed in another way: an attention that left it out would give wrong vectors without a word."""
-
-
-_INDIFFERENT = ("deterministic", "dropout", "output_attentions", "position_ids", "use_cache")
-"""Options of an attention that change nothing here: positions are in the queries and keys already."""
-
-
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    cu_seqlens: Tensor,
-    longest: int,
-    flash_4: bool = False,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """softmax(scale·Q Kᵀ) V within each row.
-
-    Args:
-        module: whose attention it is.
-        query: ``[1, heads, tokens, width]``.
-        key: likewise, of as many heads or of a fraction of them.
-        value: as ``key``.
-        attention_mask: none: the rows' ends are mask enough.
-        cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
-        longest: no row has more tokens.
-        flash_4: compute it by FlashAttention 4, on a GPU.
-        scaling: None for 1 / √width.
-        options: transformers'. ``sliding_window`` and ``is_causal`` count.
-
-    Returns:
-        ``[1, tokens, heads, width]``.
-
-    Raises:
-        Unpackable: the model's attention has something more, such as a bias by position.
-    """
-    is_causal, sliding_window = options.pop("is_causal", None), options.pop("sliding_window", None)
-    more = [name for name, value in options.items() if value is not None and name not in _INDIFFERENT]
-    if more or attention_mask is not None:
-        raise Unpackable(f"its attention has {' and '.join(more) or 'a mask of its own'}")
-    causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    window = sliding_window or getattr(module, "sliding_window", None)
-    # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
-    before = window - 1 if window else -1
-    rows = _Rows(cu_seqlens, longest, (before, 0 if causal else before), flash_4)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    compute = _on_gpu if query.is_cuda else _row_by_row
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
-    context = compute(query, key, value, rows, scaling)
-    return context[None], None
-
-
-class _Rows(NamedTuple):
-    """How rows lie, and what of a row a token sees."""
-
-    ends: Tensor
-    """``[rows + 1]`` int32, where each row begins, and where the last ends."""
-    longest: int
-    """No row has more tokens."""
-    window: tuple[int, int]
-    """Tokens before and behind a token that it sees; -1 for all."""
-    flash_4: bool
-    """FlashAttention 4 computes them on a GPU, and not PyTorch's own attention."""
-
-
-def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # here: a CPU's PyTorch may lack it
-
-    ends, longest = rows.ends, rows.longest
-    if rows.flash_4:
-        return flash_attention_4(query, key, value, ends, longest, scaling, list(rows.window))
-    made = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window)
-    return made  # type: ignore[return-value]  # a tuple only where more is asked for
-
-
-def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
-    """The same on a CPU, for which PyTorch has no kernel that knows rows. Its memory grows with the longest row, not
-    with the square of that."""
-    before, behind = (size if size >= 0 else rows.longest for size in rows.window)
-    attend = functools.partial(nn.functional.scaled_dot_product_attention, scale=scaling)
-    context = torch.empty_like(query)
-    for start, end in itertools.pairwise(rows.ends.tolist()):
-        tokens = end - start
-        if not tokens:
-            continue
-        q, k, v = (part[start:end].transpose(0, 1)[None] for part in (query, key, value))
-        if min(before, behind) >= tokens - 1:
-            context[start:end] = attend(q, k, v)[0].transpose(0, 1)
-            continue
-        for first in range(0, tokens, _QUERIES):
-            last = min(first + _QUERIES, tokens)
-            seen = slice(max(0, first - before), min(tokens, last + behind))
-            offset = torch.arange(first, last)[:, None] - torch.arange(seen.start, seen.stop)
-            mask = (offset <= before) & (offset >= -behind)
-            made = attend(q[:, :, first:last], k[:, :, seen], v[:, :, seen], attn_mask=mask)
-            context[start + first : start + last] = made[0].transpose(0, 1)
-    return context
-
-
-transformers.AttentionInterface.register(_ATTENTION, attention)
-AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)
 
 
 class _LinearGelu(nn.Module):
@@ -209,7 +88,7 @@ class PackedModel(nn.Module):
         # transformers leaves the attention of a model that has one of its own as it is, and says so in its log alone.
         if not getattr(encoder, "_supports_attention_backend", False):
             raise Unpackable("its attention does not go through transformers' attention interface")
-        encoder.set_attn_implementation(_ATTENTION)
+        encoder.set_attn_implementation(ATTENTION)
         # A decoder would keep each layer's keys and values, for tokens that are never generated, and have each layer
         # compiled by itself.
         encoder.config.use_cache = False

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.errors import UserError
 from contract.graph import Pooling
-from worker.runtime import packed_model
+from worker.runtime import attention
 from worker.runtime.head import Head
-from worker.runtime.packed_model import _QUERIES, PackedModel, fuse_gelu, read_model, write_model
+from worker.runtime.packed_model import PackedModel, fuse_gelu, read_model, write_model
 
 SHAPE = {
     "hidden_size": 64,
@@ -114,7 +114,7 @@ def test_a_long_row_is_computed_without_any_tensor_of_its_length_squared(name: s
         with _Largest() as largest:
             found = packed(inputs_of([row, row[:3]], first_position=0), longest=length)
     torch.testing.assert_close(found, alone, atol=5e-6, rtol=0)
-    assert largest.elements <= 4 * _QUERIES * length < length**2
+    assert largest.elements <= 4 * attention.QUERIES * length < length**2
 
 
 class _Largest(TorchDispatchMode):
@@ -145,7 +145,7 @@ def test_layers_are_the_encoders(name: str) -> None:
 def test_layers_of_one_kind_share_a_compiled_graph(name: str, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """ModernBERT's first layer has no normalization before its attention; Gemma's have windows or none."""
     # On a CPU the attention reads where rows end, which no graph can.
-    monkeypatch.setattr(packed_model, "_row_by_row", lambda query, key, value, *_: query + key + value)
+    monkeypatch.setattr(attention, "_row_by_row", lambda query, key, value, *_: query + key + value)
     torch._dynamo.reset()
     windows = {"layer_types": ["sliding_attention", "full_attention"] * 3} if name == "gemma3_text" else {}
     model = model_of(name, num_hidden_layers=6, **windows)
@@ -209,7 +209,7 @@ def test_an_activation_that_is_none_of_pytorchs_is_refused(name: str) -> None:
 
 def test_the_attention_takes_what_the_models_hand_it() -> None:
     """transformers passes unknown keywords on without a word: one that it renames would be lost."""
-    from worker.runtime import packed_model
+    from worker.runtime import attention
 
-    parameters = inspect.signature(packed_model.attention).parameters
+    parameters = inspect.signature(attention.attention).parameters
     assert all(parameters[name].default is inspect.Parameter.empty for name in ("cu_seqlens", "longest"))
