@@ -72,7 +72,7 @@ def dry_run(asked: Asked, plan: Plan, display: Display) -> None:
     found = survey(work)
     measured = measure(work, spec, found.tokens.value / found.rows)
     sample = job.rows if asked.sample is None else asked.sample
-    calibrates = request.dtype == "int8" and asked.ranges is None
+    calibrates = request.dtype == "int8" and asked.ranges is None and request.earlier_ranges is None
     made = estimate(work, spec, found, plan.having(measured), sample=sample, calibrates=calibrates)
     show_estimate(made, job, spec)
 

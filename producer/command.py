@@ -236,7 +236,7 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
-        calibrates = request.dtype == "int8" and ranges is None
+        calibrates = request.dtype == "int8" and ranges is None and request.earlier_ranges is None
         show_estimate(estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates), work.job, spec)
         return
     job = job_for(request, ranges, texts, spec, tokenizer)

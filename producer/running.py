@@ -150,7 +150,8 @@ def job_for(
     tokenizer: RowTokenizer,
     watch: Callable[[], None] = _nothing,
 ) -> Job:
-    """The job that a request makes. For int8 without ``ranges``, the dataset's first rows are embedded for them.
+    """The job that a request makes. For int8 without ``ranges``, which no earlier job has, the dataset's first rows are
+    embedded for them.
 
     Args:
         request: what is asked for, without the ranges of int8.
@@ -165,10 +166,8 @@ def job_for(
     """
     if request.dtype == "int8":
         elements = elements_of(request, spec)
-        known = next((earlier.form.ranges for earlier in request.reuse if earlier.form.ranges), None)
-        if ranges:
-            known = ranges_from(ranges, elements)
-        found = known or calibrate(request, texts, spec, tokenizer, watch)
+        found = ranges_from(ranges, elements) if ranges else request.earlier_ranges
+        found = found or calibrate(request, texts, spec, tokenizer, watch)
         request = replace(request, ranges=found)
     return resolve(request, texts, spec, tokenizer)
 
