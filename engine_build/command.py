@@ -57,7 +57,7 @@ The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m produce
     "--plan/--no-plan",
     "plan_too",
     default=None,
-    help="Build a TensorRT plan as well.  [default: if there is a GPU with TensorRT and pycuda]",
+    help="Build a TensorRT plan as well.  [default: if there is a GPU and what embedmill[gpu] installs]",
 )
 @click.pass_context
 def main(
