@@ -14,7 +14,8 @@ from bench.watched import Watched
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job, load_job
-from contract.redis.producing import ProducerLedger
+from contract.redis.claims import Claims
+from contract.redis.producing import ProducerLedger, Publication
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
@@ -224,11 +225,15 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
 def _publishing(job: Job, sample: Sample) -> float:
     """Seconds that a tokenizing process needs to hash a batch and put it into the job's Redis, the median."""
     ledger, seconds = ProducerLedger(patience=5), []
-    for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
-        began = time.perf_counter()
-        ledger.publish(job, number, payload)
-        seconds.append(time.perf_counter() - began)
-        ledger.withdraw(job.key, number)
+    claims, payloads = Claims(job, ledger.connection), [file.read_bytes() for file in sorted(sample.folder.iterdir())]
+    with claims.joined():
+        claims.claim(range(len(payloads)), len(payloads))
+        for number, payload in enumerate(payloads):
+            began = time.perf_counter()
+            published = Publication(job, number, payload)
+            ledger.connection.ask(lambda redis, published=published: published(redis, claims.producer))
+            seconds.append(time.perf_counter() - began)
+        ledger.forget(job)
     return statistics.median(seconds)
 
 
