@@ -157,7 +157,7 @@ class Claims:
             What this producer has of them; None where Redis does not know this producer.
         """
         keys = [key_of(self.job.key, what) for what in ("claims", "out", "dead", "next")]
-        words = [producer_key(self.job.key, ""), self.producer, beyond, *batches]
+        words: list[bytes | str | int] = [producer_key(self.job.key, ""), self.producer, beyond, *batches]
         found = self._connection.ask(lambda redis: _CLAIM(redis, keys, words))
         return None if found is None else Claimed(found[0], found[1])
 
@@ -189,8 +189,8 @@ def division_of(job: Job, connection: Connection) -> Division:
     producers = sorted(map(text, members))
     there = connection.pipeline(lambda pipeline: [pipeline.exists(producer_key(job.key, one)) for one in producers])
     alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not _died_here(one))
-    for gone in set(producers) - set(alive):
-        connection.ask(lambda redis, gone=gone: _remove(redis, job, gone))
+    if gone := set(producers) - set(alive):
+        connection.pipeline(lambda pipeline: [_remove(pipeline, job, producer) for producer in gone])
     return Division(
         next=int(number) if number and number.isdigit() else 0,
         claims={int(batch): text(owner) for batch, owner in claims.items() if batch.isdigit()},

@@ -32,14 +32,18 @@ _OF_A_JOB: tuple[What, ...] = (
 
 _PUBLISH = Script(
     """
-    -- KEYS: claims, out, the batch's bytes. ARGV: a producer's id, a batch, its Outstanding.
+    -- KEYS: claims, out, next, the batch's bytes. ARGV: a producer's id, a batch, its Outstanding.
     local out = redis.call('hget', KEYS[2], ARGV[2])
     if out == ARGV[3] then return 1 end  -- asked again
-    local own = redis.call('hget', KEYS[1], ARGV[2]) == ARGV[1]
-    if own and not out then redis.call('hset', KEYS[2], ARGV[2], ARGV[3]) end
-    if own then redis.call('hdel', KEYS[1], ARGV[2]) end
-    if not own and not out then redis.call('del', KEYS[3]) end
-    return own and not out and 1 or 0
+    local owner, first = redis.call('hget', KEYS[1], ARGV[2]), tonumber(redis.call('get', KEYS[3]) or '0') or 0
+    -- A claim that Redis has lost, with all else, and that nobody else has made since, holds.
+    if not out and (owner == ARGV[1] or (not owner and tonumber(ARGV[2]) >= first)) then
+        redis.call('hset', KEYS[2], ARGV[2], ARGV[3])
+        redis.call('hdel', KEYS[1], ARGV[2])
+        return 1
+    end
+    if not out then redis.call('del', KEYS[4]) end
+    return 0
     """
 )
 
@@ -74,19 +78,19 @@ class Publication:
         Returns:
             Whether it was published; not where another producer has the claim by now.
         """
-        claims, bytes_key = key_of(self._job.key, "claims"), batch_key(self._job.key, self._batch)
+        claims, out, following = (key_of(self._job.key, what) for what in ("claims", "out", "next"))
         if not self._entry:
             owner = redis.hget(claims, str(self._batch))
-            if owner is None or text(owner) != producer:
+            if (owner and text(owner) != producer) or redis.hget(out, str(self._batch)):
                 return False
             entry = Outstanding(size=self.size, sha256=self._sha256, published=clock(redis))
             self._entry = entry.model_dump_json()
+        bytes_key = batch_key(self._job.key, self._batch)
         with redis.pipeline(transaction=False) as pipeline:
             _put_job(pipeline, self._job)  # again: Redis may have lost it since
             pipeline.set(bytes_key, self._payload)
             pipeline.execute()
-        keys = [claims, key_of(self._job.key, "out"), bytes_key]
-        return bool(_PUBLISH(redis, keys, [producer, self._batch, self._entry]))
+        return bool(_PUBLISH(redis, [claims, out, following, bytes_key], [producer, self._batch, self._entry]))
 
 
 class ProducerLedger(Ledger):

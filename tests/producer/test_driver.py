@@ -691,11 +691,16 @@ def test_a_tokenizing_process_that_dies_once_redis_has_its_bytes_ends_the_run_an
 def test_a_redis_that_is_full_is_waited_for_and_one_line_says_so_however_many_processes_there_are(
     job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    worker.redis.config_set("maxmemory", 1)
     freed = threading.Timer(3, lambda: worker.redis.config_set("maxmemory", 0))
-    freed.start()
+
+    def report(progress: Progress) -> None:
+        if not freed.ident:
+            worker.redis.config_set("maxmemory", 1)
+            freed.start()
+        worker.embed()
+
     with tokenizing_apart(ByHandMade(job, *OF_NO_DATASET), 2) as made_there:
-        progress = drive(job, lambda progress: worker.embed(), made_by=made_there)
+        progress = drive(job, report, made_by=made_there)
     assert progress.totals.rows == 18
     assert not freed.is_alive()
     assert caplog.text.count("is full; waiting for workers to make room (command not allowed") == 1
