@@ -25,6 +25,9 @@ from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made
 from producer.view import View, view_of
 
+_MOST_SELDOM = 8
+"""Times ``Times.look`` between two looks of a producer, however many there are."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -101,7 +104,7 @@ class Driver:
         self._dead: Mapping[int, DeadBatch] = {}
         self._view: View | None = None
         self._seen: dict[int, Sighting] = {}
-        self._next_look = self._next_inspection = 0.0
+        self._looked = self._next_look = self._next_inspection = 0.0
 
     def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Run the job to its end, or with ``detach`` until all is published.
@@ -197,7 +200,8 @@ class Driver:
         self._todo[:0] = adrift(self._division, self._claims.producer, *in_hand)[::-1]
         self._bytes_out = sum(self._out.values()) + sum(put.size for put in self._putting.values())
         self._limit = share_of_bytes(self._budget, self._bytes_out, len(self._division.alive))
-        self._next_look = time.monotonic() + self._times.look
+        self._looked = time.monotonic()
+        self._next_look = self._looked + self._times.look * self._seldom
 
     def _join(self) -> bool:
         """See how the job is divided. Where Redis knows this producer no more, because it lost everything, or this
@@ -223,6 +227,17 @@ class Driver:
             self._claims.free(gone)
             self._division = self._claims.division()
 
+    @property
+    def _looks_after(self) -> bool:
+        """Whether this producer looks after what is published: the one that joined first."""
+        return self._claims.producer in self._division.alive[:1]
+
+    @property
+    def _seldom(self) -> int:
+        """How much more seldom than one alone this producer looks: so that many together take little more time than
+        one."""
+        return 1 if self._looks_after else max(1, min(_MOST_SELDOM, len(self._division.alive)))
+
     def _take_in_shards(self, settled: set[int] | None = None) -> None:
         new = self._shards.refresh(settled)
         if self._before is None:
@@ -238,8 +253,9 @@ class Driver:
         if time.monotonic() < self._next_inspection:
             return
         ledger.set_rows(job, self._progress().totals.rows)
-        looks_after = self._claims.producer in self._division.alive[:1]
-        if looks_after and (gone := [one for one in ledger.vanished(job, self._out) if ledger.withdraw(job.key, one)]):
+        if self._looks_after and (
+            gone := [one for one in ledger.vanished(job, self._out) if ledger.withdraw(job.key, one)]
+        ):
             self._claims.free(gone)
             for batch in gone:
                 self._bytes_out -= self._out.pop(batch)
@@ -252,11 +268,11 @@ class Driver:
             producers=len(division.alive),
             elsewhere=len(division.claims) - len(division.of(self._claims.producer)),
         )
-        if looks_after:
+        if self._looks_after:
             self._publish_again(self._lost(view))
         else:
             self._seen = {}
-        self._next_inspection = time.monotonic() + self._times.inspect
+        self._next_inspection = time.monotonic() + self._times.inspect * self._seldom
 
     def _lost(self, view: View) -> dict[int, Held | None]:
         """The batches that are lost → the message of each that a worker holds; None where there is no message."""
@@ -320,6 +336,7 @@ class Driver:
             made = future.result()
             self._full = self._bytes_out > 0 and self._bytes_out + made.size > self._limit
             if self._full:
+                self._next_look = min(self._next_look, self._looked + self._times.look)  # for the room there is by then
                 break
             self._putting[self._begun.pop(future)] = Putting(made, made.put(self._claims.producer))
             self._made += 1
