@@ -45,6 +45,9 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
         table.add_row("seconds", f"{seconds:,.1f}")
         table.add_row("rows/s", f"{new.rows / seconds:,.1f}")
         table.add_row("tokens/s", f"{new.tokens / seconds:,.0f}")
+    if progress.producers > 1:
+        made = f"this one made {progress.made:,} of {count(job.batches, 'batch', 'batches')}"
+        table.add_row("producers", f"{progress.producers} at once; {made}")
     table.add_row("folder", str(job.folder))
     return table
 
@@ -66,6 +69,8 @@ def status_table(status: Status) -> Table:
         if status.eta is not None:
             table.add_row("ETA", str(timedelta(seconds=round(status.eta))))
     table.add_row("dead", f"{len(status.dead):,}")
+    if not status.ended:
+        table.add_row("producers alive", f"{status.view.producers:,}")
     table.add_row("workers alive", f"{len(status.view.alive()):,}")
     if not status.ended:
         table.add_row("they are", workers_line(status.view).partition(": ")[2] or "-")

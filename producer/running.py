@@ -7,6 +7,7 @@ from dataclasses import replace
 from contract.engine import EngineSpec
 from contract.errors import Interrupted, UserError
 from contract.job import Job
+from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
@@ -118,8 +119,23 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
         How far the job is at the end.
     """
     job = work.job
-    with tokenizing(work, processes_for(job.batches - len(job.committed()))) as source:
-        return Driver(job, source, ledger, detach=detach).run(report)
+    claims = Claims(job, ledger.connection)
+    with claims.joined():
+        division = claims.division()
+        processes = processes_for(job.batches - len(job.committed()), len(division.alive), division.here)
+        if len(division.alive) > 1:
+            print_note(_shared(len(division.alive), division.here, processes))
+        with tokenizing(work, processes) as source:
+            return Driver(claims, source, ledger, detach=detach).run(report)
+
+
+def _shared(producers: int, here: int, processes: int) -> str:
+    """That a job has several producers, ``here`` of them on this machine, whose cores they share."""
+    machine = f", {here} of them on this machine" if here > 1 else ""
+    who = (
+        "This one tokenizes in its own process" if processes == 1 else f"This one has {processes} tokenizing processes"
+    )
+    return f"{producers} producers share this job{machine}. {who}."
 
 
 def job_for(
