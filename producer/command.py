@@ -142,8 +142,8 @@ Next: celery -A worker worker, then python -m verify
     type=click.IntRange(-PRIORITIES, PRIORITIES),
     default=0,
     show_default=True,
-    help="Workers take batches of jobs of higher priority first, and of those of the same in turn. Run the same command "
-    "with another one to change it.",
+    help="Workers take batches of jobs of higher priority first, and of those of the same in turn. The same command "
+    "with another one changes it.",
 )
 @click.option("--detach", is_flag=True, help="Publish and leave; the same command without it waits for the end.")
 @click.option(

@@ -85,5 +85,5 @@ def view_of(job: Job, ledger: ProducerLedger, out: frozenset[int]) -> View:
         queued=ledger.queued(job.key),
         out=out,
         others={key: waiting for key in priorities.keys() - {job.key} if (waiting := ledger.queued(key))},
-        priorities=priorities,
+        priorities=dict(priorities.items()),
     )

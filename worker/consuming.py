@@ -53,7 +53,7 @@ class ByPriority(round_robin_cycle):
     def consume(self, n: int) -> list[str]:
         """The first ``n`` queues. The first of them that is not empty gives the next message."""
         priorities = {queue_of(key): priority for key, priority in jobs.served.items()} if jobs else {}
-        return sorted(super().consume(n), key=lambda queue: -priorities.get(queue, 0.0))
+        return sorted(self.items[:n], key=lambda queue: -priorities.get(queue, 0.0))
 
 
 class JobQueues(bootsteps.StartStopStep):

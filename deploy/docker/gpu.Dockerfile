@@ -17,7 +17,7 @@ ARG PIP_TRUSTED_HOST
 ARG TENSORRT=tensorrt
 # onnxruntime too: rows whose FP16 vector is not finite are computed again in FP32.
 RUN touch README.md && mkdir contract engine_build producer verify worker \
-    && pip install '.[cpu,gpu]' "$TENSORRT" && pip uninstall --yes embedmill
+    && pip install '.[cpu,gpu]' "$TENSORRT" && rm /venv/bin/embedmill
 
 FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04 AS worker
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* \
