@@ -33,6 +33,9 @@ SPLIT = r"^\w[\w.-]*$"
 NAME = r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$"
 """A job's name: it begins its folder's name."""
 
+PRIORITIES = 100
+"""The highest priority of a job; its negative is the lowest."""
+
 
 class CsvDialect(BaseModel):
     """How csv files are written, besides what is the same in all: ``"`` quotes, and ``""`` is a quote inside quotes."""
@@ -84,6 +87,8 @@ class Job(BaseModel):
     """The form in which the vectors are kept."""
     columns: tuple[str, ...] = ()
     """Columns of the dataset that are carried into the shards."""
+    priority: int = Field(default=0, ge=-PRIORITIES, le=PRIORITIES)
+    """Workers take batches of a job of higher priority first."""
     overlap: int | None = Field(default=None, ge=0)
     """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
     of their vectors; None: it is truncated."""
@@ -113,7 +118,7 @@ class Job(BaseModel):
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"id", "folder", "name", "dataset", "engine", "stream"})
+        return self.model_dump(mode="json", exclude={"id", "folder", "name", "dataset", "engine", "stream", "priority"})
 
     @property
     def due_id(self) -> str:

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from contract.engine import load_engine
 from contract.errors import UserError
 from contract.form import Dtype
+from contract.job import PRIORITIES
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
@@ -136,6 +137,14 @@ Next: celery -A worker worker, then python -m verify
     type=click.IntRange(min=0),
     help=f"Tokens that a window shares with the next one.  [default: {OVERLAP}]",
 )
+@click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITIES, PRIORITIES),
+    default=0,
+    show_default=True,
+    help="Workers take batches of jobs of higher priority first, and of those of the same in turn. The same command "
+    "with another one changes it.",
+)
 @click.option("--detach", is_flag=True, help="Publish and leave; the same command without it waits for the end.")
 @click.option(
     "--dry-run", is_flag=True, help="Start nothing: say how many rows, tokens, bytes and seconds it would be."
@@ -168,6 +177,7 @@ def main(
     keep_columns: str | None,
     long_texts: Literal["truncate", "window"],
     overlap: int | None,
+    priority: int,
     detach: bool,
     dry_run: bool,
     dollars_per_hour: float | None,
@@ -204,6 +214,7 @@ def main(
         dimensions=dimensions,
         long_texts=long_texts,
         overlap=overlap,
+        priority=priority,
     )
     # A program that has these options too, and goes on in its own way, is the context's object.
     plan = Plan(dollars_per_hour) if dry_run else None

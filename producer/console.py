@@ -58,6 +58,8 @@ def status_table(status: Status) -> Table:
     table = Table("job", job.id, title="Status", title_justify="left")
     table.add_row("rows done", f"{status.rows:,} of {job.rows:,} ({100 * status.rows / job.rows:.1f} %)")
     table.add_row("batches done", f"{status.done:,} of {job.batches:,}")
+    if any(status.view.priorities.values()) and not status.ended:
+        table.add_row("priority", f"{status.view.priority:g}")
     if status.ended:
         table.add_row("ended", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.ended)))
     else:

@@ -48,6 +48,7 @@ class JobRequest:
     dimensions: int | None = None
     long_texts: Literal["truncate", "window"] = "truncate"
     overlap: int | None = None
+    priority: int = 0
 
 
 def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Job:
@@ -75,6 +76,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         batch_rows=batch_rows,
         form=VectorForm(dtype=request.dtype, dimensions=dimensions, ranges=request.ranges),
         overlap=overlap,
+        priority=request.priority,
     )
 
 

@@ -65,6 +65,7 @@ app.conf.update(
         "visibility_timeout": settings().visibility_timeout,
         "unacked_restore_interval": 5,  # how often unacknowledged messages are looked at; the defaults add up to 100 s
         "unacked_restore_throttle": 1,
+        "queue_order_strategy": "worker.consuming:ByPriority",
         **transport_options(),
     },
 )

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from contract.errors import UserError
@@ -45,8 +45,8 @@ class Jobs:
         self._ledger = Ledger(patience=0)
         self._refused: dict[JobKey, Refusal] = {}
         self._lock = threading.Lock()
-        self.served: frozenset[JobKey] = frozenset()
-        """Keys of the jobs whose batches are taken."""
+        self.served: Mapping[JobKey, float] = {}
+        """Keys of the jobs whose batches are taken → their priorities."""
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="jobs", daemon=True).start()
@@ -55,7 +55,7 @@ class Jobs:
         """Take no more of a job's batches for a while: one was given back."""
         with self._lock:
             self._note(key, Refusal(reason, time.monotonic() + _AGAIN_AFTER))
-            self.served -= {key}
+            self.served = {other: priority for other, priority in self.served.items() if other != key}
         self._publish()
 
     def refuses(self, key: object) -> bool:
@@ -68,14 +68,14 @@ class Jobs:
         Raises:
             UserError: Redis does not answer.
         """
-        jobs = self._ledger.jobs()
+        jobs = self._ledger.priorities()
         checked = {key: self._refusal(key) for key in jobs if self._due(key)}
         with self._lock:
             for key, refusal in checked.items():
                 self._note(key, refusal)
-            for key in self._refused.keys() - jobs:
+            for key in self._refused.keys() - jobs.keys():
                 del self._refused[key]
-            self.served = frozenset(jobs - self._refused.keys())
+            self.served = {key: priority for key, priority in jobs.items() if key not in self._refused}
         self._publish()
 
     def _due(self, key: JobKey) -> bool:
