@@ -24,7 +24,7 @@ from contract.redis.messages import TASK, direct_queue, ignore_celery_variables,
 from contract.redis.working import AlteredBatch, WorkerLedger
 from contract.settings import settings
 from contract.words import count
-from worker import consuming, environment, metrics, starting
+from worker import consuming, environment, holding, metrics, starting
 from worker.embed import Embedder
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
@@ -130,6 +130,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
         _heartbeat.close()
         error.show()
         raise SystemExit(1) from None
+    holding.use(_heartbeat.redis_time)
     consuming.jobs = Jobs(_heartbeat)
     consuming.jobs.start()
 

@@ -1,6 +1,7 @@
 """``python -m bench.chaos``: the command."""
 
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ root, iproute2, e2fsprogs and libfaketime; what this machine cannot have is left
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep every run's logs and shards in this folder.")
 def main(seed: int, only: tuple[str, ...], minutes: float | None, file: Path | None, keep: Path | None) -> None:
     """Prove that the job survives what real machines do."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # hosts and file systems go, however this ends
     chosen = [fault for fault in FAULTS if not only or any(part in fault.name for part in only)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = keep or Path(scratch)
