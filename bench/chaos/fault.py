@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.chaos.place import Change
-from bench.chaos.rig import MakeServers, Rig, one_server
+from bench.chaos.rig import ONE_SERVER, MakeServers, Rig
 
 Once = Callable[[Rig, random.Random], bool]
 """Hurts a running rig once and returns when it has; false where there was nothing to hurt just now."""
@@ -26,7 +26,7 @@ class Fault:
     """Shards that must be there before the first."""
     changes: tuple[Change, ...] = ()
     """What is to differ from this machine as it is."""
-    servers: MakeServers = one_server()
+    servers: MakeServers = ONE_SERVER
     producers: int = 1
     env: dict[str, str] = field(default_factory=dict)
     failed: tuple[int, ...] = ()

@@ -10,6 +10,8 @@ from bench.chaos.outcome import compare
 from bench.chaos.rig import Rig
 from contract.job import Job
 
+UNDISTURBED = Fault("undisturbed")
+
 
 def record_of(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: float) -> dict[str, Any]:
     """A run under one kind of fault."""
@@ -36,11 +38,8 @@ def record_of(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: fl
         and not left
         and not (outcome.lost or outcome.twice or outcome.different)
         and outcome.failed == fault.failed
-        and (injected > 0 or fault.name == UNDISTURBED.name),
+        and (injected > 0 or fault.once is None),
     }
-
-
-UNDISTURBED = Fault("undisturbed")
 
 
 def table_of(records: list[dict[str, Any]]) -> Table:

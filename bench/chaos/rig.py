@@ -92,7 +92,7 @@ class Rig:
             client = self.servers.client()
             for name in map(os.fsdecode, client.smembers(heartbeat.WORKERS)):
                 if name.startswith(f"{own}/") and (record := client.get(heartbeat.key_of(name))):
-                    found = heartbeat.read(record)
+                    found = heartbeat.read(os.fsencode(record))
                     if found and found.batch is not None and found.batch not in self.shards:
                         return found.batch
         return None
@@ -233,8 +233,11 @@ def one_server(*options: str) -> MakeServers:
     return lambda start, place: OneServer(start, place.folder, place.address, options)
 
 
+ONE_SERVER = one_server()
+
+
 @contextlib.contextmanager
-def open_rig(place: Place, dataset: Path, *, batch_rows: int, servers: MakeServers = one_server()) -> Iterator[Rig]:
+def open_rig(place: Place, dataset: Path, *, batch_rows: int, servers: MakeServers = ONE_SERVER) -> Iterator[Rig]:
     """A rig; all its processes are gone when the block ends."""
     with contextlib.ExitStack() as stack:
         start = partial(start_process, stack, place, env={})

@@ -6,7 +6,6 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +106,3 @@ def prepare(folder: Path, rows: int | None = None) -> tuple[Path, Path]:
 def batches(dataset: Path) -> int:
     """Of the job."""
     return -(-len(dataset.read_text(encoding="utf-8").splitlines()) // BATCH_ROWS)
-
-
-def fewer(fault: Fault, times: int) -> Fault:
-    """The same fault, at most so many times."""
-    return replace(fault, times=min(times, fault.times))

@@ -101,14 +101,14 @@ class WatchedServers:
         if first:
             for port in self._sentinel_ports:
                 self._start_sentinel(port)
-        self._wait_for(lambda: len(self._sentinel().sentinel_slaves(MASTER)) == 1)
+        self._wait_for(lambda: len(self._sentinel().sentinel_slaves(MASTER)) == 1)  # type: ignore[misc]
         self._wait_for(lambda: self.client().info("replication")["connected_slaves"] == 1)
 
     def kill(self) -> None:
         """Kill the server that is asked now; returns when the other one has taken its place."""
         before = self._asked
         kill(self._servers[before])
-        self._wait_for(lambda: self._sentinel().discover_master(MASTER)[1] != before)
+        self._wait_for(lambda: self._sentinel().discover_master(MASTER)[1] != before)  # type: ignore[no-untyped-call]
         (self._asked,) = [port for port in self._ports if port != before]
 
     def client(self) -> redis.Redis:

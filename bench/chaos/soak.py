@@ -79,11 +79,11 @@ def _disturb(rig: Rig, dice: random.Random, injected: Counter[str]) -> None:
     under_way: dict[str, threading.Thread] = {}
     while rig.running:
         time.sleep(dice.uniform(*_EVERY))
-        name, once = dice.choice(list(SOAKED.items()))
+        name, own = dice.choice(list(SOAKED)), random.Random(dice.random())
         if not rig.running or (name in under_way and under_way[name].is_alive()):
             continue
 
-        def inject(name: str = name, own: random.Random = random.Random(dice.random())) -> None:
+        def inject(name: str = name, own: random.Random = own) -> None:
             injected[name] += SOAKED[name](rig, own)
 
         under_way[name] = threading.Thread(target=inject, daemon=True)

@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 
 from bench.chaos.fault import Once
-from bench.chaos.place import limit_writes
+from bench.chaos.place import limit_writes, set_ahead
 from bench.chaos.processes import kill_child
 from bench.chaos.rig import Rig
 from bench.faulty_store import Fault as Answer, delay, error, lose_answer, lose_request
@@ -148,8 +148,8 @@ def set_clock(host: str | None = None) -> Once:
     """A host's clock is an hour further; a worker's, unless a host is named."""
 
     def once(rig: Rig, dice: random.Random) -> bool:
-        clock = rig.place.clock(host or f"worker{dice.randrange(len(rig.workers))}")
-        clock.write_text(f"+{int(clock.read_text()) + 3600}\n")
+        name = host or f"worker{dice.randrange(len(rig.workers))}"
+        set_ahead(rig.place, name, int(rig.place.clock(name).read_text()) + 3600)
         rig.fault()
         return True
 

@@ -35,7 +35,9 @@ def take(url: str) -> tuple[Connection, Message]:
     """A connection, and the message that came over it."""
     connection, got = Connection(url), list[Message]()
     connection.Producer().publish({}, routing_key="q", exchange="")
-    consumer = Consumer(connection.channel(), [direct_queue("q")], callbacks=[lambda body, message: got.append(message)])
+    consumer = Consumer(
+        connection.channel(), [direct_queue("q")], callbacks=[lambda body, message: got.append(message)]
+    )
     consumer.consume()
     connection.drain_events(timeout=5)
     return connection, got[0]
