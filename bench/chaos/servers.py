@@ -101,14 +101,14 @@ class WatchedServers:
         if first:
             for port in self._sentinel_ports:
                 self._start_sentinel(port)
-        self._wait_for(lambda: len(self._sentinel().sentinel_slaves(MASTER)) == 1)  # type: ignore[misc]
+        self._wait_for(lambda: len(self._sentinel().sentinel_slaves(MASTER)) == 1)
         self._wait_for(lambda: self.client().info("replication")["connected_slaves"] == 1)
 
     def kill(self) -> None:
         """Kill the server that is asked now; returns when the other one has taken its place."""
         before = self._asked
         kill(self._servers[before])
-        self._wait_for(lambda: self._sentinel().discover_master(MASTER)[1] != before)  # type: ignore[no-untyped-call]
+        self._wait_for(lambda: self._sentinel().sentinel_get_master_addr_by_name(MASTER)[1] != before)
         (self._asked,) = [port for port in self._ports if port != before]
 
     def client(self) -> redis.Redis:
@@ -133,8 +133,8 @@ class WatchedServers:
         conf.write_text("\n".join(lines) + "\n")
         _await(self._start(f"sentinel-{port}", [self._program, str(conf), "--sentinel"]), redis.Redis(port=port))
 
-    def _sentinel(self) -> redis.sentinel.Sentinel:
-        return redis.sentinel.Sentinel([("127.0.0.1", port) for port in self._sentinel_ports])  # type: ignore[no-untyped-call]
+    def _sentinel(self) -> redis.Redis:
+        return redis.Redis(port=self._sentinel_ports[0])
 
     def _wait_for(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + _PATIENCE
