@@ -20,7 +20,7 @@ Examples:
   python -m bench.chaos --only producer --only garbage --seed 7
   python -m bench.chaos --soak 30
 
-Runs the job of 462 batches once undisturbed and then under each fault, and compares the outputs row by row. Exits 1
+Runs the job of 289 batches once undisturbed and then under each fault, and compares the outputs row by row. Exits 1
 if a row was lost, is there twice or differs. Network namespaces, file systems that are full or slow, and clocks need
 root, iproute2, e2fsprogs and a C compiler; what this machine cannot have is left out, and said.
 """

@@ -15,12 +15,11 @@ from bench.chaos.servers import kill
 def kill_child(rig: Rig, dice: random.Random) -> bool:
     """SIGKILL, to a child that computes."""
     number = dice.randrange(len(rig.workers))
-    child, batch = rig.child_of(number), rig.in_hand(number)
-    if child is None or batch is None:
+    child = rig.child_of(number)
+    if child is None or rig.in_hand(number) is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         child.kill()
-    rig.note_cut(batch)
     rig.fault()
     return True
 
@@ -52,12 +51,11 @@ def stop_child(seconds: float) -> Once:
 
     def once(rig: Rig, dice: random.Random) -> bool:
         number = dice.randrange(len(rig.workers))
-        child, batch = rig.child_of(number), rig.in_hand(number)
-        if child is None or batch is None:
+        child = rig.child_of(number)
+        if child is None or rig.in_hand(number) is None:
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
             child.suspend()
-            rig.note_cut(batch)
             rig.fault()
             time.sleep(seconds)
             child.resume()

@@ -97,10 +97,9 @@ class Rig:
                         return found.batch
         return None
 
-    def note_cut(self, batch: int | None) -> None:
+    def note_cut(self, batch: int) -> None:
         """A worker was killed just now with this batch in hand."""
-        if batch is not None:
-            self.cut.append((batch, time.monotonic()))
+        self.cut.append((batch, time.monotonic()))
 
     # Producers
 

@@ -21,7 +21,7 @@ from contract.settings import settings
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
 
-BATCH_ROWS = 5
+BATCH_ROWS = 8
 ENV = {
     "EMBEDMILL_VISIBILITY_TIMEOUT": "6",  # the longest batch takes 0.3 s here
     "EMBEDMILL_REDIS_PATIENCE": "60",

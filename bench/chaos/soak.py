@@ -2,13 +2,14 @@
 
 import random
 import shutil
-import threading
 import time
 from collections import Counter
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import redis
 from rich.console import Console
 
 from bench.chaos.fault import Fault
@@ -49,14 +50,15 @@ def soak(folder: Path, *, minutes: float, seed: int, console: Console) -> dict[s
     rounds: list[dict[str, Any]] = []
     until = time.monotonic() + 60 * minutes
     place = Place.fresh(folder / "soak", engines, environment(_PLACE))
-    with opened(_PLACE, place, dataset) as rig:
+    # A process ends with the thread that has started it, so the threads are there until all is over.
+    with ThreadPoolExecutor(len(SOAKED)) as hands, opened(_PLACE, place, dataset) as rig:
         dice = random.Random(seed)
         while time.monotonic() < until:
             output = rig.folder / "output" / f"round{len(rounds)}"
             rig.begin_round(str(output))
             began = time.monotonic()
             rig.start_producer() if rounds else rig.start(WORKERS)
-            _disturb(rig, dice, injected)
+            _disturb(rig, dice, hands, injected)
             status, seconds = rig.finish(), time.monotonic() - began
             rounds.append(_round(rig, undisturbed, status, seconds))
             console.print(rounds[-1], highlight=False)
@@ -74,22 +76,25 @@ def _undisturbed(folder: Path, engines: Path, dataset: Path) -> Job:
         return job
 
 
-def _disturb(rig: Rig, dice: random.Random, injected: Counter[str]) -> None:
+def _disturb(rig: Rig, dice: random.Random, hands: Executor, injected: Counter[str]) -> None:
     """Faults until the job is at its end. One that lasts does not keep the next from coming."""
-    under_way: dict[str, threading.Thread] = {}
+    under_way: dict[str, Future[bool]] = {}
     while rig.running:
         time.sleep(dice.uniform(*_EVERY))
         name, own = dice.choice(list(SOAKED)), random.Random(dice.random())
-        if not rig.running or (name in under_way and under_way[name].is_alive()):
-            continue
+        if rig.running and (name not in under_way or under_way[name].done()):
+            injected[name] += _came(under_way.pop(name, None))
+            under_way[name] = hands.submit(SOAKED[name], rig, own)
+    for name, future in under_way.items():
+        injected[name] += _came(future)
 
-        def inject(name: str = name, own: random.Random = own) -> None:
-            injected[name] += SOAKED[name](rig, own)
 
-        under_way[name] = threading.Thread(target=inject, daemon=True)
-        under_way[name].start()
-    for thread in under_way.values():
-        thread.join()
+def _came(future: "Future[bool] | None") -> bool:
+    """Whether a fault was injected; Redis may have been away just then, by another one."""
+    try:
+        return future is not None and future.result()
+    except redis.RedisError:
+        return False
 
 
 def _round(rig: Rig, undisturbed: Job, status: int, seconds: float) -> dict[str, Any]:
