@@ -90,14 +90,12 @@ class BatchRequest(Request):
     """A batch's message. One that comes back because this worker cannot serve its job is the last of that job here."""
 
     def acknowledge(self) -> None:
-        if not self.acknowledged and holding.let_go(self.message):
-            self.acknowledged = True
-        super().acknowledge()
+        if not holding.let_go(self.message):
+            super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
-        if not self.acknowledged and holding.let_go(self.message):
-            self.acknowledged = True
-        super().reject(requeue)
+        if not holding.let_go(self.message):
+            super().reject(requeue)
 
     def on_failure(self, exc_info: object, *arguments: object, **options: object) -> object:
         raised = exc_info.exception  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ class HoldingQoS(kombu.transport.redis.QoS):
             for request in tuple(state.active_requests):
                 if message := self._delivered.pop(request.message.delivery_tag, None):
                     _kept[message.delivery_tag] = message
-        super().restore_unacked_once(stderr)
+        super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]
 
 
 def use(redis_time: Callable[[], float]) -> None:
@@ -33,7 +33,7 @@ def use(redis_time: Callable[[], float]) -> None:
         redis_time: Redis's clock, seconds since the epoch.
     """
     kombu.transport.redis.Channel.QoS = HoldingQoS
-    kombu.transport.redis.time = redis_time
+    setattr(kombu.transport.redis, "time", redis_time)  # noqa: B010 - which the module imports for itself
 
 
 def carry_over(channel: kombu.transport.redis.Channel) -> None:

@@ -40,10 +40,10 @@ class _ReservedDict(MmapedDict):
         if not read_mode:
             with open(filename, "ab") as file:
                 os.posix_fallocate(file.fileno(), 0, _RESERVED)
-        super().__init__(filename, read_mode)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
 
-prometheus_client.values.MmapedDict = _ReservedDict  # type: ignore[misc]  # before the metrics below open it
+setattr(prometheus_client.values, "MmapedDict", _ReservedDict)  # noqa: B010 - before the metrics below open a file
 
 _counts = True
 """Whether this process has a file to count in."""

@@ -108,7 +108,7 @@ class WatchedServers:
         """Kill the server that is asked now; returns when the other one has taken its place."""
         before = self._asked
         kill(self._servers[before])
-        self._wait_for(lambda: self._sentinel().sentinel_get_master_addr_by_name(MASTER)[1] != before)
+        self._wait_for(lambda: int(self._sentinel().sentinel_master(MASTER)["port"]) != before)
         (self._asked,) = [port for port in self._ports if port != before]
 
     def client(self) -> redis.Redis:

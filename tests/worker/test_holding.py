@@ -44,7 +44,7 @@ def take(url: str) -> tuple[Connection, Message]:
 
 
 def lose(connection: Connection, client: redis.Redis) -> None:
-    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    client.client_kill_filter(_type="normal", skipme=True)
     connection.collect()
 
 
