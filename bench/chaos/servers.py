@@ -108,7 +108,7 @@ class WatchedServers:
         """Kill the server that is asked now; returns when the other one has taken its place."""
         before = self._asked
         kill(self._servers[before])
-        self._wait_for(lambda: int(self._sentinel().sentinel_master(MASTER)["port"]) != before)
+        self._wait_for(lambda: int(self._sentinel().sentinel_master(MASTER)["port"]) != before)  # type: ignore[index]
         (self._asked,) = [port for port in self._ports if port != before]
 
     def client(self) -> redis.Redis:
