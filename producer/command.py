@@ -248,7 +248,9 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
         calibrates = request.dtype == "int8" and ranges is None
-        show_estimate(estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates), work.job, spec)
+        found = estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates)
+        found.keep(work.job)
+        show_estimate(found, work.job, spec)
         return
     job = job_for(request, ranges, texts, spec, tokenizer)
     if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):

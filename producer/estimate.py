@@ -53,7 +53,9 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
+    """Its id."""
     survey: Survey
+    """How many rows there are, and of how many tokens."""
     computed: int | None
     """Texts that are computed: those of no earlier job, each once; None where the dataset is not on this machine."""
     batches: int
@@ -77,6 +79,13 @@ class Estimate(BaseModel):
     def seconds(self) -> float | None:
         """From the command to its verdict."""
         return None if self.vectors is None else self.start + self.vectors + self.verification
+
+    @property
+    def dollars(self) -> float | None:
+        """What these seconds cost; None where they or the price are not known."""
+        if self.seconds is None or self.dollars_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.dollars_per_hour
 
     def keep(self, job: Job) -> None:
         """Keep it for the run's summary."""
@@ -158,8 +167,7 @@ def _file(job: Job) -> Path:
 
 
 def show_estimate(found: Estimate, job: Job, spec: EngineSpec) -> None:
-    """Keep an estimate for the run's summary, and print it."""
-    found.keep(job)
+    """Print an estimate."""
     STDOUT.print(_table(found, "" if job.windowed else spec.longest_row))
     print_line("Nothing was started. To run it: the same command without --dry-run")
 
@@ -196,9 +204,8 @@ def _times(found: Estimate) -> dict[str, str]:
         "tokens/s": f"{found.measured.tokens_per_second:,.0f}: {found.measured.how}",
         "seconds": f"{found.seconds:,.0f} ({', '.join(parts)})",
     }
-    if found.dollars_per_hour is not None:
-        dollars = found.seconds / 3600 * found.dollars_per_hour
-        shown["cost"] = f"${dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
+    if found.dollars is not None:
+        shown["cost"] = f"${found.dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
     return shown
 
 

@@ -30,14 +30,17 @@ from producer.view import view_of
 NEXT = "Next: python -m verify"
 
 
-def open_ledger() -> ProducerLedger:
+def open_ledger(*, at_once: bool = False) -> ProducerLedger:
     """Redis, once it is known that waiting for it makes sense.
 
+    Args:
+        at_once: for a question that somebody waits for: Redis must answer now.
+
     Raises:
-        UserError: it refuses this user, or is none that embedmill can use.
+        UserError: it refuses this user, or is none that embedmill can use, or does not answer ``at_once``.
     """
     ledger = ProducerLedger(patience=settings().redis_patience)
-    ledger.connection.ping()
+    ledger.connection.ping(at_once=at_once)
     return ledger
 
 

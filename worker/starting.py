@@ -19,7 +19,7 @@ log = logging.getLogger("embedmill.worker")
 
 _POOLS = ("prefork", "solo")
 
-_POLL_EVERY = 1.0
+_POLL_EVERY = 0.25
 """Seconds between two looks for an engine."""
 
 
