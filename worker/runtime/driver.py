@@ -94,6 +94,8 @@ class Device(Protocol):
 class CudaDriver(Protocol):
     """The calls. A context is current in all but the first two. Each may raise ``Error``."""
 
+    def __hash__(self) -> int: ...
+
     def init(self) -> object:
         """Comes before all others."""
         ...
