@@ -44,7 +44,7 @@ def of_fixed(column: pa.Array) -> Hashes:
     """The inverse of ``to_fixed``."""
     if not len(column):
         return np.empty((0, 2), np.uint64)
-    return np.frombuffer(column.buffers()[1], "<u8", 2 * len(column), BYTES * column.offset).reshape(-1, 2)
+    return np.frombuffer(column.buffers()[1] or b"", "<u8", 2 * len(column), BYTES * column.offset).reshape(-1, 2)
 
 
 def to_column(hashes: Hashes) -> pa.Array:
