@@ -1,8 +1,8 @@
 """``python -m bench.embed``: ``embedmill embed`` beside a script of five lines with sentence-transformers, on one's own
 file, from the command to the end, in turn.
 
-The first run is in an empty home: the engine is built in it. The second one finds it there. Both sides give a vector for
-each row; the script verifies nothing. CPU seconds are those of every process that was started.
+The first run is in an empty home: the engine is built in it. The second one finds it there. Both sides give a vector
+for each row; the script verifies nothing. CPU seconds are those of every process that was started.
 """
 
 import contextlib
