@@ -274,9 +274,7 @@ def load_job(folder: Location) -> Job:
     except ValidationError as error:
         raise UserError(f"{file} is no job ({first_fault(error)})") from None
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
-        raise UserError(
-            f"no job in {folder}", f"expected {file}", "see what is there: embedmill list"
-        ) from None
+        raise UserError(f"no job in {folder}", f"expected {file}", "see what is there: embedmill list") from None
     if job.due_id != job.id:
         raise UserError(
             f"{file} was edited: it describes job {job.due_id} and says that it is {job.id}",

@@ -70,6 +70,7 @@ app.conf.update(
     },
 )
 app.steps["consumer"].add(consuming.JobQueues)
+starting.tell_concurrency("Child processes. The default is three for each GPU, and one on a machine without.")
 
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.

@@ -163,7 +163,7 @@ def test_the_build_of_an_engine_is_no_part_of_the_next_estimate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    times = iter([100.0, 150.0, 170.0, 180.0])
+    times = iter([100.0, 150.0, 150.0, 170.0, 180.0])
     monkeypatch.setattr("embedmill.clock.time.monotonic", lambda: next(times))
     job = a_job(location(str(tmp_path)), rows=1000, batch_rows=100)
     clock = Clock()
