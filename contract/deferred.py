@@ -16,6 +16,8 @@ class _Deferred(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
         def call(*arguments: Any, **options: Any) -> Any:
+            if sys.modules.get(self.__name__) is self:  # the block has not ended
+                del sys.modules[self.__name__]
             return getattr(importlib.import_module(self.__name__), name)(*arguments, **options)
 
         return call

@@ -26,6 +26,14 @@ def test_a_function_of_a_deferred_module_imports_it_when_it_is_called(heavy: str
     assert heavy in sys.modules
 
 
+def test_it_may_be_called_in_the_block_too(heavy: str) -> None:
+    with deferred(heavy):
+        from heavy_module import double
+
+        assert double(4) == 8
+        assert "__file__" in vars(sys.modules[heavy])
+
+
 def test_a_module_that_is_there_is_left_alone(heavy: str) -> None:
     import heavy_module
 
