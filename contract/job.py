@@ -37,6 +37,9 @@ SPLIT = r"^\w[\w.-]*$"
 NAME = r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$"
 """A job's name: it begins its folder's name."""
 
+PRIORITIES = 100
+"""The highest priority of a job; its negative is the lowest."""
+
 
 class CsvDialect(BaseModel):
     """How csv files are written, besides what is the same in all: ``"`` quotes, and ``""`` is a quote inside quotes."""
@@ -97,6 +100,8 @@ class Job(BaseModel):
     """The form in which the vectors are kept."""
     columns: tuple[str, ...] = ()
     """Columns of the dataset that are carried into the shards."""
+    priority: int = Field(default=0, ge=-PRIORITIES, le=PRIORITIES)
+    """Workers take batches of a job of higher priority first."""
     overlap: int | None = Field(default=None, ge=0)
     """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
     of their vectors; None: it is truncated."""
@@ -128,7 +133,8 @@ class Job(BaseModel):
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        fields = self.model_dump(mode="json", exclude={"id", "folder", "name", "dataset", "engine", "stream"})
+        apart = {"id", "folder", "name", "dataset", "engine", "stream", "priority"}
+        fields = self.model_dump(mode="json", exclude=apart)
         return fields | {"reuse": [earlier.id for earlier in self.reuse]}
 
     @property
@@ -268,7 +274,7 @@ def load_job(folder: Location) -> Job:
     except ValidationError as error:
         raise UserError(f"{file} is no job ({first_fault(error)})") from None
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
-        raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
+        raise UserError(f"no job in {folder}", f"expected {file}", "see what is there: embedmill list") from None
     if job.due_id != job.id:
         raise UserError(
             f"{file} was edited: it describes job {job.due_id} and says that it is {job.id}",

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from contract.engine import load_engine
 from contract.errors import UserError
 from contract.form import Dtype
+from contract.job import PRIORITIES
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
@@ -137,6 +138,14 @@ Next: celery -A worker worker, then python -m verify
     help=f"Tokens that a window shares with the next one.  [default: {OVERLAP}]",
 )
 @click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITIES, PRIORITIES),
+    default=0,
+    show_default=True,
+    help="Workers take batches of jobs of higher priority first, and of those of the same in turn. The same command "
+    "with another one changes it.",
+)
+@click.option(
     "--reuse",
     metavar="JOBS",
     help="Earlier jobs, separated by commas: rows whose text one of them has take its vector, and only the rest is "
@@ -174,6 +183,7 @@ def main(
     keep_columns: str | None,
     long_texts: Literal["truncate", "window"],
     overlap: int | None,
+    priority: int,
     reuse: str | None,
     detach: bool,
     dry_run: bool,
@@ -211,6 +221,7 @@ def main(
         dimensions=dimensions,
         long_texts=long_texts,
         overlap=overlap,
+        priority=priority,
         reuse=earlier_jobs(reuse),
     )
     # A program that has these options too, and goes on in its own way, is the context's object.
@@ -237,7 +248,9 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
         calibrates = request.dtype == "int8" and ranges is None and request.earlier_ranges is None
-        show_estimate(estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates), work.job, spec)
+        found = estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates)
+        found.keep(work.job)
+        show_estimate(found, work.job, spec)
         return
     job = job_for(request, ranges, texts, spec, tokenizer)
     if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):

@@ -47,6 +47,9 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
         table.add_row("seconds", f"{seconds:,.1f}")
         table.add_row("rows/s", f"{new.rows / seconds:,.1f}")
         table.add_row("tokens/s", f"{(new.tokens - new.spared_tokens) / seconds:,.0f}")
+    if progress.producers > 1:
+        made = f"this one made {progress.made:,} of {count(job.batches, 'batch', 'batches')}"
+        table.add_row("producers", f"{progress.producers} at once; {made}")
     table.add_row("folder", str(job.folder))
     return table
 
@@ -57,6 +60,8 @@ def status_table(status: Status) -> Table:
     table = Table("job", job.id, title="Status", title_justify="left")
     table.add_row("rows done", f"{status.rows:,} of {job.rows:,} ({100 * status.rows / job.rows:.1f} %)")
     table.add_row("batches done", f"{status.done:,} of {job.batches:,}")
+    if any(status.view.priorities.values()) and not status.ended:
+        table.add_row("priority", f"{status.view.priority:g}")
     if status.ended:
         table.add_row("ended", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.ended)))
     else:
@@ -68,6 +73,8 @@ def status_table(status: Status) -> Table:
         if status.eta is not None:
             table.add_row("ETA", str(timedelta(seconds=round(status.eta))))
     table.add_row("dead", f"{len(status.dead):,}")
+    if not status.ended:
+        table.add_row("producers alive", f"{status.view.producers:,}")
     table.add_row("workers alive", f"{len(status.view.alive()):,}")
     if not status.ended:
         table.add_row("they are", workers_line(status.view).partition(": ")[2] or "-")

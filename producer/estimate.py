@@ -20,7 +20,7 @@ from producer.console import STDOUT, print_line
 from producer.kept import keep
 from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
-from producer.repeats import to_compute
+from producer.repeats import looked_for, to_compute
 from producer.reuse import index_of
 from producer.survey import Figure, Survey
 
@@ -53,9 +53,11 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
+    """Its id."""
     survey: Survey
+    """How many rows there are, and of how many tokens."""
     computed: int | None
-    """Texts that are computed: those of no earlier job, each once; None where the dataset is not on this machine."""
+    """Texts that are computed: those of no earlier job, each once; None where they are not looked for."""
     batches: int
     batch_rows: int
     there: int
@@ -78,6 +80,13 @@ class Estimate(BaseModel):
         """From the command to its verdict."""
         return None if self.vectors is None else self.start + self.vectors + self.verification
 
+    @property
+    def dollars(self) -> float | None:
+        """What these seconds cost; None where they or the price are not known."""
+        if self.seconds is None or self.dollars_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.dollars_per_hour
+
     def keep(self, job: Job) -> None:
         """Keep it for the run's summary."""
         keep(_file(job), self.model_dump_json())
@@ -97,7 +106,7 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
     job, pace = work.job, last_pace(spec.fingerprint)
     with index_of(job) as index:
         work = work._replace(index=index)
-        computed = None if job.stream else to_compute(work, index)
+        computed = to_compute(work, index) if not job.stream and (index or looked_for(work)) else None
         batch_bytes = _batch_bytes(work)
     measured = plan.measured
     if measured is None and pace:
@@ -158,8 +167,7 @@ def _file(job: Job) -> Path:
 
 
 def show_estimate(found: Estimate, job: Job, spec: EngineSpec) -> None:
-    """Keep an estimate for the run's summary, and print it."""
-    found.keep(job)
+    """Print an estimate."""
     STDOUT.print(_table(found, "" if job.windowed else spec.longest_row))
     print_line("Nothing was started. To run it: the same command without --dry-run")
 
@@ -196,9 +204,8 @@ def _times(found: Estimate) -> dict[str, str]:
         "tokens/s": f"{found.measured.tokens_per_second:,.0f}: {found.measured.how}",
         "seconds": f"{found.seconds:,.0f} ({', '.join(parts)})",
     }
-    if found.dollars_per_hour is not None:
-        dollars = found.seconds / 3600 * found.dollars_per_hour
-        shown["cost"] = f"${dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
+    if found.dollars is not None:
+        shown["cost"] = f"${found.dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
     return shown
 
 

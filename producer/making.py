@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import parent_process
@@ -72,18 +72,22 @@ class Maker:
         made = self._made[batch] = Publication(self._work.job, batch, self._work.payload(batch))
         return made.size
 
-    def put(self, batch: int) -> bool:
+    def put(self, batch: int, producer: str) -> bool:
         """Put a batch that was made into Redis, and forget it.
 
+        Args:
+            batch: its number.
+            producer: the id of the producer that has claimed it.
+
         Returns:
-            Whether it was this call that published it, and not another producer of the same job.
+            Whether it was published: another producer may have the claim by now.
 
         Raises:
             RedisError: Redis does not answer, or is full; the batch may be put again.
             UserError: it refuses this user, however long one waits.
         """
         try:
-            own = self._made[batch](self._redis)
+            own = self._made[batch](self._redis, producer)
         except RedisError as error:
             raise refusal(error) or error from None
         del self._made[batch]
@@ -94,8 +98,12 @@ class Order(NamedTuple):
     """What the producer asks a tokenizing process for."""
 
     batch: int
-    put: bool
-    """Whether to put a batch that was made into Redis; else to make it."""
+    producer: str | None = None
+    """Puts a batch that was made into Redis, for the producer of this id; None: makes it."""
+
+    @property
+    def put(self) -> bool:
+        return self.producer is not None
 
 
 class Answer(NamedTuple):
@@ -104,7 +112,7 @@ class Answer(NamedTuple):
     put: bool
     """The order's."""
     result: int | Exception
-    """The batch's bytes, or whether it was this producer that published it; or what ``Maker`` raised."""
+    """The batch's bytes, or whether it was published; or what ``Maker`` raised."""
 
 
 def serve(connection: Connection, work: Work, environment: Mapping[str, str]) -> None:
@@ -124,7 +132,7 @@ def serve(connection: Connection, work: Work, environment: Mapping[str, str]) ->
     maker, lock = Maker(work), threading.Lock()
 
     def answer(order: Order) -> None:
-        result = _result(maker.put if order.put else maker.make, order, work.job)
+        result = _result(maker, order, work.job)
         with lock, contextlib.suppress(ConnectionError):  # the producer is gone
             connection.send(Answer(order.put, result))
 
@@ -137,10 +145,10 @@ def serve(connection: Connection, work: Work, environment: Mapping[str, str]) ->
                 apart.submit(answer, order)
 
 
-def _result(do: Callable[[int], int], order: Order, job: Job) -> int | Exception:
-    """What a call returns or raises, as something that survives the way to the producer."""
+def _result(maker: Maker, order: Order, job: Job) -> int | Exception:
+    """What an order's call returns or raises, as something that survives the way to the producer."""
     try:
-        return do(order.batch)
+        return maker.make(order.batch) if order.producer is None else maker.put(order.batch, order.producer)
     except (UserError, RedisError) as error:
         return error
     except BaseException as error:  # a panic of the Rust tokenizer is no Exception

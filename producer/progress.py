@@ -83,6 +83,10 @@ class Progress:
     """The workers and the job in Redis, as last seen."""
     begun: int = 0
     """Rows that are computed, of batches that have no shard yet: as far as workers have said."""
+    producers: int = 1
+    """Most producers that were at the job at once."""
+    made: int = 0
+    """Batches that this one has tokenized."""
 
     @property
     def totals(self) -> ShardTotals:

@@ -50,6 +50,7 @@ class JobRequest:
     dimensions: int | None = None
     long_texts: Literal["truncate", "window"] = "truncate"
     overlap: int | None = None
+    priority: int = 0
     reuse: tuple[Job, ...] = ()
     """Earlier jobs of which rows with the same text take their vectors."""
 
@@ -94,6 +95,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         batch_rows=batch_rows,
         form=VectorForm(dtype=request.dtype, dimensions=dimensions, ranges=request.ranges),
         overlap=overlap,
+        priority=request.priority,
         reuse=tuple(EarlierJob(id=earlier.id, folder=earlier.folder) for earlier in request.reuse),
     )
     for earlier in request.reuse:

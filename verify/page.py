@@ -59,6 +59,7 @@ def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
     """
     return template("report.html").render(
         verdict=verdict,
+        subject=_subject(job),
         when=datetime.fromisoformat(verdict.when).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary(verdict, job.folder).removeprefix("Verified: "),
         repairs=repairs(verdict, job.folder),
@@ -66,6 +67,12 @@ def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
         charts=_charts(evidence) if evidence else [],
         provenance=_provenance(verdict, job, evidence),
     )
+
+
+def _subject(job: Job) -> str:
+    """What was embedded by what."""
+    dataset = Path(job.dataset).name if Path(job.dataset).is_absolute() else job.dataset
+    return f"{dataset} ({job.split}, {job.parts.shown}), embedded by {job.engine}"
 
 
 def _facts(verdict: Verdict) -> dict[str, str]:
