@@ -84,7 +84,7 @@ def _make(work: Work, embedder: Embedder) -> None:
     work.job.save()
     with index_of(work.job) as index:
         for number in range(work.job.batches):
-            embedder.embed(work.job, number, work._replace(index=index).payload(number))
+            embedder.embed(work.job, number, work._replace(known=index).payload(number))
 
 
 def _computed(work: Work) -> int:

@@ -140,7 +140,7 @@ def _drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None
         processes = processes_for(job.batches - len(job.committed()), len(division.alive), division.here)
         if len(division.alive) > 1:
             print_note(_shared(len(division.alive), division.here, processes))
-        with tokenizing(work._replace(index=index), processes) as source:
+        with tokenizing(work._replace(known=index), processes) as source:
             return Driver(claims, source, ledger, detach=detach).run(report)
 
 
