@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from worker.embed import Embedder
 WORDS = [word for text in TEXTS if text for word in text.split()]
 
 
-def work_of(spec: EngineSpec, folder: Path, texts: list[str | None], **options: object) -> Work:
+def work_of(spec: EngineSpec, folder: Path, texts: Sequence[str | None], **options: object) -> Work:
     """A job of these texts, each with a column ``n`` that no two rows share."""
     folder.mkdir(exist_ok=True)
     rows = {"text": pa.array(texts, pa.string()), "n": [f"{folder.name} {row}" for row in range(len(texts))]}
