@@ -18,7 +18,7 @@ from contract.redis.messages import Held
 from contract.redis.producing import ProducerLedger
 from contract.words import count
 from producer.dividing import adrift, claims_at_once, missing, next_claims, share_of_bytes
-from producer.lost import MISSING_AFTER, Sighting, batch_states, lost, sightings
+from producer.lost import MISSING_AFTER, Sighting, all_in_sight, batch_states, lost, sightings
 from producer.messages import byte_budget, message_sender
 from producer.progress import Progress, ShardTotals
 from producer.shards import ShardWatch
@@ -276,8 +276,7 @@ class Driver:
 
     def _lost(self, view: View) -> dict[int, Held | None]:
         """The batches that are lost → the message of each that a worker holds; None where there is no message."""
-        computing = sum(worker.job == view.job for worker in view.alive())
-        if len(view.out) <= view.queued + computing:  # each is in sight; their messages need not be read
+        if all_in_sight(view):
             self._seen = {}
             return {}
         held = {message.batch: message for message in self._ledger.held() if message.job == view.job}

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -20,11 +21,13 @@ from redis import RedisError
 
 from contract.errors import UserError
 from contract.job import Job
+from contract.origins import Origins
 from contract.redis.connection import client
 from contract.redis.producing import Publication
 from contract.redis.refusals import refusal
 from contract.settings import settings
 from producer.batches import RowTokenizer, batch_of, readable
+from producer.reuse import Index
 from producer.texts import TextDataset
 
 
@@ -35,6 +38,8 @@ class Work(NamedTuple):
     texts: TextDataset
     """Pickled it names its memory-mapped files: no text is copied."""
     tokenizer: RowTokenizer
+    index: Index | None = None
+    """Where vectors of earlier jobs are."""
 
     def payload(self, batch: int) -> bytes:
         """A batch's bytes; always the same.
@@ -45,7 +50,9 @@ class Work(NamedTuple):
         rows = self.job.row_range(batch)
         with readable(self.job.dataset, rows):
             texts, kept = self.texts.read(rows)
-            made = batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features)
+            find = self.index.find if self.index else Origins.of
+            made = batch_of(self.job, batch, texts, self.tokenizer, kept, find)
+            made = replace(made, features=self.texts.features)
             return made.to_bytes(self.tokenizer.length, self.tokenizer.pad_id)
 
 

@@ -152,18 +152,23 @@ class Connection:
 
         return self._answer(execute)
 
-    def ping(self) -> None:
+    def ping(self, *, at_once: bool = False) -> None:
         """Ask once, without patience, whether waiting for this Redis makes sense.
+
+        Args:
+            at_once: whether it must answer now.
 
         Raises:
             UserError: it refuses this user, it is a cluster, it is not the one that its certificate should say, or
-            Sentinels know of none.
+            Sentinels know of none; or it does not answer ``at_once``.
         """
         try:
             client(_PING_SECONDS).exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
             if told := refusal(error) or (_fault() if isinstance(error, UNREACHABLE) else None):
                 raise told from None
+            if at_once and isinstance(error, UNREACHABLE):
+                raise _no_answer("", error) from None
 
     def memory_limit(self) -> int:
         """Redis's ``maxmemory`` in bytes; 0 for none, or where this user may not ask."""
@@ -178,16 +183,9 @@ class Connection:
         except ResponseError as error:
             raise refusal(error) or error from None
         except UNREACHABLE as error:
-            raise refusal(error) or _fault() or self._no_answer(error) from None
+            raise refusal(error) or _fault() or _no_answer(f" for {self._patience:.0f} s", error) from None
         self._logged = None
         return answer
-
-    def _no_answer(self, error: redis.RedisError) -> UserError:
-        return UserError(
-            f"no answer from Redis at {redis_address()} for {self._patience:.0f} s ({message_of(error)})",
-            "a Redis server must run there",
-            "start one (redis-server), or set EMBEDMILL_REDIS_URL" + tls_hint(error),
-        )
 
     def _log_waiting(self, state: tenacity.RetryCallState) -> None:
         """Once an outage, and then now and then."""
@@ -198,6 +196,14 @@ class Connection:
         what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
         since = f", for {state.seconds_since_start or 0:.0f} s now" if again else ""
         _log.warning("Redis at %s %s (%s); trying again%s", redis_address(), what, message_of(error), since)
+
+
+def _no_answer(waited: str, error: redis.RedisError) -> UserError:
+    return UserError(
+        f"no answer from Redis at {redis_address()}{waited} ({message_of(error)})",
+        "a Redis server must run there",
+        "start one (redis-server), or set EMBEDMILL_REDIS_URL" + tls_hint(error),
+    )
 
 
 def _fault() -> UserError | None:

@@ -2,7 +2,7 @@
 
 ::
 
-    embedmill:jobs               set: keys of the jobs that are under way
+    embedmill:jobs               sorted set: keys of the jobs that are under way, by priority
     embedmill:<job>:job          the Job, JSON
     embedmill:<job>:queue        the job's Celery queue, a Redis list; a message is the job's key and a batch's number
     embedmill:<job>:next         the first batch that no producer was given yet
@@ -54,6 +54,6 @@ def producer_key(job: JobKey, producer: str) -> str:
 
 
 def queue_of(job: JobKey) -> str:
-    """The Celery queue of a job, which is a Redis list of this name. Each job has its own: workers take from all in
-    turn, and one that cannot serve a job leaves its queue alone."""
+    """The Celery queue of a job, which is a Redis list of this name. Each job has its own: workers take from those of
+    the highest priority in turn, and one that cannot serve a job leaves its queue alone."""
     return key_of(job, "queue")

@@ -97,11 +97,12 @@ class ProducerLedger(Ledger):
     """What ``Ledger`` knows, and what only a producer changes."""
 
     def announce(self, job: Job) -> None:
-        """Let workers know the job: they take its batches from now on."""
+        """Let workers know the job: they take its batches from now on, with the priority that it has now."""
 
         def fill(pipeline: Pipeline) -> None:
             pipeline.delete(key_of(job.key, "cancelled"))
             _put_job(pipeline, job)
+            pipeline.zadd(JOBS, {job.key: job.priority})
 
         self.connection.pipeline(fill)
 
@@ -197,7 +198,7 @@ class ProducerLedger(Ledger):
                 self.take_back(message)
 
         def fill(pipeline: Pipeline) -> None:
-            pipeline.srem(JOBS, job.key)
+            pipeline.zrem(JOBS, job.key)
             for what in _OF_A_JOB:
                 if not (keep_dead and what == "dead"):
                     pipeline.delete(key_of(job.key, what))
@@ -222,4 +223,5 @@ class ProducerLedger(Ledger):
 
 def _put_job(pipeline: Pipeline, job: Job) -> None:
     pipeline.set(key_of(job.key, "job"), job.model_dump_json())
-    pipeline.sadd(JOBS, job.key)
+    # Another producer of the job, begun since, may have given it another priority.
+    pipeline.zadd(JOBS, {job.key: job.priority}, nx=True)

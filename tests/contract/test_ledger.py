@@ -71,7 +71,7 @@ def test_a_publication_goes_on_where_redis_stopped_it(
 ) -> None:
     """It is refused once it has put the bytes: there is no entry without them."""
     job = a_job(tmp_path)
-    rights = ("~*", "+time", "+hget", "+sadd", "+set")
+    rights = ("~*", "+time", "+hget", "+zadd", "+set")
     client.execute_command("ACL", "SETUSER", "half", "on", "nopass", *rights)  # type: ignore[no-untyped-call]
     half = redis.Redis.from_url(redis_url, username="half", password="any")
     publication = Publication(job, 1, b"first")
@@ -186,6 +186,19 @@ def test_a_job_in_another_folder_is_another_job(ledger: WholeLedger, tmp_path: P
     assert ledger.begin_attempt(second.key, 1) == 1
     assert (ledger.job(first.key), ledger.job(second.key)) == (first, second)
     assert ledger.jobs() == {first.key, second.key}
+
+
+def test_the_producer_that_began_last_says_the_priority(ledger: WholeLedger, tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    urgent = job.model_copy(update={"priority": 7})
+    ledger.announce(job)
+    ledger.announce(urgent)
+    ledger.publish(job, 1, b"of the producer that began first")
+    assert ledger.priorities() == {job.key: 7}
+    ledger.forget(job)
+    assert ledger.priorities() == {}
+    ledger.publish(urgent, 2, b"after Redis lost everything")
+    assert ledger.priorities() == {job.key: 7}
 
 
 def message(job: Job, batch: int) -> str:

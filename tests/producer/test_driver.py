@@ -220,9 +220,12 @@ def test_a_batch_that_a_living_worker_computes_is_not_lost(job: Job, worker: ByH
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
 
 
-def test_a_batch_whose_worker_falls_silent_is_published_again_at_once_and_its_old_message_is_gone(
-    job: Job, worker: ByHand
+def test_a_batch_whose_worker_is_silent_is_published_again_soon_and_its_old_message_is_gone(
+    job: Job, worker: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EMBEDMILL_HEARTBEAT_TIMEOUT", "30")
+    settings.cache_clear()
+
     def report(progress: Progress) -> None:
         if worker.taken:
             worker.embed()

@@ -52,6 +52,18 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
             r"the only worker computes job imdb-train-9876543210, of which 1,200 batches wait; each job gets",
         ),
         (
+            view(
+                worker(state="computing", job=OTHER, batch=0), others={OTHER: 1200}, priorities={OTHER: 5.0, JOB: -1.0}
+            ),
+            r"the only worker computes job imdb-train-9876543210, of which 1,200 batches wait; its priority 5 goes "
+            r"before this job's -1$",
+        ),
+        (
+            view(worker(state="computing", job=OTHER, batch=0), others={"a.f": 1}, priorities={"a.f": 2.0}),
+            r"the only worker computes job imdb-train-9876543210, of which 0 batches wait; 1 batch waits of job a, "
+            r"whose priority 2 goes before this job's 0$",
+        ),
+        (
             view(worker(state="waiting", job=OTHER, batch=0, waits_for=FULL)),
             r"1 worker, none free: one waits for No space left on device: /data/output with job imdb-train-9876543210",
         ),

@@ -233,7 +233,7 @@ def blocks(number: int, process: psutil.Process) -> bool:
 
 
 def published(client: redis.Redis) -> int:
-    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.smembers(JOBS)])
+    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.zrange(JOBS, 0, -1)])
 
 
 @pytest.mark.parametrize(
