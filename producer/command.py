@@ -49,7 +49,8 @@ Examples:
   python -m producer retry
   python -m producer push --to user/name
 
-Running the same command again goes on where the job was: what has its shard is not computed again.
+Running the same command again goes on where the job was: what has its shard is not computed again. While it runs, on
+this machine or another, the two divide the job.
 EMBEDMILL_REDIS_URL says where Redis is, HF_TOKEN who you are on the Hub.
 Next: celery -A worker worker, then python -m verify
 """

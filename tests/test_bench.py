@@ -116,7 +116,7 @@ def test_a_job_on_paper_is_computed_from_its_units() -> None:
     assert found["GPU-hours, dollars"][0] == "2, 6"
     assert found["tokenizer cores"][0] == "5"
     assert found["batches, shards, messages"] == ("36,000", "10 a second")
-    assert found["producer's one thread"][0] == "2 % busy"
+    assert found["a producer's one thread"][0] == "2 % busy"
     assert found["Redis, in and out each"] == ("7 MB/s", "700 bytes a row; 10 % of its network")
     assert found["batches in Redis"] == ("14 MB", "2.0 s of work")
     assert found["one listing of a bucket"][0] == "36 LIST requests"
