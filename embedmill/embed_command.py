@@ -25,7 +25,7 @@ from embedmill.embedding import Asked, embed
 from embedmill.engines import EngineRequest
 from embedmill.events import Sender
 from producer.console import STDERR, print_line, print_note
-from producer.estimate import Plan
+from producer.estimate import Plan, show_estimate
 from producer.request import JobRequest
 from verify.terminal import show
 
@@ -111,7 +111,11 @@ def main(
         if plan:
             from embedmill.dry_run import dry_run  # here: it has a worker's libraries
 
-            dry_run(asked, plan, display)
+            found = dry_run(asked, plan, display)
+            if sender:
+                sender.send(estimate=found.estimate.model_dump(mode="json"))
+            else:
+                show_estimate(*found)
             return
         job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT)
         if sender:

@@ -38,6 +38,10 @@ def _nothing_out(view: View) -> Reason | None:
         return None
     if view.making or view.unpublished:
         return Reason("tokenizing", f"{count(view.making, 'batch', 'batches')} being tokenized")
+    if view.elsewhere:
+        batches, left = count(view.elsewhere, "batch", "batches"), f"{view.timeout:.0f} s after it was last heard of"
+        who = "another producer" if view.producers < 3 else f"{view.producers - 1} other producers"
+        return Reason("elsewhere", f"{batches} with {who}; those of one that died are taken over {left}")
     return Reason("ending", "every batch has its shard")
 
 
@@ -157,6 +161,11 @@ def _name(key: str) -> str:
 
 def _for(view: View, since: float) -> str:
     return str(timedelta(seconds=round(max(0.0, view.now - since))))
+
+
+def producers_line(view: View) -> str:
+    """How many producers share the job: ``3 producers share this job``; empty for one."""
+    return f"{view.producers} producers share this job" if view.producers > 1 else ""
 
 
 def workers_line(view: View) -> str:

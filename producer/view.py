@@ -31,6 +31,10 @@ class View:
     """Batches that are being tokenized."""
     unpublished: int = 0
     """Batches that are neither published nor done nor dead."""
+    producers: int = 1
+    """Producers of the job that are alive."""
+    elsewhere: int = 0
+    """Batches that other producers have claimed and not published."""
     others: Mapping[str, int] = field(default_factory=dict)
     """Keys of the other jobs that have messages waiting, and how many."""
     priorities: Mapping[str, float] = field(default_factory=dict)

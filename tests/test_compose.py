@@ -108,7 +108,7 @@ def test_only_the_monitors_have_ports_and_this_machine_alone_reaches_them() -> N
 
 def test_the_workers_images_have_no_torch_and_no_more_than_their_packages() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for image, allowed in ((CPU_IMAGES["worker"], {"cpu"}), (GPU_IMAGES["compiled"], {"cpu", "gpu"})):
+    for image, allowed in ((CPU_IMAGES["worker"], {"cpu"}), (GPU_IMAGES["worker"], {"cpu", "gpu"})):
         installed = {
             extra for line in image for found in re.findall(r"'\.\[([\w,]+)\]'", line) for extra in found.split(",")
         }

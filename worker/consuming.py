@@ -12,6 +12,7 @@ from kombu.utils.scheduling import round_robin_cycle
 
 from contract.redis.keys import queue_of
 from contract.redis.messages import direct_queue
+from worker import holding
 from worker.jobs import Jobs
 
 _SYNC_EVERY = 0.25
@@ -67,6 +68,7 @@ class JobQueues(bootsteps.StartStopStep):
 
     def start(self, consumer: Consumer) -> None:
         """Whenever there is a connection."""
+        holding.carry_over(consumer.task_consumer.channel)
         self._sync(consumer)
         self._timer = consumer.timer.call_repeatedly(_SYNC_EVERY, self._sync, (consumer,))
 
@@ -96,6 +98,14 @@ Connection.info = lambda self, consumer: {"broker": consumer.connection.as_uri()
 
 class BatchRequest(Request):
     """A batch's message. One that comes back because this worker cannot serve its job is the last of that job here."""
+
+    def acknowledge(self) -> None:
+        if not holding.let_go(self.message):
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        if not holding.let_go(self.message):
+            super().reject(requeue)
 
     def on_failure(self, exc_info: object, *arguments: object, **options: object) -> object:
         raised = exc_info.exception  # type: ignore[attr-defined]

@@ -82,6 +82,11 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
         ),
         (view(worker()), r"1 worker idle, about to take the next batch"),
         (view(out=frozenset(), making=2, unpublished=7), r"2 batches being tokenized"),
+        (
+            view(out=frozenset(), elsewhere=3, producers=2),
+            r"3 batches with another producer; those of one that died are taken over 30 s after it was last heard of",
+        ),
+        (view(out=frozenset(), elsewhere=1, producers=4), r"1 batch with 3 other producers; "),
     ],
 )
 def test_each_state_has_its_line(seen: View, says: str) -> None:
