@@ -110,6 +110,7 @@ job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
     if [ "$1" = torch ]; then python=$torch; fi
     export EMBEDMILL_OUTPUT=$folder/output/$name
     rm -rf "$EMBEDMILL_OUTPUT"
+    : > "$log.worker"
     say "job $name; GPU memory: $(used)"
     # Its own empty folder for what PyTorch compiles: it has what the engine keeps, and nothing else.
     TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) TRITON_CACHE_DIR=$(mktemp -d) EMBEDMILL_RUNTIME=$1 EMBEDMILL_ENGINE=$engine \
