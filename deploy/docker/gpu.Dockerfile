@@ -16,7 +16,7 @@ ARG PIP_TRUSTED_HOST
 ARG TENSORRT=tensorrt
 # onnxruntime too: rows whose FP16 vector is not finite are computed again in FP32. TENSORRT may name several packages.
 RUN touch README.md && mkdir contract engine_build producer verify worker \
-    && pip install '.[cpu,gpu]' $TENSORRT && pip uninstall --yes embedmill
+    && pip install '.[cpu,gpu]' $TENSORRT && rm "$(command -v embedmill)"
 COPY contract contract
 COPY engine_build engine_build
 COPY producer producer

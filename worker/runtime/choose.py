@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from contract.deferred import deferred
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
@@ -109,13 +110,15 @@ def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
 
 
 def _open_modules_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
-    from worker.runtime.modules import modules_engine  # here: as above
+    with deferred("sklearn.metrics"):
+        from worker.runtime.modules import modules_engine  # here: as above
 
     return modules_engine(spec, threads, gpu)
 
 
 def _open_modules_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
-    from worker.runtime.modules import modules_engine  # here: as above
+    with deferred("sklearn.metrics"):
+        from worker.runtime.modules import modules_engine  # here: as above
 
     return modules_engine(spec, threads)
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.errors import UserError
@@ -160,6 +159,8 @@ def test_layers_of_one_kind_share_a_compiled_graph_whatever_the_rows_are(
 
     # On a CPU the attention reads where rows end, which no graph can.
     monkeypatch.setattr(attention, "_row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
+    from torch._dynamo.testing import CompileCounter  # here: it imports half a second of PyTorch's compiler
+
     torch._dynamo.reset()
     windows = {"layer_types": ["sliding_attention", "full_attention"] * 3} if name == "gemma3_text" else {}
     model = model_of(name, num_hidden_layers=6, **windows)
