@@ -275,12 +275,17 @@ def test_an_error_in_python_is_the_commands_line(
 
 
 def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(
-    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no engine is yet
     words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--dtype", "int8")
     dry = run([*words, "--dry-run", "--dollars-per-hour", "3600"], own)
     assert dry.status == 0, dry.err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = dict(text="{title}\n{body}", dtype="int8", dollars_per_hour=3600)
+    found = embedmill.embed(reviews, model=tiny_model, progress=False, dry_run=True, **asked)
+    assert (found.survey.rows, found.survey.tokens.error) == (ROWS, 0.0)
+    assert found.dollars == found.seconds
     assert not (tmp_path / "output").exists()
     assert not processes_of(tmp_path)
     shown = " ".join(re.sub("[│\n]", " ", dry.out).split())
@@ -294,4 +299,4 @@ def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(
     off = re.search(r"run estimated tokens (\S+) for (\S+) \(\+0\.0 %\), seconds (\S+) for \S+ \(\S+ %\)", done.err)
     assert off, done.err
     assert off[1] == off[2] == tokens[1]  # every row was read
-    assert off[3] == seconds[1]
+    assert off[3] == f"{found.seconds:,.0f}"  # the last one's
