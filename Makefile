@@ -16,7 +16,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  have ruff mend what it can"
 	@echo "make bench   compare with sentence-transformers; writes docs/benchmarks/encode.json"
-	@echo "make chaos   hurt the job in every way it must survive (about 10 minutes); writes docs/benchmarks/chaos.json"
+	@echo "make chaos   hurt the job in every way it must survive (about 25 minutes); writes docs/benchmarks/chaos.json"
 	@echo "make clean   remove what these left, but not $(VENV), engines and output"
 
 demo: $(VENV)/.demo

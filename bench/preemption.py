@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from bench.chaos.place import Place
 from bench.chaos.rig import Rig, open_rig
 from bench.tiny_model import JARGON, save_tiny_model
 from contract.redis.producing import ProducerLedger
@@ -86,8 +87,8 @@ def run(folder: Path, engines: Path, *, seconds: float, rows: int, notices: int,
     dataset.write_text("".join(JARGON.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
     env = {"CHAOS_SECONDS": str(seconds), "EMBEDMILL_THREADS": "1", "EMBEDMILL_REDIS_PATIENCE": "60"}
     chance, seen = random.Random(seed), list[Notice]()
-    with open_rig(folder, engines=engines, dataset=dataset, batch_rows=_BATCH_ROWS, env=env) as rig:
-        put(redis_url=f"redis://127.0.0.1:{rig.port}/0")
+    with open_rig(Place.fresh(folder, engines, env), dataset, batch_rows=_BATCH_ROWS) as rig:
+        put(redis_url=rig.servers.url)
         rig.start(_WORKERS)
         ledger = ProducerLedger(patience=60)
         rig.wait_for(lambda: len(ledger.heartbeats()) >= 2 * _WORKERS and rig.commits)

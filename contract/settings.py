@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     """Seconds after which Celery gives a batch that a worker holds to another worker. It is the fallback for a lost
     machine while no producer runs. Set it higher than the slowest batch takes: a slower batch is computed twice."""
 
-    heartbeat_timeout: float = Field(default=30.0, ge=3)
+    heartbeat_timeout: float = Field(default=10.0, ge=3)
     """Seconds of silence after which the producer takes a worker for dead and publishes its batch again. A worker sends
     a heartbeat about every two seconds."""
 

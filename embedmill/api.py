@@ -64,7 +64,7 @@ class Embedded:
 
         Columns: ``row_id`` int64, ``embedding`` a list of float32 (or what ``dtype`` says) that is null for a row
         without a text (of a sparse model ``indices`` and ``weights``), ``n_tokens`` int32, ``truncated`` bool,
-        ``error`` string, and kept columns.
+        ``error`` string, ``text_hash`` binary, and kept columns.
         """
         with open_file(self._job.shard(0)) as file:
             schema = file.schema_arrow.remove_metadata()

@@ -41,7 +41,7 @@ class Clock:
             return
         tokens, seconds = progress.totals.tokens, self._embedded - self._computing
         whole = not progress.before.rows and bool(tokens)
-        if whole and seconds >= _LEAST:
+        if whole and not progress.totals.spared and seconds >= _LEAST:
             speed = tokens / seconds
             again = min(sample or job.rows, job.rows) * tokens / job.rows / speed
             verification = max(0.0, ended - self._embedded - again)

@@ -134,4 +134,4 @@ def _one(embedder: Embedder, work: Work, number: int) -> _Sum:
     embedder.embed(job, number, payload)
     seconds = time.monotonic() - began
     info = read_info(shard)
-    return _Sum(info.tokens, info.rows, job.data.entries()[shard.name].size, seconds)
+    return _Sum(info.tokens - info.spared_tokens, info.rows, job.data.entries()[shard.name].size, seconds)

@@ -42,8 +42,9 @@ The same command goes on where it was. Engines are kept in ~/.cache/embedmill (E
 """
 
 _PRODUCER = producer.command.main
-_NOT_TAKEN = {"dataset", "engine", "detach"}
-"""The producer's options that have no meaning here: the dataset is the argument, the engine follows from the model."""
+_NOT_TAKEN = {"dataset": None, "engine": None, "detach": False, "priority": 0}
+"""The producer's options that have no meaning here, and what they are instead: the dataset is the argument, the engine
+follows from the model, and on a Redis of its own there is one job."""
 
 _NEEDED = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime", "duckdb", "matplotlib")
 """Packages that the processes import which it starts, beside those that are imported here."""
@@ -136,7 +137,7 @@ def main(
     context.obj, produce = begin, _PRODUCER.callback
     assert produce is not None
     try:
-        context.invoke(produce, dataset=dataset, engine=wanted.name, detach=False, **options)
+        context.invoke(produce, **(_NOT_TAKEN | options | {"dataset": dataset, "engine": wanted.name}))
     except UserError as error:
         if sender:
             sender.error(error.found, error.expected, error.hint)

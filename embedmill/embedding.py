@@ -152,7 +152,7 @@ class Run:
 
     def _show(self, progress: Progress, *, ended: bool = False) -> None:
         text = workers_line(progress.view) if progress.view and not ended else ""
-        rows, tokens = progress.rows, progress.new.tokens
+        rows, tokens = progress.rows, progress.new.tokens - progress.new.spared_tokens
         self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
 
 

@@ -62,7 +62,7 @@ _NEXT = "Next: celery -A worker worker, and in another terminal: python -m produ
     "--plan/--no-plan",
     "plan_too",
     default=None,
-    help="Build a TensorRT plan as well.  [default: if there is a GPU with TensorRT and pycuda]",
+    help="Build a TensorRT plan as well.  [default: if there is a GPU and what embedmill[gpu] installs]",
 )
 @click.pass_context
 def main(

@@ -145,6 +145,7 @@ def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),
         ("`error`", "why a row that has a text has no vector"),
+        ("`text_hash`", "the first 16 bytes of the text's SHA-256"),
         *((f"`{name}`", "as in the source dataset") for name in job.columns),
     ]
 

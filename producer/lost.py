@@ -1,18 +1,24 @@
 """Which published batches nothing will make a shard of any more. Pure functions over what Redis and workers show.
 
-Example, with a timeout of 30 s: a batch whose worker was last heard of 31 s ago is lost at once; one that a worker took
-and never reported on, for instance because it died in between, after 30 s; one without any message after 3 s.
+Example, with a timeout of 10 s: a batch whose worker was last heard of 10 s ago is lost, if this producer has listened
+for the last 4 of them; one that a worker took and never reported on, for instance because it died in between, after
+10 s; one without any message after 3 s.
 """
 
 from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from contract.redis.heartbeat import Heartbeat
 from producer.view import View
 
 MISSING_AFTER = 3.0
 """Seconds for which a batch's message must be nowhere: it is in neither of Kombu's structures for an instant while it
 is handed over."""
+
+LISTENED = 4.0
+"""Seconds of a worker's silence that the producer has listened to itself. After Redis was away, or its clock was set,
+every worker seems silent until its next beat."""
 
 
 class BatchState(Enum):
@@ -46,10 +52,9 @@ def batch_states(view: View, *, queued: Collection[int], held: Collection[int]) 
     silent: set[int] = set()
     starting = False
     for worker in view.workers:
-        is_alive = worker.silent(view.now) <= view.timeout
-        starting = starting or (is_alive and worker.state == "starting")
+        starting = starting or (worker.silent(view.now) <= view.timeout and worker.state == "starting")
         if worker.job == view.job and worker.batch is not None:
-            (alive if is_alive else silent).add(worker.batch)
+            (alive if _heard(view, worker) else silent).add(worker.batch)
 
     def state(batch: int) -> BatchState:
         if batch in alive:
@@ -63,6 +68,19 @@ def batch_states(view: View, *, queued: Collection[int], held: Collection[int]) 
         return BatchState.MISSING
 
     return {batch: state(batch) for batch in view.out}
+
+
+def all_in_sight(view: View) -> bool:
+    """Whether each batch that is out waits or is computed, so that the messages need not be read."""
+    return len(view.out) <= view.queued + sum(one.job == view.job for one in view.workers if _heard(view, one))
+
+
+def _heard(view: View, worker: Heartbeat) -> bool:
+    return worker.silent(view.now) <= view.timeout - _listened(view.timeout)
+
+
+def _listened(timeout: float) -> float:
+    return min(LISTENED, timeout / 2)
 
 
 def sightings(states: Mapping[int, BatchState], before: Mapping[int, Sighting], now: float) -> dict[int, Sighting]:
@@ -90,15 +108,9 @@ def lost(seen: Mapping[int, Sighting], *, now: float, timeout: float, missing_af
         timeout: seconds after which a silent worker is taken for dead.
         missing_after: seconds for which a batch's message must be nowhere.
     """
-    limits = {BatchState.ORPHANED: 0.0, BatchState.TAKEN: timeout, BatchState.MISSING: missing_after}
+    limits = {
+        BatchState.ORPHANED: _listened(timeout),
+        BatchState.TAKEN: timeout,
+        BatchState.MISSING: missing_after,
+    }
     return {batch for batch, (state, since) in seen.items() if state in limits and now - since >= limits[state]}
-
-
-def unpublished(batches: int, *known: Collection[int]) -> list[int]:
-    """The batches to be made, in order.
-
-    Args:
-        batches: how many the job has.
-        known: batches that have a shard, that are published, or that were given up.
-    """
-    return [batch for batch in range(batches) if not any(batch in one for one in known)]

@@ -1,40 +1,43 @@
 """A short version of ``make chaos``: fewer batches, fewer faults, the same comparison row by row."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import redis
 from rich.console import Console
 
 from bench.chaos import rig
-from bench.chaos.__main__ import run
-from bench.chaos.faults import Fault, Scale, confuse, kill_children, kill_workers, lose_redis, nothing
+from bench.chaos.fault import Fault
+from bench.chaos.place import Place
+from bench.chaos.processes import kill_child, kill_worker
+from bench.chaos.rig import Rig
+from bench.chaos.run import run
+from bench.chaos.servers import OneServer
+from bench.chaos.surroundings import confuse, restart_redis
 from tests.contract.samples import a_job
 
 POISON = {"CHAOS_RAISE": "41", "CHAOS_KILL": "103", "CHAOS_NAN": "177"}
 SHORT = (
-    Fault("SIGKILLs of children", kill_children, seconds=0.3),
-    Fault("SIGKILLs of whole workers", kill_workers, seconds=0.3),
-    Fault("Redis killed, all in it lost", lose_redis),
-    Fault("rows that raise, kill and yield NaN", nothing, env=POISON, failed=(41, 103, 177), seconds=0.02),
-    Fault("every message twice, strangers, garbage", confuse, seconds=0.1),
+    Fault("SIGKILLs of children", kill_child, 4, (0.1, 0.9), seconds=0.3),
+    Fault("SIGKILLs of whole workers", kill_worker, 4, (0.2, 1.8), seconds=0.3),
+    Fault("Redis killed, all in it lost", restart_redis, after=20),
+    Fault("rows that raise, kill and yield NaN", env=POISON, failed=(41, 103, 177), seconds=0.02),
+    Fault("every message twice, strangers, garbage", confuse(), 10**6, (0.1, 0.1), seconds=0.1),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_row_is_lost_twice_or_different_whatever_happens(tmp_path: Path, session_engines: Path) -> None:
-    scale = Scale(kills=4, restarts=1, producers=1, seconds=2)
     lost = tmp_path / "lost"
     lost.touch()
-    faults = [*SHORT, Fault("a GPU that is lost", nothing, env={"CHAOS_DEAD": str(lost)}, seconds=0.1)]
-    records = run(faults, tmp_path, scale, seed=1, rows=300, console=Console())
+    faults = [*SHORT, Fault("a GPU that is lost", env={"CHAOS_DEAD": str(lost)}, seconds=0.1)]
+    records = run(faults, tmp_path, seed=1, rows=150, console=Console())
     assert not lost.exists()
     assert [record["fault"] for record in records] == ["undisturbed", *(fault.name for fault in faults)]
     for record in records:
         assert record["passed"], record
-        assert (record["rows"], record["rows_lost"], record["rows_twice"], record["rows_different"]) == (300, 0, 0, 0)
+        assert (record["rows"], record["rows_lost"], record["rows_twice"], record["rows_different"]) == (150, 0, 0, 0)
 
 
 def test_of_what_is_left_on_redis_only_a_count_that_expires_is_no_fault(
@@ -43,7 +46,13 @@ def test_of_what_is_left_on_redis_only_a_count_that_expires_is_no_fault(
     monkeypatch.setattr(rig, "_LAST_WORDS", 0.5)
     job, client = a_job(tmp_path / "output"), redis.Redis.from_url(redis_url)
     job.save()
-    after = rig.Rig(tmp_path, tmp_path, tmp_path, 1, {}, port=urlsplit(redis_url).port or 0)
+
+    class Given(OneServer):
+        def client(self) -> redis.Redis:
+            return client
+
+    servers = Given(lambda name, command: pytest.fail("it runs"), tmp_path, "127.0.0.1")
+    after = Rig(Place(tmp_path, tmp_path), tmp_path, 1, servers, output=str(tmp_path / "output"))
     client.set(f"embedmill:{job.key}:rows", 5, ex=60)
     assert after.left_on_redis() == []
     client.persist(f"embedmill:{job.key}:rows")

@@ -245,10 +245,18 @@ def test_the_readmes_faults_are_those_of_the_record() -> None:
     runs = records("chaos.json")
     faults = [run for run in runs if run["fault"] != "undisturbed"]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"| {len(faults)} faults (`make chaos`)" in text
+    injected = sum(run["injected"] for run in faults)
+    assert f"| {len(faults)} kinds of fault, {injected:,} faults (`make chaos`)" in text
     assert "0 rows lost, 0 twice, 0 different" in text
     assert not any(run["rows_lost"] or run["rows_twice"] or run["rows_different"] for run in runs)
     assert f"of {sum(len(run['rows_with_error']) for run in runs)} rows made to fail" in text
+
+
+def test_the_table_of_faults_is_that_of_the_record() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for run in records("chaos.json"):
+        start = f"| {run['fault']} | {run['injected']} | {run['rows_lost']} | {run['rows_twice']} |"
+        assert f"{start} {run['rows_different']} | {run['work_repeated']:.1f} % | {run['recovery_s']:.1f} s |" in text
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])

@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.buckets import BUCKET, a_user, client, credentials, s3_server
 from contract.engine import EngineSpec
 from contract.jobs import latest_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import client as store_client
 from embedmill.processes import celery_worker, free_port, process
-from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.commands import called, wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import WholeLedger

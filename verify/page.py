@@ -82,6 +82,8 @@ def _facts(verdict: Verdict) -> dict[str, str]:
     facts |= {name: f"{number:,}" for name, number in counts.items() if number is not None}
     if verdict.truncated is not None:
         facts["truncated"] = f"{verdict.truncated:,} ({_percent(verdict.truncated, verdict.accounting.rows)})"
+    spared = {"taken from earlier jobs": sum(verdict.taken.values()), "of a text that came again": verdict.repeated}
+    facts |= {name: f"{number:,}" for name, number in spared.items() if number}
     if verdict.compared:
         facts |= {
             "recomputed": f"{verdict.compared:,}",

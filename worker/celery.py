@@ -24,7 +24,7 @@ from contract.redis.messages import TASK, direct_queue, ignore_celery_variables,
 from contract.redis.working import AlteredBatch, WorkerLedger
 from contract.settings import settings
 from contract.words import count
-from worker import consuming, environment, metrics, starting
+from worker import consuming, environment, holding, metrics, starting
 from worker.embed import Embedder
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
@@ -65,6 +65,7 @@ app.conf.update(
         "visibility_timeout": settings().visibility_timeout,
         "unacked_restore_interval": 5,  # how often unacknowledged messages are looked at; the defaults add up to 100 s
         "unacked_restore_throttle": 1,
+        "queue_order_strategy": "worker.consuming:ByPriority",
         **transport_options(),
     },
 )
@@ -131,6 +132,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
         _heartbeat.close()
         error.show()
         raise SystemExit(1) from None
+    holding.use(_heartbeat.redis_time)
     consuming.jobs = Jobs(_heartbeat)
     consuming.jobs.start()
 
@@ -139,6 +141,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
 def _open(**_: object) -> None:
     """In each child, also in one that replaces a killed one: load the default engine before the first batch comes."""
     global _embedder, _heartbeat
+    metrics.begin()
     cores = len(os.sched_getaffinity(0))
     child = getattr(current_process(), "index", None)  # none in a solo pool; a killed child's goes to the next
     gpu = (child or 0) % max(1, gpu_count())
@@ -231,7 +234,7 @@ def _fetch(ledger: WorkerLedger, job: Job, number: int) -> bytes | None:
 def _attempt(task: Task, ledger: WorkerLedger, job: Job, number: int, payload: bytes) -> None:
     """Make the batch's shard, or have it tried again, or give it up."""
     attempt, attempts = ledger.begin_attempt(job.key, number), settings().attempts
-    metrics.ATTEMPTS.inc()
+    metrics.attempt()
     if attempt > attempts + _SEARCH_ATTEMPTS:
         _give_up(ledger, job, number, None)
         return
@@ -267,7 +270,7 @@ def _give_up(ledger: WorkerLedger, job: Job, number: int, error: Exception | Non
     line = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
     frames = traceback.extract_tb(error.__traceback__) if error else []
     where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    metrics.DEAD_BATCHES.inc()
+    metrics.dead_batch()
     attempts = settings().attempts
     about = {"job": job.id, "batch": number, "where": where}
     tries = f"{count(attempts, 'attempt')} and a search for the rows that it fails on"

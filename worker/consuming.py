@@ -8,9 +8,11 @@ from celery.worker.consumer import Connection, Consumer
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.message import Message
+from kombu.utils.scheduling import round_robin_cycle
 
 from contract.redis.keys import queue_of
 from contract.redis.messages import direct_queue
+from worker import holding
 from worker.jobs import Jobs
 
 _SYNC_EVERY = 0.25
@@ -46,6 +48,15 @@ class SturdyConsumer(Consumer):
         super().on_ready()
 
 
+class ByPriority(round_robin_cycle):
+    """The order in which Kombu asks the queues: by the jobs' priorities, and in turn where these are the same."""
+
+    def consume(self, n: int) -> list[str]:
+        """The first ``n`` queues. The first of them that is not empty gives the next message."""
+        priorities = {queue_of(key): priority for key, priority in jobs.served.items()} if jobs else {}
+        return sorted(self.items[:n], key=lambda queue: -priorities.get(queue, 0.0))
+
+
 class JobQueues(bootsteps.StartStopStep):
     """Subscribes to the queues of the jobs that are served, and to no others."""
 
@@ -57,6 +68,7 @@ class JobQueues(bootsteps.StartStopStep):
 
     def start(self, consumer: Consumer) -> None:
         """Whenever there is a connection."""
+        holding.carry_over(consumer.task_consumer.channel)
         self._sync(consumer)
         self._timer = consumer.timer.call_repeatedly(_SYNC_EVERY, self._sync, (consumer,))
 
@@ -86,6 +98,14 @@ Connection.info = lambda self, consumer: {"broker": consumer.connection.as_uri()
 
 class BatchRequest(Request):
     """A batch's message. One that comes back because this worker cannot serve its job is the last of that job here."""
+
+    def acknowledge(self) -> None:
+        if not holding.let_go(self.message):
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        if not holding.let_go(self.message):
+            super().reject(requeue)
 
     def on_failure(self, exc_info: object, *arguments: object, **options: object) -> object:
         raised = exc_info.exception  # type: ignore[attr-defined]

@@ -13,6 +13,9 @@ STOP = {"REMAP_SIGTERM": "SIGQUIT"}
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which the children count."""
 
+_COUNTS = 256 * 1024
+"""Bytes for the counts of a worker and its first child: a file of 64 KiB for each kind of metric."""
+
 
 def begin_anew() -> None:
     """Start this process again with ``STOP``, unless it has that or runs no ``celery`` command.
@@ -28,13 +31,25 @@ def prepare() -> None:
     """Name the folder of the metrics, before ``worker.celery`` is imported.
 
     Raises:
-        UserError: a setting is wrong.
+        UserError: a setting is wrong, or there is no space for what the metrics count.
     """
-    from contract.settings import settings  # here: begin_anew needs none
+    from contract.errors import UserError  # here: begin_anew needs none
+    from contract.settings import settings
 
-    if settings().metrics_port is not None and METRICS not in os.environ:
-        os.environ[METRICS] = tempfile.mkdtemp(prefix="embedmill-metrics-")
-        atexit.register(shutil.rmtree, os.environ[METRICS], ignore_errors=True)
+    if settings().metrics_port is None or METRICS in os.environ:
+        return
+    try:
+        folder = tempfile.mkdtemp(prefix="embedmill-metrics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            os.posix_fallocate(probe.fileno(), 0, _COUNTS)
+    except OSError as error:
+        raise UserError(
+            f"no space for what the metrics count ({error.strerror}: {tempfile.gettempdir()})",
+            f"expected {_COUNTS // 1024} KiB",
+            "free some, name another folder in TMPDIR, or unset EMBEDMILL_METRICS_PORT",
+        ) from None
+    os.environ[METRICS] = folder
 
 
 def check() -> None:

@@ -20,11 +20,19 @@ _LEAST = 0.2
 _PATIENCE = 2.0
 """Seconds that a beat waits for Redis."""
 
+_SET = 1.0
+"""Seconds by which Redis's clock is off if somebody has set it."""
+
+
+def host_id() -> str:
+    """What the ids of all workers of this host begin with. The name space of process numbers is part of it: containers
+    that share a host's name may have the same numbers."""
+    return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:"
+
 
 def command_id(pid: int) -> str:
-    """The id of the ``celery worker`` of this process number, which its children can tell too. The name space of
-    process numbers is part of it: containers that share a host's name may have the same numbers."""
-    return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:{pid}"
+    """The id of the ``celery worker`` of this process number, which its children can tell too."""
+    return f"{host_id()}{pid}"
 
 
 class HeartbeatSender:
@@ -49,6 +57,16 @@ class HeartbeatSender:
 
     def start(self) -> None:
         self._thread.start()
+
+    def redis_time(self) -> float:
+        """Redis's clock, the one that all share, which is asked with each beat. Seconds since the epoch.
+
+        Raises:
+            RedisError: it was not asked yet, and Redis does not answer.
+        """
+        if self._clock is None:
+            self._clock = _seconds(self._redis.time()) - time.monotonic()
+        return self._clock + time.monotonic()
 
     def set_state(self, state: State, *, job: str | None = None, batch: int | None = None, waits_for: str = "") -> None:
         """Change what the process does.
@@ -116,19 +134,20 @@ class HeartbeatSender:
             self._closed.wait(_LEAST)
 
     def _send(self) -> None:
-        if self._clock is None:
-            self._clock = _seconds(self._redis.time()) - time.monotonic()
+        beat = self.redis_time()
+        before = beat - time.monotonic()
         with self._lock:
             state, since = self._state, self._since
             computed = self._computed / self._rows if self._rows and state.batch is not None else 0.0
-        beat = self._clock + time.monotonic()
-        record = state.model_copy(update={"beat": beat, "since": self._clock + since, "computed": min(computed, 1.0)})
+        record = state.model_copy(update={"beat": beat, "since": before + since, "computed": min(computed, 1.0)})
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.set(key_of(state.worker), record.model_dump_json(), ex=KEPT)
             pipeline.sadd(WORKERS, state.worker)
             pipeline.time()
             *_, answer = pipeline.execute()
         self._clock = _seconds(answer) - time.monotonic()
+        if abs(self._clock - before) > _SET:
+            self._changed.set()  # the beat had the old time: another one, with the new
 
 
 def _seconds(time: tuple[int, int]) -> float:

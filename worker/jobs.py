@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from contract.errors import UserError
@@ -21,7 +21,7 @@ _TRY_EVERY = 2.0
 """Seconds after which a refused job is checked again."""
 
 _AGAIN_AFTER = 30.0
-"""Seconds after which a job is tried again of which a batch was given back: that reason cannot be checked."""
+"""Seconds after which a job is tried again of which a batch was given back, for a reason that no check finds."""
 
 
 class Refusal(NamedTuple):
@@ -44,9 +44,11 @@ class Jobs:
         self._heartbeat, self._check = heartbeat, check
         self._ledger = Ledger(patience=0)
         self._refused: dict[JobKey, Refusal] = {}
+        self._given_back: set[JobKey] = set()
+        """Of which a batch was given back just now: a check may find why, and later that it is over."""
         self._lock = threading.Lock()
-        self.served: frozenset[JobKey] = frozenset()
-        """Keys of the jobs whose batches are taken."""
+        self.served: Mapping[JobKey, float] = {}
+        """Keys of the jobs whose batches are taken → their priorities."""
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="jobs", daemon=True).start()
@@ -55,7 +57,8 @@ class Jobs:
         """Take no more of a job's batches for a while: one was given back."""
         with self._lock:
             self._note(key, Refusal(reason, time.monotonic() + _AGAIN_AFTER))
-            self.served -= {key}
+            self._given_back.add(key)
+            self.served = {other: priority for other, priority in self.served.items() if other != key}
         self._publish()
 
     def refuses(self, key: object) -> bool:
@@ -68,19 +71,24 @@ class Jobs:
         Raises:
             UserError: Redis does not answer.
         """
-        jobs = self._ledger.jobs()
+        jobs = self._ledger.priorities()
+        given_back = self._given_back.copy()
         checked = {key: self._refusal(key) for key in jobs if self._due(key)}
         with self._lock:
             for key, refusal in checked.items():
-                self._note(key, refusal)
-            for key in self._refused.keys() - jobs:
+                if refusal or key not in given_back:
+                    self._note(key, refusal)
+            self._given_back -= given_back
+            for key in self._refused.keys() - jobs.keys():
                 del self._refused[key]
-            self.served = frozenset(jobs - self._refused.keys())
+            self.served = {key: priority for key, priority in jobs.items() if key not in self._refused}
         self._publish()
 
     def _due(self, key: JobKey) -> bool:
         if key in self.served:
             return False
+        if key in self._given_back:
+            return True
         refusal = self._refused.get(key)
         return refusal is None or time.monotonic() >= refusal.until
 

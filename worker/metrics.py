@@ -5,12 +5,16 @@ prometheus_client's multi-process mode, which it chooses as it is imported (``wo
 """
 
 import importlib.metadata
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, get_args
 
+import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, start_http_server
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -22,8 +26,30 @@ from contract.settings import settings
 from contract.shard import ShardInfo
 from worker.stages import Stages
 
-ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
-DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
+log = logging.getLogger("embedmill.worker")
+
+_RESERVED = 64 * 1024
+"""Bytes of a process's file of counts, as prometheus_client makes it."""
+
+
+class _ReservedDict(MmapedDict):
+    """A file whose space is there before it is mapped: to write a page that a full disk has no space for is the death
+    of the process."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with open(filename, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVED)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+
+setattr(prometheus_client.values, "MmapedDict", _ReservedDict)  # noqa: B010 - before the metrics below open a file
+
+_counts = True
+"""Whether this process has a file to count in."""
+
+_ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
+_DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
 _OF = ("job", "engine")
 _BATCHES = Counter("embedmill_batches", "Shards committed.", _OF)
 _COMPUTED_TOKENS = Counter("embedmill_computed_tokens", "Tokens computed for committed shards, padding included.", _OF)
@@ -42,14 +68,41 @@ _SECONDS = Histogram(
 )
 
 
+def begin() -> None:
+    """In a child, before it counts: have its file made. Without space for it the child counts nothing, and says so."""
+    global _counts
+    try:
+        _ATTEMPTS.inc(0)
+    except OSError as error:
+        _counts = False
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        log.error("this process is not in the metrics: no space for its counts (%s: %s)", error.strerror, folder)
+
+
+def attempt() -> None:
+    """A batch was begun."""
+    if _counts:
+        _ATTEMPTS.inc()
+
+
+def dead_batch() -> None:
+    """A batch was given up."""
+    if _counts:
+        _DEAD_BATCHES.inc()
+
+
 def time(stages: Stages) -> None:
     """Add a batch's seconds."""
+    if not _counts:
+        return
     for stage, seconds in asdict(stages).items():
         _SECONDS.labels(stage).observe(seconds)
 
 
 def count(info: ShardInfo, job: Job) -> None:
     """Add a committed shard's sums."""
+    if not _counts:
+        return
     _BATCHES.labels(job.id, job.engine).inc()
     _COMPUTED_TOKENS.labels(job.id, job.engine).inc(info.computed_tokens)
     for field, counter in _SUMS.items():

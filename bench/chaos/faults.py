@@ -1,194 +1,92 @@
-"""The faults. Each takes a running rig, hurts it, and returns when it has; the job must end all the same."""
+"""The faults of ``make chaos``, and those of the soak."""
 
-import contextlib
-import random
-import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from bench.chaos.fault import Fault, Once
+from bench.chaos.place import (
+    Place,
+    in_bucket,
+    on_hosts,
+    on_slow_disk,
+    on_small_disk,
+    with_clocks,
+    with_own_engine,
+    with_small_tmp,
+)
+from bench.chaos.processes import (
+    cut_off,
+    give_notice,
+    kill_child,
+    kill_producer,
+    kill_producers_in_turn,
+    kill_worker,
+    lose_host,
+    stop_child,
+)
+from bench.chaos.rig import one_server
+from bench.chaos.servers import Servers, Start, WatchedServers
+from bench.chaos.surroundings import (
+    answer_wrongly,
+    confuse,
+    fill,
+    fill_redis,
+    reset_connections,
+    restart_redis,
+    set_clock,
+    slow_disk,
+    swap_engine,
+)
 
-import redis
-from celery import Celery
-
-from bench.chaos.rig import Rig
-from contract.redis.keys import queue_of
-from contract.redis.messages import TASK, direct_queue
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is injected."""
-
-    kills: int = 30
-    """Of children, and of whole workers."""
-    restarts: int = 5
-    """Of Redis."""
-    producers: int = 10
-    """Kills of the producer."""
-    seconds: float = 8.0
-    """How long a fault that lasts lasts."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A fault and what it needs."""
-
-    name: str
-    inject: Callable[[Rig, Scale, random.Random], None]
-    redis_options: tuple[str, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
-    failed: tuple[int, ...] = ()
-    """Rows that must end with an error, and no others."""
-    network: bool = False
-    """Whether the processes run on hosts of their own."""
-    tmpfs: bool = False
-    """Whether the output is a small file system in memory."""
-    seconds: float = 0.15
-    """How long the engine takes for a batch."""
-
-
-_AOF = ("--appendonly", "yes", "--appendfsync", "always")
 RAISES, KILLS, NAN = 411, 1033, 1777
+AOF = one_server("--appendonly", "yes", "--appendfsync", "always")
+DEFAULTS = {"EMBEDMILL_VISIBILITY_TIMEOUT": "600"}
+"""Only the producer can tell that a worker is gone."""
 
 
-def nothing(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    """The undisturbed run."""
-
-
-def kill_children(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    done = 0
-    while done < scale.kills and rig.running:
-        time.sleep(dice.uniform(0.1, 0.9))
-        child = rig.child_of(dice.randrange(len(rig.workers)))
-        if child:
-            child.kill()
-            rig.fault()
-            done += 1
-
-
-def kill_workers(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    for _ in range(scale.kills):
-        time.sleep(dice.uniform(0.2, 1.8))
-        if not rig.running:
-            return
-        rig.kill_worker(dice.randrange(len(rig.workers)))
-        rig.fault()
-
-
-def restart_redis(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    for _ in range(scale.restarts):
-        time.sleep(dice.uniform(1, 3))
-        rig.kill_redis()
-        rig.fault()
-        time.sleep(dice.uniform(0.2, 2))
-        rig.start_redis()
-
-
-def lose_redis(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    """Once, with all that was in it."""
-    rig.wait_for(lambda: len(rig.commits) > 20)
-    rig.kill_redis()
-    rig.fault()
-    time.sleep(1)
-    rig.start_redis()
-
-
-def reset_connections(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    while rig.running:
-        time.sleep(1)
-        try:
-            with rig.client() as client:
-                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-            rig.fault()
-        except redis.RedisError:
-            pass
-
-
-def kill_producer(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    for _ in range(scale.producers):
-        time.sleep(dice.uniform(0.5, 4))  # at times before it has published anything
-        if not rig.running:
-            return
-        rig.kill_producer()
-        rig.fault()
-        rig.start_producer()
-
-
-def fill_redis(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    for _ in range(3):
-        rig.wait_for(lambda: len(rig.commits) > 10 * (len(rig.faults) + 1))
-        with rig.client() as client:
-            client.config_set("maxmemory", "100kb")
-            rig.fault()
-            time.sleep(scale.seconds / 2)
-            client.config_set("maxmemory", "0")
-
-
-def fill_disk(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    rig.wait_for(lambda: len(rig.commits) > 10)
-    filler = rig.folder / "output" / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    rig.fault()
-    time.sleep(scale.seconds)
-    filler.unlink()
-
-
-def confuse(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    """Every message twice; messages that name nothing; garbage in place of a batch."""
-    rig.wait_for(rig.job)
-    job = rig.job()
-    assert job is not None
-    queue = direct_queue(queue_of(job.key))
-    sender = Celery(broker=f"redis://{rig.redis_host}:{rig.port}/0", set_as_current=False)
-    sent: set[int] = set()
-    spoilt = 0
-    with rig.client() as client:
-        while rig.running:
-            out = sorted({int(batch) for batch in client.hkeys(f"embedmill:{job.key}:out")} - sent)
-            for batch in out:
-                sender.send_task(TASK, args=(job.key, batch), queue=queue)
-                sent.add(batch)
-                rig.fault()
-                if dice.random() < 0.05 and client.set(f"embedmill:{job.key}:batch:{batch}", b"garbage", xx=True):
-                    spoilt += 1
-                    rig.fault()
-            if len(sent) % 50 == 1:
-                for stranger in (("no-such-job", 0), (job.key, 10**6), (job.key, -1), ("../../etc", 0)):
-                    sender.send_task(TASK, args=stranger, queue=queue)
-                    rig.fault()
-            time.sleep(0.1)
-
-
-def cut_off(rig: Rig, scale: Scale, dice: random.Random) -> None:
-    """One worker's host loses its link for a while."""
-    rig.wait_for(lambda: len(rig.commits) > 20)
-    link = [*rig.hosts["worker0"].prefix, "ip", "link", "set", "eth0"]
-    subprocess.run([*link, "down"], check=True)
-    rig.fault()
-    time.sleep(2 * scale.seconds)
-    subprocess.run([*link, "up"], check=True)
-
-
-def mount_tmpfs(folder: Path, size: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+def watched(start: Start, place: Place) -> Servers:
+    return WatchedServers(start, place.folder)
 
 
 FAULTS = (
-    Fault("30 SIGKILLs of children", kill_children, seconds=0.3),
-    Fault("30 SIGKILLs of whole workers", kill_workers, seconds=0.3),
-    Fault("Redis killed and restarted 5 times, AOF on", restart_redis, redis_options=_AOF),
-    Fault("Redis killed, all in it lost", lose_redis),
-    Fault("connections reset every second", reset_connections),
-    Fault("producer killed 10 times", kill_producer, seconds=0.3),
-    Fault("Redis at maxmemory, 3 times", fill_redis),
-    Fault("disk full, then freed", fill_disk, tmpfs=True),
-    Fault("a row that raises", nothing, env={"CHAOS_RAISE": str(RAISES)}, failed=(RAISES,), seconds=0.02),
-    Fault("a row that kills the process", nothing, env={"CHAOS_KILL": str(KILLS)}, failed=(KILLS,), seconds=0.02),
-    Fault("a row that yields NaN", nothing, env={"CHAOS_NAN": str(NAN)}, failed=(NAN,), seconds=0.02),
-    Fault("every message twice, strangers, garbage", confuse, seconds=0.05),
-    Fault("a host cut off, then back", cut_off, network=True, seconds=0.4),
+    Fault("SIGKILLs of children", kill_child, 12, (0.1, 0.9), seconds=0.3),
+    Fault("SIGKILLs of whole workers", kill_worker, 12, (0.2, 1.8), seconds=0.3),
+    Fault("hosts that vanish", lose_host(3), 8, (0.5, 2), changes=(on_hosts,), env=DEFAULTS, seconds=0.3),
+    Fault("hosts cut off, then back", cut_off(8), 3, (1, 3), changes=(on_hosts,), seconds=0.3),
+    Fault("preemption notices", give_notice, 16, (0.2, 1.2), seconds=0.3),
+    Fault("children that stand still for 8 s", stop_child(8), 3, (0.5, 2), seconds=0.2),
+    Fault("producer killed", kill_producer, 8, (0.5, 4), seconds=0.3),
+    Fault("two producers killed in turn", kill_producers_in_turn, 16, (0.5, 3), producers=2, seconds=0.3),
+    Fault("Redis killed and restarted, AOF on", restart_redis, 5, (1, 3), servers=AOF),
+    Fault("Redis killed, all in it lost", restart_redis, 3, (3, 6), after=20, seconds=0.2),
+    Fault("Redis failed over by Sentinels", restart_redis, 3, (2, 5), after=10, servers=watched, seconds=0.2),
+    Fault("Redis at maxmemory", fill_redis(4), 3, (2, 4), after=10),
+    Fault("connections reset every second", reset_connections, 30, (1, 1)),
+    Fault("every message twice, strangers, garbage", confuse(), 10**6, (0.1, 0.1), seconds=0.05),
+    Fault("disk full, then freed", fill("output", 8), 2, (1, 3), after=10, changes=(on_small_disk,)),
+    Fault("disk that writes 20 times a second", slow_disk(20, 5), 3, (1, 3), after=10, changes=(on_slow_disk,)),
+    Fault("temporary folder full", fill("tmp", 6), 3, (1, 3), after=10, changes=(with_small_tmp,)),
+    Fault("bucket that answers 503, late or not", answer_wrongly, 60, (0, 0.3), after=5, changes=(in_bucket,)),
+    Fault("a worker's clock set forward an hour", set_clock(), 6, (1, 4), after=10, changes=(with_clocks,)),
+    Fault("Redis's clock set forward an hour", set_clock("redis"), 4, (2, 5), after=10, changes=(with_clocks,)),
+    Fault("engine swapped while workers run", swap_engine(3), 6, (1, 3), after=10, changes=(with_own_engine,)),
+    Fault("a row that raises", env={"CHAOS_RAISE": str(RAISES)}, failed=(RAISES,), seconds=0.02),
+    Fault("a row that kills the process", env={"CHAOS_KILL": str(KILLS)}, failed=(KILLS,), seconds=0.02),
+    Fault("a row that yields NaN", env={"CHAOS_NAN": str(NAN)}, failed=(NAN,), seconds=0.02),
 )
+
+SOAKED: dict[str, Once] = {
+    "SIGKILL of a child": kill_child,
+    "SIGKILL of a whole worker": kill_worker,
+    "host that vanishes": lose_host(3),
+    "host cut off": cut_off(8),
+    "preemption notice": give_notice,
+    "child that stands still for 8 s": stop_child(8),
+    "producer killed": kill_producer,
+    "Redis killed and restarted": restart_redis,
+    "Redis at maxmemory": fill_redis(4),
+    "connections reset": reset_connections,
+    "disk full": fill("output", 4),
+    "temporary folder full": fill("tmp", 4),
+    "a worker's clock set forward an hour": set_clock(),
+    "Redis's clock set forward an hour": set_clock("redis"),
+    "engine swapped": swap_engine(3),
+}
+"""Each is drawn as often as any other."""

@@ -5,20 +5,18 @@ import os
 import subprocess
 from collections.abc import Iterator, Sequence
 
-from bench.chaos.rig import Host
-
 _TAG = f"em{os.getpid()}"
-_NETWORK = "10.77.0"
+_NETWORK = f"10.77.{os.getpid() % 256}"
 
 
 @contextlib.contextmanager
-def network(server: str, others: Sequence[str]) -> Iterator[tuple[dict[str, Host], str]]:
+def network(names: Sequence[str]) -> Iterator[tuple[dict[str, tuple[str, ...]], str]]:
     """Hosts of these names, gone with their links when the block ends. Needs root and iproute2.
 
     Yields:
-        The hosts, and the server's address, which this machine reaches too.
+        What a command is put behind to run on each, and the first one's address, which this machine reaches too.
     """
-    switch, names = f"{_TAG}-switch", [server, *others]
+    switch = f"{_TAG}-switch"
     try:
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
@@ -35,7 +33,7 @@ def network(server: str, others: Sequence[str]) -> Iterator[tuple[dict[str, Host
         _ip("address", "add", f"{_NETWORK}.254/24", "dev", _TAG)
         _ip("link", "set", _TAG, "up")
         _ip("-n", switch, "link", "set", "uplink", "master", "bridge", "up")
-        yield {name: Host(("ip", "netns", "exec", f"{_TAG}-{name}")) for name in names}, f"{_NETWORK}.1"
+        yield {name: ("ip", "netns", "exec", f"{_TAG}-{name}") for name in names}, f"{_NETWORK}.1"
     finally:
         for namespace in [switch, *(f"{_TAG}-{name}" for name in names)]:
             subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, check=False)

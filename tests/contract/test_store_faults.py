@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tenacity
 
+from bench.buckets import BUCKET, credentials, s3_server
+from bench.faulty_store import Answer, Fault, Proxy, delay, error, faulty, lose_answer, lose_request
 from contract.errors import UserError
 from contract.store import StoreError, StoreRefuses, client
 from contract.store.bucket import BucketPath
 from embedmill.processes import free_port
-from tests.buckets import BUCKET, credentials, s3_server
-from tests.faulty_store import Answer, Fault, Proxy, delay, error, faulty, lose_answer, lose_request
 
 MB = 2**20
 LATE = error(412, "PreconditionFailed")

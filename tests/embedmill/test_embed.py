@@ -248,7 +248,7 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     (job,) = found
     assert job.verdict.passed
     table = job.vectors()
-    assert table.column_names == ["row_id", "embedding", "n_tokens", "truncated", "error", "title"]
+    assert table.column_names == ["row_id", "embedding", "n_tokens", "truncated", "error", "text_hash", "title"]
     assert table["row_id"].to_pylist() == list(range(20))
     assert table["title"].to_pylist() == [row["title"] for row in csv.DictReader(reviews.open(newline=""))][:20]
     assert job.reader().read_all().equals(table)

@@ -123,7 +123,7 @@ def test_embed_takes_every_option_of_the_producer_and_none_twice() -> None:
     import producer.command
 
     theirs = {flag for parameter in producer.command.main.params for flag in parameter.opts}
-    assert theirs - set(flags) == {"--dataset", "--engine", "--detach"}
+    assert theirs - set(flags) == {"--dataset", "--engine", "--detach", "--priority"}
 
 
 def test_the_version_is_the_distributions() -> None:

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.buckets import BUCKET, client, credentials, s3_server
 from contract.errors import UserError
 from contract.job import CsvDialect
 from contract.template import of_column
 from producer.dataset import dataset_of, open_dataset
 from producer.texts import CsvOptions, DatasetSource
-from tests.buckets import BUCKET, client, credentials, s3_server
 from tests.contract.samples import a_job
 from tests.producer.test_dataset import all_texts, read, write
 

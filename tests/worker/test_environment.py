@@ -1,8 +1,11 @@
 """What Celery reads as it is imported."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,10 +13,13 @@ import psutil
 import pytest
 
 from contract.engine import EngineSpec
+from contract.errors import UserError
 from contract.redis.heartbeat import computing
+from contract.settings import settings
 from embedmill.processes import process
 from tests.commands import wait_until
 from tests.contract.samples import WholeLedger
+from worker import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,3 +74,19 @@ import worker
 worker.app
 """
 """What ``celery -A worker`` does to the package. The process that would take its place is not begun."""
+
+
+def test_a_worker_without_space_for_what_its_metrics_count_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("EMBEDMILL_METRICS_PORT", "9808")
+    monkeypatch.delenv(environment.METRICS, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    settings.cache_clear()
+    with pytest.raises(UserError, match=f"no space for what the metrics count .No space left on device: {tmp_path}"):
+        environment.prepare()
+    assert environment.METRICS not in os.environ

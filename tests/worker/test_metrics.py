@@ -1,5 +1,6 @@
 """What Prometheus gets from a real worker, and the worker's log in JSON."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -185,6 +186,33 @@ def test_without_a_port_nothing_is_made_and_nothing_answers(tiny: EngineSpec, re
         assert listening == []
         assert "PROMETHEUS_MULTIPROC_DIR" not in process.environ()
     assert folders(tmp_path) == []
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_space_for_a_childs_counts_is_taken_before_they_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page without space on the disk would end the process as it is written: SIGBUS."""
+    file = tmp_path / "counter_1.db"
+    metrics._ReservedDict(str(file)).close()  # type: ignore[no-untyped-call]
+    assert file.stat().st_blocks * 512 >= 64 * 1024
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        metrics._ReservedDict(str(tmp_path / "counter_2.db"))
+
+
+def test_a_child_without_space_for_its_counts_works_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(metrics, "_counts", True)
+    monkeypatch.setattr(metrics._ATTEMPTS, "inc", full)
+    metrics.begin()
+    metrics.attempt()
+    (record,) = caplog.records
+    assert "this process is not in the metrics: no space for its counts (No space left on device" in record.getMessage()
 
 
 def test_the_memory_of_every_gpu_is_told_and_of_none_where_there_is_none() -> None:

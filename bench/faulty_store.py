@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that slows, loses or replaces the answers that a test names."""
+"""A proxy in front of an S3 server that slows, loses or replaces the answers that a test or a fault names."""
 
 import contextlib
 import http.client

@@ -1,4 +1,4 @@
-"""An S3 server on the loopback interface, for tests: moto's, in a process of its own."""
+"""An S3 server on the loopback interface, for tests and faults: moto's, in a process of its own."""
 
 import contextlib
 import json
