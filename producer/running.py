@@ -9,7 +9,6 @@ from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
-from contract.settings import settings
 from contract.words import count
 from producer.batches import RowTokenizer
 from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
@@ -18,6 +17,7 @@ from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
 from producer.making import Work
+from producer.opening import open_ledger
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.repeats import FEW, looked_for, repeated_work
@@ -28,20 +28,6 @@ from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
 NEXT = "Next: python -m verify"
-
-
-def open_ledger(*, at_once: bool = False) -> ProducerLedger:
-    """Redis, once it is known that waiting for it makes sense.
-
-    Args:
-        at_once: for a question that somebody waits for: Redis must answer now.
-
-    Raises:
-        UserError: it refuses this user, or is none that embedmill can use, or does not answer ``at_once``.
-    """
-    ledger = ProducerLedger(patience=settings().redis_patience)
-    ledger.connection.ping(at_once=at_once)
-    return ledger
 
 
 def begin(job: Job) -> ProducerLedger:

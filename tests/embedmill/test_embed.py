@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -261,10 +261,8 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBEDMILL_ENGINES", "engines")  # where no engine is yet
     found: list[embedmill.Embedded] = []
-    asked = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
-    thread = threading.Thread(
-        target=lambda: found.append(embedmill.embed(reviews, model=tiny_model, **asked))  # type: ignore[arg-type]
-    )
+    asked: dict[str, Any] = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
+    thread = threading.Thread(target=lambda: found.append(embedmill.embed(reviews, model=tiny_model, **asked)))
     thread.start()
     thread.join()
     (job,) = found
@@ -292,7 +290,16 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     ],
 )
 def test_an_error_in_python_is_the_commands_line(
-    options: dict[str, object], line: str, environment: dict[str, str], reviews: Path, tiny_model: Path
+    options: dict[str, Any], line: str, environment: dict[str, str], reviews: Path, tiny_model: Path
 ) -> None:
     with pytest.raises(embedmill.UserError, match=line):
         embedmill.embed(str(options.pop("dataset", reviews)), model=tiny_model, progress=False, **options)
+
+
+def test_a_dry_run_from_python(environment: dict[str, str], reviews: Path, model: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = dict(text="{title}\n{body}", dollars_per_hour=3600, output=str(tmp_path / "output"))
+    found = embedmill.embed(reviews, model=model, progress=False, dry_run=True, **asked)
+    assert (found.survey.rows, found.survey.tokens.error) == (ROWS, 0.0)
+    assert found.dollars == pytest.approx(found.seconds)
+    assert not (tmp_path / "output").exists()
+    assert not processes_of(tmp_path)
