@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -33,6 +33,7 @@ Examples:
   python -m bench.job --engine tiny --rows 10000,100000,1000000 --no-compare
   python -m bench.job --engine minilm --rows 4000 --workers 1,2,4 --no-compare
   python -m bench.job --engine tiny --kind short --rows 1000000 --null
+  python -m bench.job --engine tiny --kind short --rows 1000000 --null --producers 1,4
 
 \b
 What is timed:
@@ -74,6 +75,8 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--rows", default="10000", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--workers", default="1", callback=_numbers, show_default=True, help="How many, with commas.")
+@click.option("--producers", default="1", callback=_numbers, show_default=True, help="Of one job, with commas.")
+@click.option("--kill", is_flag=True, help="Kill one of several producers once a quarter of the shards is there.")
 @click.option("--children", type=int, help="Children of each worker.  [default: the worker's own]")
 @click.option(
     "--runtimes", envvar="EMBEDMILL_RUNTIME", default="auto", show_default=True, help="A job for each, with commas."
@@ -105,6 +108,8 @@ def main(
     kinds: str,
     rows: list[int],
     workers: list[int],
+    producers: list[int],
+    kill: bool,
     children: int | None,
     runtimes: str,
     job: bool,
@@ -151,8 +156,9 @@ def main(
                 alone = None if null else one.engine_alone(runtime)
                 records += [alone] if alone else []
                 app = "bench.null_engine" if null else "worker"
-                for number in workers if job else []:
+                for number, many in itertools.product(workers, producers) if job else []:
                     options = RunOptions(sample.batch_rows, number, children, verify, app, runtime)
+                    options = replace(options, producers=many, kill=kill and many > 1)
                     records.append(one.job(folder, options, alone))
             store(records, target)
             shutil.rmtree(sample.folder)
@@ -188,7 +194,8 @@ class _Dataset:
         return self._measured(Loop(python_of(runtime), "bench.engine_loop", options, environment), "engine alone, {}")
 
     def job(self, folder: Path, options: RunOptions, alone: Record | None) -> Record:
-        self._say(f"the job, runtime {options.runtime}, workers: {options.workers}")
+        shared = f", producers: {options.producers}" if options.producers > 1 else ""
+        self._say(f"the job, runtime {options.runtime}, workers: {options.workers}{shared}")
         run = run_job(folder, self.file, self.sample, self.spec, options)
         return _of_job(self.base, run, alone, options)
 
@@ -203,8 +210,10 @@ class _Dataset:
 
 
 def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) -> Record:
+    shared = f", {options.producers} producers" if options.producers > 1 else ""
     return base(
-        system=f"embedmill job, {run.runtime.split()[0] if alone else 'null engine'}",
+        system=f"embedmill job, {run.runtime.split()[0] if alone else 'null engine'}{shared}"
+        + (", one killed" if options.kill else ""),
         date=now(),
         rows=run.rows,
         seconds=round(run.seconds, 3),
@@ -222,6 +231,8 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) 
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,
         producer_cpu=round(run.producer_cpu, 2),
+        batches=run.batches,
+        made=run.made,
         wire_bytes=round(run.wire_bytes, 1),
         shard_bytes=round(run.shard_bytes, 1),
         workers=options.workers,

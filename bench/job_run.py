@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench.watched import Watched
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job, load_job
-from contract.redis.producing import ProducerLedger
+from contract.redis.claims import Claims
+from contract.redis.producing import ProducerLedger, Publication
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
@@ -57,6 +59,7 @@ class JobRun:
     after: float
     """Seconds after that: the producer sees the last shard, and ends."""
     rows: int
+    batches: int
     tokens: int
     gpu_busy: list[float]
     """Of each GPU that computed."""
@@ -68,10 +71,12 @@ class JobRun:
     shard_bytes: float
     """Of a row."""
     producer_cpu: float
-    """Seconds of processor time that the producer and its tokenizing processes took, as they were last seen."""
+    """Seconds of processor time that the producers and their tokenizing processes took, as they were last seen."""
     children: int
     runtime: str
     verified: bool | None
+    made: int | None = None
+    """Batches that producers have tokenized, as they say; None for one producer, which does not say."""
 
 
 def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int | None) -> Sample:
@@ -115,6 +120,10 @@ class RunOptions:
     """The module of the workers' Celery app."""
     runtime: str = "auto"
     """The workers' ``EMBEDMILL_RUNTIME``."""
+    producers: int = 1
+    """Of the job, on this machine."""
+    kill: bool = False
+    """Kill one of them, by SIGKILL, once a quarter of the shards is there."""
 
 
 def python_of(runtime: str) -> str:
@@ -143,31 +152,49 @@ def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options:
         logs = [folder / f"worker-{number}.log" for number in range(options.workers)]
         started = {f"worker {number}": _worker(stack, log, options) for number, log in enumerate(logs)}
         watched = stack.enter_context(Watched(started, url))
-        command = [
-            "-m",
-            "producer",
-            "--dataset",
-            str(file),
-            "--engine",
-            spec.name,
-            "--batch-rows",
-            str(options.batch_rows),
-        ]
-        log = folder / "producer.log"
+        command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name]
+        command += ["--batch-rows", str(options.batch_rows), "--output", str(folder / "output")]
         began = time.time()
-        new = {"HF_DATASETS_CACHE": str(folder / "cache")}
-        with process([sys.executable, *command, "--output", str(folder / "output")], log, env=new) as producer:
-            watched.also("producer", producer.pid)
-            status = producer.wait()
+        logs_of_producers = _produce(command, folder, watched, options)
         ended = time.time()
-        if status:
-            raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
         job = load_job(location(next((folder / "output").iterdir())))
         publish = _publishing(job, sample)
     lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines()]
     run = _summary(job, sample, watched, lines, (began, ended))
     stages = {"tokenize": sample.tokenize, "publish": publish} | run.stages
-    return replace(run, stages=stages, verified=_verified(job) if options.verify else None)
+    said = [
+        match[1] for log in logs_of_producers if (match := re.search(r"this one made ([\d,]+) of", log.read_text()))
+    ]
+    made = sum(int(number.replace(",", "")) for number in said) if said else None
+    return replace(run, stages=stages, made=made, verified=_verified(job) if options.verify else None)
+
+
+def _produce(command: list[str], folder: Path, watched: Watched, options: RunOptions) -> list[Path]:
+    """Run a job's producers to their end; returns their logs."""
+    logs = [folder / f"producer-{number}.log" for number in range(options.producers)]
+    new = {"HF_DATASETS_CACHE": str(folder / "cache")}
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(process([sys.executable, *command], log, env=new)) for log in logs]
+        for number, one in enumerate(started):
+            watched.also(f"producer {number}" if number else "producer", one.pid)
+        if options.kill:
+            _await_a_quarter(folder / "output")
+            started.pop().kill()
+            logs.pop()
+        for one, log in zip(started, logs, strict=True):
+            if status := one.wait():
+                raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
+    return logs
+
+
+def _await_a_quarter(output: Path) -> None:
+    """Wait until a quarter of the shards of the only job there is there."""
+    while True:
+        time.sleep(0.2)
+        with contextlib.suppress(OSError, StopIteration, UserError):
+            job = load_job(location(next(output.iterdir())))
+            if 4 * len(job.committed()) >= job.batches:
+                return
 
 
 def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times: tuple[float, float]) -> JobRun:
@@ -184,13 +211,14 @@ def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times
         first_shard=min(written.values()) - began,
         after=ended - end,
         rows=job.rows,
+        batches=job.batches,
         tokens=sum(info.tokens for info in infos),
         gpu_busy=watched.gpu_busy(begin, end),
         stages=_stages(lines),
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
         shard_bytes=job.bytes() / job.rows,
-        producer_cpu=watched.cpu["producer"],
+        producer_cpu=sum(spent for name, spent in watched.cpu.items() if name.startswith("producer")),
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0].runtime,
         verified=None,
@@ -224,11 +252,14 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
 def _publishing(job: Job, sample: Sample) -> float:
     """Seconds that a tokenizing process needs to hash a batch and put it into the job's Redis, the median."""
     ledger, seconds = ProducerLedger(patience=5), []
-    for number, payload in enumerate(file.read_bytes() for file in sorted(sample.folder.iterdir())):
-        began = time.perf_counter()
-        ledger.publish(job, number, payload)
-        seconds.append(time.perf_counter() - began)
-        ledger.withdraw(job.key, number)
+    claims, payloads = Claims(job, ledger.connection), [file.read_bytes() for file in sorted(sample.folder.iterdir())]
+    with claims.joined():
+        claims.claim(range(len(payloads)), len(payloads))
+        for number, payload in enumerate(payloads):
+            began = time.perf_counter()
+            ledger.connection.ask(partial(Publication(job, number, payload), producer=claims.producer))
+            seconds.append(time.perf_counter() - began)
+        ledger.forget(job)
     return statistics.median(seconds)
 
 

@@ -43,7 +43,11 @@ class Record:
     memory: dict[str, float] = field(default_factory=dict)
     """MB; see ``bench.watched.Watched.memory``."""
     producer_cpu: float | None = None
-    """Seconds of processor time that the producer took, tokenizing included."""
+    """Seconds of processor time that the producers took, tokenizing included."""
+    batches: int | None = None
+    """Of the job."""
+    made: int | None = None
+    """Batches that several producers tokenized, all together, without what one that was killed had made."""
     wire_bytes: float | None = None
     """Of a row, on its way through Redis."""
     shard_bytes: float | None = None
@@ -59,7 +63,8 @@ class Record:
     @property
     def key(self) -> tuple[object, ...]:
         """What a later measurement of the same thing has too."""
-        return (self.machine, self.dataset, self.model, self.rows, self.system, self.workers, self.children, self.gpus)
+        what = (self.dataset, self.model, self.rows, self.batches, self.system)
+        return (self.machine, *what, self.workers, self.children, self.gpus)
 
 
 def store(records: Sequence[Record], target: Path) -> None:

@@ -19,6 +19,7 @@ import click
 from bench.records import Record, load
 from contract.errors import UserError
 from contract.job import Job
+from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.store import location
@@ -179,8 +180,10 @@ def _producer_seconds(size: int, batches: int = 200) -> float:
         os.environ |= {"EMBEDMILL_REDIS_URL": url, "EMBEDMILL_OUTSTANDING_BYTES": str(2 * size * batches)}
         settings.cache_clear()
         job = _job(Path(folder), batches)
-        with tokenizing_apart(cast(Work, _Ready(job, size)), 2) as source:
-            driver = Driver(job, source, ProducerLedger(patience=5), detach=True)
+        ledger = ProducerLedger(patience=5)
+        claims = Claims(job, ledger.connection)
+        with claims.joined(), tokenizing_apart(cast(Work, _Ready(job, size)), 2) as source:
+            driver = Driver(claims, source, ledger, detach=True)
             began = time.process_time()
             driver.run()
             return (time.process_time() - began) / batches

@@ -32,6 +32,7 @@ from bench.texts import JARGON, KINDS, write
 from contract.batch import Batch
 from contract.engine import load_engine
 from contract.job import Job
+from contract.redis.claims import Claims
 from contract.redis.working import WorkerLedger
 from contract.settings import settings
 from contract.store import location
@@ -138,7 +139,9 @@ def _measure(work: Work, processes: int) -> tuple[float, int]:
         os.environ["EMBEDMILL_REDIS_URL"] = url
         settings.cache_clear()
         ledger, everything = WorkerLedger(patience=5), range(work.job.batches)
-        with tokenizing_apart(work, processes) as source:
+        claims = Claims(work.job, ledger.connection)
+        with claims.joined(), tokenizing_apart(work, processes) as source:
+            claims.claim(everything, len(everything))
             # Each process makes a batch before the clock runs, which starts them and warms them up.
             for made in [source.make(batch) for batch in everything[: source.ahead]]:
                 made.result()
@@ -151,7 +154,9 @@ def _measure(work: Work, processes: int) -> tuple[float, int]:
                 both: list[Future[Any]] = [*making, *putting]
                 wait(both, return_when=FIRST_COMPLETED)
                 ready = {one for one in making if one.done()}
-                putting = {put for put in putting if not put.done()} | {one.result().put() for one in ready}
+                putting = {put for put in putting if not put.done()} | {
+                    one.result().put(claims.producer) for one in ready
+                }
                 making -= ready
             seconds = time.perf_counter() - began
         payloads = (ledger.fetch(work.job.key, batch) for batch in everything)

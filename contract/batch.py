@@ -6,7 +6,12 @@ The bytes are an Arrow IPC stream, its buffers compressed with LZ4, so that padd
              input_ids       fixed_size_list<int32>[width]    padded with the model's pad id
              attention_mask  fixed_size_list<int32>[width]    1 for a token, 0 for padding
              token_type_ids  fixed_size_list<int32>[width]    0
-             n_tokens        int32                            the text's, before truncation; 0 without a text
+             n_tokens        int32                            the text's, before truncation; 0 of a row that is not
+                                                              computed
+             text_hash       fixed_size_binary[16]            the text's, zeros without a text
+             from_job        int32                            the earlier job that has the row's vector; -1 for none
+             from_batch      int32                            which of its batches has it
+             from_row        int32                            and the row's index there
              keep:<name>     any                              a column of the dataset that goes into the shard as it is;
                                                               its metadata may hold a ``feature``, as JSON
     metadata embedmill.job, embedmill.batch, embedmill.engine (the engine's fingerprint), and if it is
@@ -17,7 +22,8 @@ batch's. A wide batch has several record batches, so that neither side ever hold
 end to end (``contract.tokens``).
 
 A row without a text (null or blank in the dataset: ``contract.blank``) has ``n_tokens`` 0 and an empty mask. It is not
-computed: its embedding is null.
+computed: its embedding is null. Nor is a row computed whose text an earlier row of the batch has, or an earlier job
+(``contract.origins``): it gets that one's vector and ``n_tokens``.
 
 Where long texts are cut into windows, a text has as many consecutive rows as windows, all with its ``row_id`` and its
 ``n_tokens``. Columns that are kept are in the first of them and null in the others.
@@ -33,6 +39,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from contract.graph import INPUTS
+from contract.origins import BYTES, Origins, of_fixed, to_fixed
 from contract.tokens import Int32, TokenRows
 from contract.words import count
 
@@ -45,6 +52,8 @@ _CELLS = 1 << 19
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 """What an Arrow stream ends with: without it record batches may be missing."""
 
+_FROM = ("from_job", "from_batch", "from_row")
+
 _KEEP = "keep:"
 _FEATURE = b"feature"
 
@@ -56,8 +65,11 @@ def width(max_length: int, longest: int) -> int:
         max_length: most tokens of a row of the engine.
         longest: of a row of the batch.
 
-    Example: 512 for an engine of 512, whatever the rows; for one of 8,192 and a longest row of 700 tokens 768.
+    Example: 512 for an engine of 512, whatever the rows; for one of 8,192 and a longest row of 700 tokens 768; 1 where
+    no row is computed.
     """
+    if not longest:
+        return 1
     return max_length if max_length <= _SHORT else min(max_length, max(1, -(-longest // _STEP)) * _STEP)
 
 
@@ -68,6 +80,8 @@ def _schema(width: int) -> pa.Schema:
             pa.field("row_id", pa.int64(), nullable=False),
             *(pa.field(name, matrix, nullable=False) for name in INPUTS),
             pa.field("n_tokens", pa.int32(), nullable=False),
+            pa.field("text_hash", pa.binary(BYTES), nullable=False),
+            *(pa.field(name, pa.int32(), nullable=False) for name in _FROM),
         ]
     )
 
@@ -93,6 +107,8 @@ class Batch:
     library, as JSON."""
     prompt_tokens: int = 0
     """Tokens at each row's beginning that are computed and left out of the pooling: those of a prompt."""
+    origins: Origins | None = None
+    """Of ``n`` rows; None where no text is known, and each row with tokens is computed."""
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -101,7 +117,8 @@ class Batch:
         """The same batch with only the rows of these indices, in this order."""
         kept = {name: values.take(pa.array(rows)) for name, values in self.kept.items()}
         some = self.row_id[rows], self.tokens.take(rows), self.n_tokens[rows]
-        return replace(self, row_id=some[0], tokens=some[1], n_tokens=some[2], kept=kept)
+        origins = self.origins and self.origins.take(rows)
+        return replace(self, row_id=some[0], tokens=some[1], n_tokens=some[2], kept=kept, origins=origins)
 
     @property
     def lengths(self) -> Int32:
@@ -148,8 +165,14 @@ class Batch:
         for name, matrix in self.tokens.slice(rows).padded(wide, pad_id).items():
             flat = pa.array(matrix.reshape(-1))
             columns.append(pa.FixedSizeListArray.from_arrays(flat, type=schema.field(name).type))
-        columns += [pa.array(self.n_tokens[rows]), *(values[rows] for values in self.kept.values())]
+        columns += [pa.array(self.n_tokens[rows]), *self._origin_columns(rows)]
+        columns += [values[rows] for values in self.kept.values()]
         return pa.record_batch(columns, schema=schema)
+
+    def _origin_columns(self, rows: slice) -> list[pa.Array]:
+        origins = self.origins or Origins.unknown(len(self))
+        numbers = (origins.job, origins.batch, origins.row)
+        return [to_fixed(origins.hashes[rows]), *(pa.array(values[rows]) for values in numbers)]
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> "Batch":
@@ -174,6 +197,7 @@ class Batch:
                 tokens=TokenRows.joined([part.tokens for part in parts]),
                 n_tokens=np.concatenate([part.n_tokens for part in parts]),
                 prompt_tokens=int(metadata.get("embedmill.prompt_tokens", 0)),
+                origins=Origins.joined([part.origins for part in parts]),
                 kept={name.removeprefix(_KEEP): _joined([part.kept[name] for part in parts]) for name in more},
                 features={
                     name.removeprefix(_KEEP): json.dumps(json.loads(feature))
@@ -192,6 +216,7 @@ class _Part(NamedTuple):
     row_id: npt.NDArray[np.int64]
     tokens: TokenRows
     n_tokens: Int32
+    origins: Origins
     kept: Mapping[str, pa.Array]
 
     @classmethod
@@ -206,8 +231,14 @@ class _Part(NamedTuple):
             record.column("row_id").to_numpy(),
             TokenRows.of_padded(ids, mask),
             record.column("n_tokens").to_numpy(),
+            _origins(record),
             {name: record.column(name) for name in kept},
         )
+
+
+def _origins(record: pa.RecordBatch) -> Origins:
+    columns = (record.column(name).to_numpy() for name in _FROM)
+    return Origins(of_fixed(record.column("text_hash")), *columns)
 
 
 def _kept_columns(schema: pa.Schema) -> list[str]:

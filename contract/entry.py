@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from contract.deferred import deferred
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and SIGINT's number."""
 
@@ -53,11 +55,15 @@ def uncollected() -> Iterator[None]:
     """What the ``with`` block imports is never looked through for garbage: modules stay to the process's end. With
     PyTorch, the searches during the imports and at the end take a third of the imports' CPU time.
 
+    Nor is scikit-learn imported, with SciPy's statistics: sentence-transformers needs it for one distance of sparse
+    vectors, and its import is a sixth of sentence-transformers' own.
+
     For a process of embedmill's own: garbage that is there already stays too.
     """
     gc.disable()
     try:
-        yield
+        with deferred("sklearn.metrics"):
+            yield
     finally:
         gc.freeze()
         gc.enable()

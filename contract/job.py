@@ -7,6 +7,7 @@ output/<job id>/
     aside/          files that the verifier found at fault, once ``python -m producer retry`` made room for good ones
     verify.json     the verifier's verdict, and report.html for people
     report.html     the same with pictures
+    repeated/       a job of the texts that several batches have, each embedded once
 """
 
 import hashlib
@@ -27,11 +28,17 @@ from contract.store import Location, LocationField
 JobKey = NewType("JobKey", str)
 """What tells a job from all others on a Redis (``Job.key``). Not its id: two jobs in two folders may share one."""
 
+REPEATED = "repeated"
+"""The name of ``Job.repeated``."""
+
 SPLIT = r"^\w[\w.-]*$"
 """A split's name: it begins the names of files."""
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$"
 """A job's name: it begins its folder's name."""
+
+PRIORITIES = 100
+"""The highest priority of a job; its negative is the lowest."""
 
 
 class CsvDialect(BaseModel):
@@ -43,6 +50,15 @@ class CsvDialect(BaseModel):
     """Between two fields."""
     header: bool
     """Whether the first row names the columns; otherwise they are ``column_1``, ``column_2``, …"""
+
+
+class EarlierJob(BaseModel):
+    """A job of which another one takes vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    folder: LocationField
 
 
 class Job(BaseModel):
@@ -84,9 +100,13 @@ class Job(BaseModel):
     """The form in which the vectors are kept."""
     columns: tuple[str, ...] = ()
     """Columns of the dataset that are carried into the shards."""
+    priority: int = Field(default=0, ge=-PRIORITIES, le=PRIORITIES)
+    """Workers take batches of a job of higher priority first."""
     overlap: int | None = Field(default=None, ge=0)
     """A text with more tokens than the engine takes is cut into windows that share this many tokens, and has the mean
     of their vectors; None: it is truncated."""
+    reuse: tuple[EarlierJob, ...] = ()
+    """Jobs of which rows with the same text take their vectors, the first one that has the text first."""
 
     @field_validator("text")
     @classmethod
@@ -113,7 +133,9 @@ class Job(BaseModel):
     @property
     def identity(self) -> dict[str, object]:
         """What makes two jobs the same job: all that decides the rows of its shards, and not where things lie."""
-        return self.model_dump(mode="json", exclude={"id", "folder", "name", "dataset", "engine", "stream"})
+        apart = {"id", "folder", "name", "dataset", "engine", "stream", "priority"}
+        fields = self.model_dump(mode="json", exclude=apart)
+        return fields | {"reuse": [earlier.id for earlier in self.reuse]}
 
     @property
     def due_id(self) -> str:
@@ -134,6 +156,16 @@ class Job(BaseModel):
     def windowed(self) -> bool:
         """Whether a long text is cut into windows instead of being truncated."""
         return self.overlap is not None
+
+    @property
+    def repeated(self) -> Location:
+        """The folder of the job of the texts that several batches have."""
+        return self.folder / REPEATED
+
+    @property
+    def sources(self) -> list[Location]:
+        """The folders of the jobs of which rows take vectors, by their number in ``Origins.job``."""
+        return [*(earlier.folder for earlier in self.reuse), self.repeated]
 
     @property
     def batches(self) -> int:
@@ -212,7 +244,7 @@ class Job(BaseModel):
             ) from None
 
     def _check_folder(self) -> None:
-        if (self.folder.parent / "job.json").exists():
+        if (self.folder.parent / "job.json").exists() and self.folder.name != REPEATED:
             raise UserError(
                 f"{self.folder.parent} is the folder of a job",
                 "--output takes the folder that holds the jobs' folders",
@@ -244,7 +276,7 @@ def load_job(folder: Location) -> Job:
     except ValidationError as error:
         raise UserError(f"{file} is no job ({first_fault(error)})") from None
     except (OSError, ValueError):  # a ValueError for a path with a NUL in it
-        raise UserError(f"no job in {folder}", f"expected {file}", "run: python -m producer --dataset …") from None
+        raise UserError(f"no job in {folder}", f"expected {file}", "see what is there: embedmill list") from None
     if job.due_id != job.id:
         raise UserError(
             f"{file} was edited: it describes job {job.due_id} and says that it is {job.id}",

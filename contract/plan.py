@@ -81,12 +81,18 @@ class PackedProfile:
     rows: int
     tokens: int
     longest: int | None = None
-    """Most tokens of a row; None for the engine's ``max_length``. No TensorRT plan has another limit."""
+    """Most tokens of a row; None for the engine's ``max_length``, in TensorRT's plans alone."""
 
     def input_rows(self, max_length: int) -> int:
         """Rows of the inputs: ``rows``, and as many more as the padding may need, none of which is longer than the
         longest row may be. Of ``1056x33792`` and 512 they are 1,056 + 66."""
         return self.rows + -(-self.tokens // (self.longest or max_length))
+
+    @property
+    def attention_blocks(self) -> int:
+        """Blocks that PyTorch's attention starts for each head: one for each 128 tokens of the longest row, for each
+        row of the inputs, also an empty one. 0 of a plan's profile, whose attention works row by row."""
+        return self.input_rows(self.longest) * -(-self.longest // 128) if self.longest else 0
 
     @classmethod
     def parse(cls, text: str) -> Self:

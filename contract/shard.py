@@ -7,6 +7,8 @@
     n_tokens    int32                                       before truncation, special tokens counted
     truncated   bool                                        n_tokens > max_length, unless long texts have windows
     error       string                                      why the row has no vector, though it has a text; null
+    text_hash   binary                                      16 bytes: which text it is (contract.origins); null without
+                                                            one
     …                                                       the columns of the dataset that are kept
 
 ``element`` and ``width`` are the job's ``VectorForm``: float32, float16 or int8, and as many as the engine computes
@@ -27,11 +29,13 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.digest import digests_of
+from contract.origins import Origins, to_column
 from contract.store import Location
 from contract.vectors import Layout, RowVectors
 
@@ -80,12 +84,28 @@ class ShardInfo(BaseModel):
     """Rows with an error, whose embedding is null."""
     computed_tokens: int
     """Tokens that the engine computed, padding included."""
+    taken: dict[str, int] = Field(default_factory=dict)
+    """Rows that have the vector which an earlier job has for their text, by that job's id."""
+    repeated: int = 0
+    """Rows that have the vector of a row of this shard with the same text."""
+    spared_tokens: int = 0
+    """Of ``tokens``, those of the rows in ``taken`` and ``repeated``."""
     seconds: float = Field(ge=0, lt=1e9)
     """From the batch's bytes to its vectors."""
     finished: AwareDatetime
     """When that ended, UTC. The file's own time would not do: a copy has another."""
     digests: dict[str, str] = Field(default_factory=dict)
     """Of each column, by name, what ``contract.digest`` gives for it; ``table_of`` puts them in."""
+
+    @property
+    def spared(self) -> int:
+        """Rows that have a text and whose vector was not computed."""
+        return sum(self.taken.values()) + self.repeated
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in the tokens that were computed."""
+        return 1 - (self.tokens - self.spared_tokens) / self.computed_tokens if self.computed_tokens else 0.0
 
     @property
     def computed_by(self) -> str:
@@ -119,7 +139,7 @@ def is_per_token(embedding: pa.DataType) -> bool:
 
 def own_columns(layout: Layout) -> tuple[str, ...]:
     """The names of a shard's columns, but for those of the dataset."""
-    return ("row_id", *_VECTORS[layout], "n_tokens", "truncated", "error")
+    return ("row_id", *_VECTORS[layout], "n_tokens", "truncated", "error", "text_hash")
 
 
 def vector_types(layout: Layout, element: pa.DataType, width: int) -> dict[str, pa.DataType]:
@@ -162,6 +182,7 @@ def table_of(
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(row) for row in range(len(batch))], pa.string()),
+            "text_hash": to_column((batch.origins or Origins.unknown(len(batch))).hashes),
             **batch.kept,
         }
     )
@@ -200,6 +221,25 @@ def _lists(
 ) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=pa.array(without))
+
+
+def vectors_of(table: pa.Table) -> RowVectors:
+    """The vectors of a shard's rows that have one, in their order: the inverse of what ``table_of`` does with them.
+
+    Args:
+        table: with the columns of the vectors, at least.
+    """
+    if "weights" in table.column_names:
+        weights, indices = (table.column(name).combine_chunks().drop_null() for name in ("weights", "indices"))
+        counts = pc.list_value_length(weights).to_numpy().astype(np.intp)
+        return RowVectors("sparse", weights.flatten().to_numpy()[:, None], counts, indices.flatten().to_numpy())
+    column = table.column("embedding").combine_chunks().drop_null()
+    if not is_per_token(column.type):
+        width = len(column.flatten()) // max(1, len(column))
+        return RowVectors.pooled(column.flatten().to_numpy().reshape(len(column), width))
+    counts = pc.list_value_length(column).to_numpy()
+    vectors = column.flatten()
+    return RowVectors.of_tokens(vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size), counts)
 
 
 def info_of(metadata: dict[bytes, bytes] | None) -> ShardInfo:

@@ -19,8 +19,8 @@ class CompiledSpec(BaseModel):
     """The GPU's compute capability, 90 for 9.0."""
     gpu: str
     """The GPU that it was compiled on."""
-    flash_attention_4: tuple[int, ...]
-    """Tokens of the longest row of those profiles that FlashAttention 4 computes, as it was measured to be faster."""
+    flash_attention_4: tuple[str, ...]
+    """Those profiles that FlashAttention 4 computes, as it was measured to be faster, such as ``132x33792``."""
     attention: str
     """What was measured of it, or why nothing was, for people."""
     seconds: float

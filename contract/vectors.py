@@ -82,6 +82,14 @@ class RowVectors:
         """
         return replace(self._of_values(np.repeat(wanted, self.counts)), counts=self.counts[wanted])
 
+    def at(self, rows: npt.NDArray[np.intp]) -> "RowVectors":
+        """The rows of these indices, in this order; one may come several times."""
+        counts = self.counts[rows]
+        shift = (np.cumsum(self.counts) - self.counts)[rows] - (np.cumsum(counts) - counts)
+        places = np.arange(counts.sum()) + np.repeat(shift, counts)
+        indices = None if self.indices is None else self.indices[places]
+        return replace(self, values=self.values[places], counts=counts, indices=indices)
+
     def without(self, dropped: npt.NDArray[np.bool_]) -> "RowVectors":
         """The same rows without some of their values.
 

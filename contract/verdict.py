@@ -146,6 +146,10 @@ class Verdict(_Record):
     """Rows of all shards without a text."""
     failed: int | None
     """Rows of all shards with an error in place of a vector."""
+    taken: dict[str, int] = {}
+    """Earlier jobs' ids → how many rows have a vector that was taken from there."""
+    repeated: int = 0
+    """Rows that have the vector of a text which other rows have too, and which was computed once."""
     strata: tuple[Figures, ...]
     """The sample by length, shortest rows first."""
     total: Figures
@@ -175,9 +179,11 @@ def summary(verdict: Verdict, folder: Location) -> str:
     """One line for people, such as ``Verified: 2,307 rows accounted for …``."""
     if not verdict.passed:
         return f"Not verified ({', '.join(verdict.failed_checks)}): {folder}"
+    taken = f", {sum(verdict.taken.values()):,} taken from earlier jobs" if verdict.taken else ""
     return (
         f"Verified: {count(verdict.rows, 'row')} accounted for ({verdict.truncated:,} truncated, "
-        f"{verdict.without_text:,} without a text), {verdict.compared:,} recomputed and within tolerance: {folder}"
+        f"{verdict.without_text:,} without a text{taken}), {verdict.compared:,} recomputed and within tolerance: "
+        f"{folder}"
     )
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contract.errors import UserError
-    from embedmill.api import Embedded, NotVerified, embed
+    from embedmill.api import Embedded, Estimate, NotVerified, embed
 
-__all__ = ["Embedded", "NotVerified", "UserError", "embed"]
+__all__ = ["Embedded", "Estimate", "NotVerified", "UserError", "embed"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import IO, Any, Literal, overload
 
 import pyarrow as pa
 from rich.console import Console
@@ -23,6 +23,7 @@ from embedmill.display import display_on
 from embedmill.environment import check_packages, python, python_path
 from embedmill.events import Event
 from embedmill.processes import die_with_parent, end_group
+from producer.estimate import Estimate
 
 _PATIENCE = 15.0
 """Seconds that the command has to end its processes."""
@@ -63,7 +64,7 @@ class Embedded:
 
         Columns: ``row_id`` int64, ``embedding`` a list of float32 (or what ``dtype`` says) that is null for a row
         without a text (of a sparse model ``indices`` and ``weights``), ``n_tokens`` int32, ``truncated`` bool,
-        ``error`` string, and kept columns.
+        ``error`` string, ``text_hash`` binary, and kept columns.
         """
         with open_file(self._job.shard(0)) as file:
             schema = file.schema_arrow.remove_metadata()
@@ -83,9 +84,36 @@ class Embedded:
         return f"<embedmill job {self._job.id}, {state}, in {self.folder}>"
 
 
+@overload
 def embed(
-    dataset: str | os.PathLike[str], *, model: str | os.PathLike[str], progress: bool = True, **options: object
-) -> Embedded:
+    dataset: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    progress: bool = True,
+    dry_run: Literal[False] = False,
+    **options: object,
+) -> Embedded: ...
+
+
+@overload
+def embed(
+    dataset: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    progress: bool = True,
+    dry_run: Literal[True],
+    **options: object,
+) -> Estimate: ...
+
+
+def embed(
+    dataset: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    progress: bool = True,
+    dry_run: bool = False,
+    **options: object,
+) -> Embedded | Estimate:
     """Embed a dataset and verify the vectors, with nothing that was started before. The same call goes on where an
     interrupted one was.
 
@@ -93,12 +121,14 @@ def embed(
         dataset: a file, a folder, a pattern, an address or a dataset of the Hub.
         model: Hub id or local folder.
         progress: whether to show how far it is.
+        dry_run: whether to say what it takes instead, in rows, tokens, bytes, seconds and, with ``dollars_per_hour``,
+            dollars.
         options: those of ``embedmill embed``, such as ``text="{title}\\n{body}"``, ``text_column="body"``,
             ``output="vectors"``, ``dtype="float16"``, ``limit=1000``, ``no_header=True``, ``normalize=False``,
             ``keep_columns=["title"]``.
 
     Returns:
-        The job.
+        The job, or the estimate.
 
     Raises:
         UserError: what the command shows as its one line.
@@ -106,11 +136,14 @@ def embed(
         KeyboardInterrupt: no process is left, and the same call goes on.
     """
     check_packages()
-    command = ["-m", "embedmill", "embed", "--model", os.fspath(model), *flags_of(options), "--", os.fspath(dataset)]
+    flags = flags_of(options | {"dry_run": dry_run})
+    command = ["-m", "embedmill", "embed", "--model", os.fspath(model), *flags, "--", os.fspath(dataset)]
     with ExitStack() as stack:
         display = stack.enter_context(display_on(Console(stderr=True, markup=False))) if progress else None
-        folder = _run(command, display.show if display else lambda event: None)
-    job = load_job(location(folder))
+        result = _run(command, display.show if display else lambda event: None)
+    if "estimate" in result:
+        return Estimate.model_validate(result["estimate"])
+    job = load_job(location(result["job"]))
     verdict = load_verdict(job)
     if verdict is None:
         raise UserError(f"{job.folder} has no verdict", "somebody removed it", "call this again")
@@ -133,7 +166,7 @@ def flags_of(options: dict[str, object]) -> Iterator[str]:
         yield f"--{flag}={','.join(map(str, value)) if several else value}"  # type: ignore[call-overload]
 
 
-def _run(command: list[str], show: Callable[[Event], None]) -> str:
+def _run(command: list[str], show: Callable[[Event], None]) -> dict[str, Any]:
     """Run the command.
 
     Args:
@@ -141,7 +174,7 @@ def _run(command: list[str], show: Callable[[Event], None]) -> str:
         show: takes what happens.
 
     Returns:
-        The job's folder.
+        ``job``, its folder, or ``estimate``.
 
     Raises:
         UserError: the command's.
@@ -177,7 +210,7 @@ def _run(command: list[str], show: Callable[[Event], None]) -> str:
     return result
 
 
-def _listen(lines: IO[bytes], show: Callable[[Event], None]) -> str | UserError | None:
+def _listen(lines: IO[bytes], show: Callable[[Event], None]) -> dict[str, Any] | UserError | None:
     for line in lines:
         record: dict[str, Any] = json.loads(line)
         if "event" in record:
@@ -185,7 +218,7 @@ def _listen(lines: IO[bytes], show: Callable[[Event], None]) -> str | UserError 
         elif "error" in record:
             return UserError(*record["error"])
         else:
-            return str(record["job"])
+            return record
     return None
 
 

@@ -1,11 +1,14 @@
 """``python -m embedmill.child``: builds an engine, or verifies a job, for the process that started it.
 
-PyTorch stays out of that one, and the verifier shares nothing with what made the engine. The child reads one line of
-JSON, what to do, and writes ``embedmill.events`` into a pipe. What libraries print goes to its log.
+PyTorch stays out of that one. Here it is imported once, which takes longer than anything else in a small job; then each
+task is done by a process that is forked from this one. Nothing but libraries was imported until then, and nothing was
+called, so that the verifier shares neither a module nor a value with what made the engine. A task is one line of JSON,
+and its process writes ``embedmill.events`` into a pipe. What libraries print goes to its log.
 """
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from contract.entry import uncollected
 from contract.errors import UserError
 from embedmill.events import Event, Sender
+from embedmill.processes import die_with_parent
 
 
 def build_engine(request: dict[str, Any], sender: Sender) -> None:
@@ -22,9 +26,8 @@ def build_engine(request: dict[str, Any], sender: Sender) -> None:
         request: ``model``, and the fields of ``EngineOptions``.
         sender: takes what happens.
     """
-    with uncollected():
-        from engine_build.build import build
-        from engine_build.prepare import EngineOptions
+    from engine_build.build import build
+    from engine_build.prepare import EngineOptions
     from worker.runtime.gpus import lacking
 
     model = request.pop("model")
@@ -87,22 +90,65 @@ class _Sent:
         """Likewise."""
 
 
-def main(what: str, descriptor: int) -> None:
-    """Import what the task needs, read the task, do it."""
-    sender = Sender(descriptor)
+def _import_build() -> None:
+    import engine_build.build  # noqa: F401
+
+
+def _import_verify() -> None:
+    import verify.page
+    import verify.readings
+    import verify.reference  # noqa: F401
+
+
+_TASKS: dict[str, tuple[Callable[[], None], Callable[[dict[str, Any], Sender], None]]] = {
+    "build": (_import_build, build_engine),
+    "verify": (_import_verify, verify_job),
+}
+
+
+def main(*tasks: str) -> None:
+    """Import PyTorch, and have each task done by a process of its own.
+
+    Args:
+        tasks: of each its name, the pipe that it comes from, the pipe for what happens, and its log, with colons
+            between them.
+    """
+    with uncollected():
+        import sentence_transformers  # noqa: F401  and with it PyTorch and transformers
+    running: dict[int, Sender] = {}
+    for task in tasks:
+        what, reading, writing, log = task.split(":", 3)
+        if not (pid := os.fork()):
+            die_with_parent()
+            _become(what, int(reading), Sender(int(writing)), log)
+            return
+        running[pid] = Sender(int(writing))
+    while running:
+        pid, status = os.wait()
+        if code := os.waitstatus_to_exitcode(status):
+            with contextlib.suppress(BrokenPipeError):  # nobody listens: it has told its error
+                running[pid].send(died=code)
+        del running[pid]
+
+
+def _become(what: str, reading: int, sender: Sender, log: str) -> None:
+    """Be the process of a task: import what it needs while it may still be waiting for the task, and do it."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    prepare, do = _TASKS[what]
+    with uncollected():
+        prepare()
+    with open(reading) as tasks:
+        line = tasks.readline()
+    if not line:
+        return  # there is nothing to do any more
     try:
-        if what == "verify":
-            with uncollected():
-                import verify.page
-                import verify.readings
-                import verify.reference  # noqa: F401  PyTorch's import takes seconds: it goes on beside the job's end
-        line = sys.stdin.readline()
-        if line:  # else there is nothing to do any more
-            {"build": build_engine, "verify": verify_job}[what](json.loads(line), sender)
+        do(json.loads(line), sender)
     except UserError as error:
         sender.error(error.found, error.expected, error.hint)
         raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(*sys.argv[1:])

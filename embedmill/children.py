@@ -1,4 +1,4 @@
-"""Starts ``embedmill.child`` and listens to it."""
+"""Starts ``embedmill.child`` and listens to what is forked from it."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from contract.errors import UserError
 from embedmill.environment import python, python_path
@@ -18,21 +18,22 @@ _QUIET = {"OMP_WAIT_POLICY": "PASSIVE"}
 where others use the cores too, ``encode()`` of 256 rows took 9.7 s of CPU time instead of 4.4 s, and twice as long."""
 
 _EXIT = 3.0
-"""Seconds that a child has to exit once its task is done."""
+"""Seconds that the processes have to exit once their tasks are done."""
 
 
 class Child:
-    """A child process that waits for its task.
+    """A process that waits for its task.
 
     Args:
-        process: its process, with a pipe to its stdin.
-        events: the pipe that it writes into.
+        task: the pipe that takes the task.
+        events: the pipe that what happens comes from.
         log: what its libraries print.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", events: int, log: Path) -> None:
-        self._process, self._events, self._log = process, events, log
-        self._finished = False
+    def __init__(self, task: IO[bytes], events: IO[bytes], log: Path) -> None:
+        self._task, self._events, self._log = task, events, log
+        self.finished = False
+        """Whether it has nothing more to do."""
 
     def run(self, request: dict[str, Any], show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
         """Have the task done.
@@ -48,63 +49,92 @@ class Child:
         Raises:
             UserError: the child's, or it died.
         """
-        if self._process.stdin:
-            with contextlib.suppress(BrokenPipeError), self._process.stdin as task:  # it is dead: the pipe below ends
-                task.write(f"{json.dumps(request)}\n".encode())
-        with open(self._events, "rb", closefd=False) as lines:
-            for line in lines:
-                record = json.loads(line)
-                if "event" in record:
-                    show(Event(**record["event"]))
-                elif "note" in record:
-                    note(record["note"])
-                elif "error" in record:
-                    raise UserError(*record["error"])
-                else:
-                    self._finished = True
-                    return record["result"]
-        raise self._died()
+        with contextlib.suppress(BrokenPipeError), self._task as task:  # it is dead, which the other pipe tells
+            task.write(f"{json.dumps(request)}\n".encode())
+        for line in self._events:
+            record = json.loads(line)
+            if "event" in record:
+                show(Event(**record["event"]))
+            elif "note" in record:
+                note(record["note"])
+            elif "error" in record:
+                raise UserError(*record["error"])
+            elif "died" in record:
+                raise self._died(f" (exit status {record['died']})", killed=record["died"] == -9)
+            else:
+                self.finished = True
+                return record["result"]
+        raise self._died("", killed=False)  # with the one that it is forked from
 
-    def end(self) -> None:
-        """End the process: by itself if it has done its task, so that its libraries remove their temporary files."""
-        if self._finished:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_EXIT)
-        end_group(self._process, patience=0)
+    def dismiss(self) -> None:
+        """There is no task for it: it ends."""
+        self._task.close()
+        self.finished = True
 
-    def _died(self) -> UserError:
-        said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        status = self._process.wait()
+    def _died(self, status: str, *, killed: bool) -> UserError:
+        # What it is forked from writes to the log beside it.
+        logs = [log for log in (self._log, self._log.with_name(_LOG)) if log.is_file()]
+        said = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").strip().splitlines()]
         last = f": {said[-1]}" if said else ""
-        what = "most often the machine is out of memory" if status == -9 else "that is not the data's fault; report it"
-        return UserError(f"a process died (exit status {status}){last}", what, f"its log: {self._log}")
+        what = "most often the machine is out of memory" if killed else "that is not the data's fault; report it"
+        return UserError(f"a process died{status}{last}", what, f"its log: {self._log}")
+
+
+_LOG = "libraries.log"
 
 
 @contextlib.contextmanager
-def child(what: Literal["build", "verify"], log: Path) -> Iterator[Child]:
-    """A child process, gone when the ``with`` block ends.
+def children(folder: Path, *tasks: Literal["build", "verify"]) -> Iterator[list[Child]]:
+    """A child for each task, gone when the ``with`` block ends. PyTorch is imported once for all of them.
 
     Args:
-        what: it does.
-        log: where its output goes; what its libraries leave behind when it is killed lies beside it.
+        folder: where their output goes, and what their libraries leave behind when they are killed.
+        tasks: what they do.
     """
-    reading, writing = os.pipe()
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, reading)
-        try:
-            with log.open("ab") as output:
-                started = subprocess.Popen(
-                    python("-m", "embedmill.child", what, str(writing)),
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    env=_QUIET | os.environ | python_path() | {"TMPDIR": str(log.parent)},
-                    pass_fds=[writing],
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
-        finally:
-            os.close(writing)
-        begun = Child(started, reading, log)
-        stack.callback(begun.end)
+        begun: list[Child] = []
+        given: list[str] = []
+        with contextlib.ExitStack() as theirs:
+            inherited: list[int] = []
+            for what in tasks:
+                (reading, task), (events, writing) = os.pipe(), os.pipe()
+                inherited += [reading, writing]
+                theirs.callback(os.close, reading)
+                theirs.callback(os.close, writing)
+                log = folder / f"{what}.log"
+                files = os.fdopen(task, "wb"), os.fdopen(events, "rb")
+                for file in files:
+                    stack.callback(_close, file)
+                begun.append(Child(*files, log))
+                given.append(f"{what}:{reading}:{writing}:{log}")
+            started = _start(folder, given, inherited)
+        stack.callback(_end, started, begun)
         yield begun
+
+
+def _start(folder: Path, given: list[str], inherited: list[int]) -> "subprocess.Popen[bytes]":
+    with (folder / _LOG).open("ab") as output:
+        return subprocess.Popen(
+            python("-m", "embedmill.child", *given),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_QUIET | os.environ | python_path() | {"TMPDIR": str(folder)},
+            pass_fds=inherited,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+def _end(started: "subprocess.Popen[bytes]", begun: list[Child]) -> None:
+    """End the processes: by themselves if they have done their tasks, so that their libraries remove their temporary
+    files."""
+    if all(child.finished for child in begun):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            started.wait(_EXIT)
+    end_group(started, patience=0)
+
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        file.close()

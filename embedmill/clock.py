@@ -5,7 +5,7 @@ import time
 from contract.job import Job
 from producer.console import print_note
 from producer.estimate import how_far_off, kept_estimate
-from producer.pace import Pace
+from producer.pace import START, Pace
 from producer.progress import Progress
 
 _LEAST = 2.0
@@ -16,6 +16,8 @@ class Clock:
     """Takes the time of a run, from its making on."""
 
     def __init__(self) -> None:
+        self.builds = False
+        """Whether the run builds the engine first, which is in no estimate: a dry run builds it itself."""
         self._began = time.monotonic()
         self._computing = self._embedded = 0.0
         self._progress: Progress | None = None
@@ -39,11 +41,12 @@ class Clock:
             return
         tokens, seconds = progress.totals.tokens, self._embedded - self._computing
         whole = not progress.before.rows and bool(tokens)
-        if whole and seconds >= _LEAST:
+        if whole and not progress.totals.spared and seconds >= _LEAST:
             speed = tokens / seconds
             again = min(sample or job.rows, job.rows) * tokens / job.rows / speed
             verification = max(0.0, ended - self._embedded - again)
-            start = self._computing - self._began
+            start = START if self.builds else self._computing - self._began
             Pace.now(tokens_per_second=speed, start=start, verification=verification).save(job.fingerprint)
         if found := kept_estimate(job):
-            print_note(how_far_off(found, tokens, found.seconds if whole else None, ended - self._began))
+            seconds = found.seconds if whole and not self.builds else None
+            print_note(how_far_off(found, tokens, seconds, ended - self._began))

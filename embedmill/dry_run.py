@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from contract.engine import EngineSpec, load_engine
+from contract.job import Job
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
 from contract.words import count
+from embedmill.children import children
 from embedmill.display import Display
 from embedmill.embedding import Asked
-from embedmill.engines import build
+from embedmill.engines import build, check
 from producer.batches import open_tokenizer
 from producer.console import print_note
 from producer.dataset import open_dataset
-from producer.estimate import Measured, Plan, estimate, show_estimate
+from producer.estimate import Estimate, Measured, Plan, estimate
 from producer.making import Work
 from producer.request import resolve, with_stand_ins
 from producer.survey import survey
@@ -49,8 +51,18 @@ class _Sum(NamedTuple):
         )
 
 
-def dry_run(asked: Asked, plan: Plan, display: Display) -> None:
-    """Estimate a run, and print the estimate. The engine is built unless it is there: the run will use it.
+class Found(NamedTuple):
+    """What a dry run found."""
+
+    estimate: Estimate
+    job: Job
+    """That would be run."""
+    spec: EngineSpec
+    """Its engine."""
+
+
+def dry_run(asked: Asked, plan: Plan, display: Display) -> Found:
+    """Estimate a run, and keep the estimate for its end. The engine is built unless it is there: the run will use it.
 
     Args:
         asked: what is asked for.
@@ -63,8 +75,13 @@ def dry_run(asked: Asked, plan: Plan, display: Display) -> None:
     request = asked.job
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
     if not asked.engine.is_built():
-        with display, tempfile.TemporaryDirectory(prefix="embedmill-") as folder:
-            build(asked.engine, Path(folder) / "engine.log", display.show, print_note)
+        check(asked.engine)
+        with (
+            display,
+            tempfile.TemporaryDirectory(prefix="embedmill-") as folder,
+            children(Path(folder), "build") as (builder,),
+        ):
+            build(asked.engine, builder, display.show, print_note)
     spec = load_engine(request.engine)
     tokenizer = open_tokenizer(spec)
     job = resolve(with_stand_ins(request, spec), texts, spec, tokenizer)
@@ -74,7 +91,8 @@ def dry_run(asked: Asked, plan: Plan, display: Display) -> None:
     sample = job.rows if asked.sample is None else asked.sample
     calibrates = request.dtype == "int8" and asked.ranges is None
     made = estimate(work, spec, found, plan.having(measured), sample=sample, calibrates=calibrates)
-    show_estimate(made, job, spec)
+    made.keep(job)
+    return Found(made, job, spec)
 
 
 def measure(work: Work, spec: EngineSpec, each: float) -> Measured:
@@ -116,4 +134,4 @@ def _one(embedder: Embedder, work: Work, number: int) -> _Sum:
     embedder.embed(job, number, payload)
     seconds = time.monotonic() - began
     info = read_info(shard)
-    return _Sum(info.tokens, info.rows, job.data.entries()[shard.name].size, seconds)
+    return _Sum(info.tokens - info.spared_tokens, info.rows, job.data.entries()[shard.name].size, seconds)

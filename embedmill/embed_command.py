@@ -25,7 +25,7 @@ from embedmill.embedding import Asked, embed
 from embedmill.engines import EngineRequest
 from embedmill.events import Sender
 from producer.console import STDERR, print_line, print_note
-from producer.estimate import Plan
+from producer.estimate import Plan, show_estimate
 from producer.request import JobRequest
 from verify.terminal import show
 
@@ -41,8 +41,9 @@ The same command goes on where it was. Engines are kept in ~/.cache/embedmill (E
 """
 
 _PRODUCER = producer.command.main
-_NOT_TAKEN = {"dataset", "engine", "detach"}
-"""The producer's options that have no meaning here: the dataset is the argument, the engine follows from the model."""
+_NOT_TAKEN = {"dataset": None, "engine": None, "detach": False, "priority": 0}
+"""The producer's options that have no meaning here, and what they are instead: the dataset is the argument, the engine
+follows from the model, and on a Redis of its own there is one job."""
 
 _ENGINE = ("model", "pooling", "normalize", "max_length")
 _VERIFY = ("sample", "seed")
@@ -110,7 +111,11 @@ def main(
         if plan:
             from embedmill.dry_run import dry_run  # here: it has a worker's libraries
 
-            dry_run(asked, plan, display)
+            found = dry_run(asked, plan, display)
+            if sender:
+                sender.send(estimate=found.estimate.model_dump(mode="json"))
+            else:
+                show_estimate(*found)
             return
         job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT)
         if sender:
@@ -126,7 +131,7 @@ def main(
     context.obj, produce = begin, _PRODUCER.callback
     assert produce is not None
     try:
-        context.invoke(produce, dataset=dataset, engine=wanted.name, detach=False, **options)
+        context.invoke(produce, **(_NOT_TAKEN | options | {"dataset": dataset, "engine": wanted.name}))
     except UserError as error:
         if sender:
             sender.error(error.found, error.expected, error.hint)

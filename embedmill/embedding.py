@@ -14,10 +14,10 @@ from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.settings import put
 from contract.words import count
-from embedmill.children import Child, child
+from embedmill.children import Child, children
 from embedmill.clock import Clock
 from embedmill.display import Display
-from embedmill.engines import EngineRequest, build
+from embedmill.engines import EngineRequest, build, check
 from embedmill.events import Event
 from embedmill.repair import set_faulty_aside
 from embedmill.station import Worker, private_redis, worker
@@ -30,6 +30,7 @@ from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.request import JobRequest
 from producer.running import begin, drive, job_for
+from worker.runtime.gpus import gpu_count
 
 _WARM_UP = 30.0
 """Seconds before a job's end, as far as that is known, at which the verifier begins to import PyTorch."""
@@ -73,15 +74,19 @@ class Run:
         Raises:
             UserError: of any of the programs.
         """
-        request, built = self.asked.job, self.asked.engine.is_built()
+        request, builder = self.asked.job, self._start_builder()
         self.stack.enter_context(private_redis(self.folder))
         put(engine=self.asked.engine.name)
-        working = self._start_worker() if built else None
+        # It waits for its engine. On a GPU that would be one without the plan, which is built last.
+        working = None if builder and gpu_count() else self._start_worker()
         texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
         if min(request.limit or texts.rows, texts.rows) <= _FEW:
             self._start_verifier()
-        if not built:
-            build(self.asked.engine, self.folder / "engine.log", self.display.show, print_note)
+        elif self._verifier:
+            self._verifier.dismiss()
+            self._verifier = None
+        if builder:
+            build(self.asked.engine, builder, self.display.show, print_note)
         self.display.show(Event("engine", self.asked.engine.name, ended=True))
         working = working or self._start_worker()
         spec = load_engine(request.engine)
@@ -104,9 +109,18 @@ class Run:
         self.stack.push(self._worker)
         return self._worker.enter_context(worker(self.folder))
 
+    def _start_builder(self) -> Child | None:
+        """With a verifier, for which PyTorch is imported too; None where the engine is there."""
+        if self.asked.engine.is_built():
+            return None
+        check(self.asked.engine)
+        self.clock.builds = True
+        builder, self._verifier = self.stack.enter_context(children(self.folder, "build", "verify"))
+        return builder
+
     def _start_verifier(self) -> Child:
         if self._verifier is None:
-            self._verifier = self.stack.enter_context(child("verify", self.folder / "verify.log"))
+            (self._verifier,) = self.stack.enter_context(children(self.folder, "verify"))
         return self._verifier
 
     def _drive(self, work: Work, working: Worker) -> None:
@@ -138,7 +152,7 @@ class Run:
 
     def _show(self, progress: Progress, *, ended: bool = False) -> None:
         text = workers_line(progress.view) if progress.view and not ended else ""
-        rows, tokens = progress.rows, progress.new.tokens
+        rows, tokens = progress.rows, progress.new.tokens - progress.new.spared_tokens
         self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
 
 

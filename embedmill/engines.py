@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from contract.engine import engine_folder
-from contract.settings import settings
-from embedmill.children import child
+from embedmill.children import Child
 from embedmill.events import Event
 from engine_build.source import local_folder
 
@@ -50,20 +49,26 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
     return sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
-def build(request: EngineRequest, log: Path, show: Callable[[Event], None], note: Callable[[str], None]) -> None:
-    """Build an engine, in a process of its own.
+def check(request: EngineRequest) -> None:
+    """See that a folder is a model, before PyTorch is imported.
+
+    Raises:
+        UserError: it is none.
+    """
+    local_folder(request.model)
+
+
+def build(request: EngineRequest, builder: Child, show: Callable[[Event], None], note: Callable[[str], None]) -> None:
+    """Build an engine.
 
     Args:
         request: what is asked for.
-        log: where the libraries' output goes.
+        builder: has it done.
         show: takes the steps.
         note: takes lines that the user should read.
 
     Raises:
         UserError: the model cannot be taken, or the process died.
     """
-    local_folder(request.model)  # what is no model is said before PyTorch is imported
     show(Event("engine", "importing PyTorch"))
-    settings().engines.mkdir(parents=True, exist_ok=True)
-    with child("build", log) as builder:
-        builder.run(asdict(request) | {"name": request.name}, show, note)
+    builder.run(asdict(request) | {"name": request.name}, show, note)

@@ -52,7 +52,7 @@ def add_plan(spec: EngineSpec, options: PlanOptions, *, gpu: int, step: Step) ->
         UserError: there is no such GPU, TensorRT-RTX does not support it, the ONNX file is not the recorded one, or the
             builder fails.
     """
-    from worker.runtime.gpu_plan import gpu_context  # here: it needs pycuda, which a build ahead does not
+    from worker.runtime.gpu_plan import gpu_context  # here: a build ahead needs nothing of a GPU
 
     with gpu_context(gpu) as current:
         target = Target(current.sm, current.device.name(), current.multiprocessors)

@@ -29,8 +29,13 @@ Examples:
   python -m engine_build plan --engine bge-small
   python -m engine_build bench --engine bge-small
 
-The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m producer --dataset imdb
+The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next, in two terminals:
+  celery -A worker worker
+  python -m producer --dataset imdb
 """
+
+
+_NEXT = "Next: celery -A worker worker, and in another terminal: python -m producer --dataset imdb"
 
 
 @click.group(epilog=_EPILOG, invoke_without_command=True)
@@ -57,7 +62,7 @@ The engine lands in engines/<name>/ (EMBEDMILL_ENGINES). Next: python -m produce
     "--plan/--no-plan",
     "plan_too",
     default=None,
-    help="Build a TensorRT plan as well.  [default: if there is a GPU with TensorRT and pycuda]",
+    help="Build a TensorRT plan as well.  [default: if there is a GPU and what embedmill[gpu] installs]",
 )
 @click.pass_context
 def main(
@@ -72,7 +77,8 @@ def main(
 ) -> None:
     """Turn a model that sentence-transformers opens into an engine.
 
-    Its own pooling, further modules, prompts and truncate_dim are kept, so its vectors stay the ones its users know.
+    Its own pooling, further modules, prompts and truncate_dim are kept. Texts are truncated at 512 tokens instead of
+    at the model's own length; with --max-length model, vectors are those of encode().
     BERT-family encoders are exported to ONNX, for ONNX Runtime and TensorRT. What cannot be exported is computed by
     PyTorch: by transformers' own code on packed rows, or else by the model's own modules. Each of these is compared
     with encode() before it is taken.
@@ -104,7 +110,7 @@ def main(
             STDERR.print(line, highlight=False, soft_wrap=True)
     if plan_too or (plan_too is None and not lacking() and not spec.plans and spec.onnx_sha256):
         build_plan(spec, PlanOptions(), gpu=0)
-    STDOUT.print("Next: python -m producer --dataset imdb", highlight=False)
+    STDOUT.print(_NEXT, highlight=False, soft_wrap=True)
 
 
 def _table(spec: EngineSpec, comparisons: Mapping[str, Comparison], seconds: float) -> Table:

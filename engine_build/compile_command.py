@@ -5,7 +5,6 @@ from rich.table import Table
 
 from contract.errors import UserError
 from contract.tuned import CompiledSpec
-from contract.words import count
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
 from worker.runtime.gpus import torch_lacking
 
@@ -47,5 +46,4 @@ def compile_(engine: str | None, gpu: int) -> None:
 
 
 def _flash_attention_4(made: CompiledSpec) -> str:
-    used = " and ".join(f"up to {count(longest, 'token')}" for longest in made.flash_attention_4)
-    return f"{f'for rows of {used}' if used else 'not used'} ({made.attention})"
+    return f"{', '.join(made.flash_attention_4) or 'not used'} ({made.attention})"

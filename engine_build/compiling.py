@@ -35,13 +35,13 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
 
         from worker.runtime.compiled import Compiled
         from worker.runtime.cuda import cuda_device
-        from worker.runtime.flash import faster_lengths
+        from worker.runtime.flash import faster_profiles
         from worker.runtime.packed_model import attention_shape
         from worker.runtime.torch_gpu import compute_capability, profiles_on, torch_gpu_engine
 
         device = cuda_device(gpu)
         heads, width = attention_shape(spec.check_file("model.safetensors", spec.torch_sha256))
-        flash_4, attention = faster_lengths(profiles_on(device, spec), spec.max_length, heads, width, device)
+        flash_4, attention = faster_profiles(profiles_on(device, spec), heads, width, device)
         began = time.monotonic()
         with torch_gpu_engine(spec, gpu, flash_4=flash_4):
             seconds = time.monotonic() - began

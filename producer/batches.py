@@ -5,7 +5,7 @@ speed.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from contract.blank import unless_blank
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
+from contract.origins import Hashes, Origins, hashes_of
 from contract.tokens import TokenRows
 from contract.words import count
 from producer.words import ID_BYTES, Words, words_of
@@ -170,11 +171,20 @@ def batch_of(
     texts: Sequence[str | None],
     rows: RowTokenizer,
     kept: Mapping[str, pa.Array] | None = None,
-    features: Mapping[str, str] | None = None,
+    find: Callable[[Hashes], Origins] = Origins.of,
 ) -> Batch:
-    """One batch of a job from the texts, and the columns to keep with their features, of ``job.row_range(number)``.
+    """One batch of a job from the texts, and the columns to keep, of ``job.row_range(number)``.
 
-    A blank text is none: see ``contract.blank``. Columns are kept as they are.
+    A blank text is none: see ``contract.blank``. Columns are kept as they are. A text that comes several times is
+    tokenized once, one that is found in an earlier job not at all.
+
+    Args:
+        job: the job.
+        number: the batch's.
+        texts: None for a row without a text.
+        rows: the tokenizer.
+        kept: the columns, by name.
+        find: where the vectors of texts are, by their hashes.
 
     Raises:
         ValueError: there are not as many texts as rows.
@@ -183,6 +193,9 @@ def batch_of(
     if len(texts) != len(wanted):
         raise ValueError(f"found {count(len(texts), 'text')} for {count(len(wanted), 'row')}")
     present = [unless_blank(text) for text in texts]
+    origins = find(hashes_of(present))
+    computed = (~origins.taken & ~origins.repeated).tolist()
+    present = [text if needed else None for text, needed in zip(present, computed, strict=True)]
     owners, tokens, n_tokens = tokenize_windows(present, rows, job.prefix, job.overlap)
     # A text's further windows have nulls there: once is enough for what may be long.
     first = np.diff(owners, prepend=-1) != 0
@@ -195,6 +208,6 @@ def batch_of(
         tokens=tokens,
         n_tokens=n_tokens,
         kept={name: values.take(indices) for name, values in (kept or {}).items()},
-        features=features or {},
         prompt_tokens=0 if rows.pools_prompt else rows.prompt_tokens(job.prefix),
+        origins=origins.take(owners),
     )

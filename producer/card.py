@@ -46,7 +46,7 @@ def card_of(ready: Ready, spec: EngineSpec, repo: str, kept: Mapping[str, Any]) 
     limit = f", the first {job.limit:,}" if job.limit else ""
     parts = [
         f"---\n{DatasetCardData(**{**kept, **_front_matter(job, spec)}).to_yaml()}\n---",
-        f"# {_named(job.dataset)}, embedded by {_named(spec.model)}",
+        f"# {repo.rpartition('/')[2]}",  # the name that its owner has chosen; a file's or a folder's may be any
         f"A vector for each row of {_of_columns(job)} of {source}{config}, split `{job.split}`{at}: "
         f"{count(job.rows, 'row')}{limit}, in the dataset's order. Made by embedmill.",
         f'```python\nimport datasets\n\ndatasets.load_dataset("{repo}", split="{job.split}")\n```',
@@ -145,6 +145,7 @@ def _columns(job: Job, spec: EngineSpec) -> list[tuple[str, str]]:
         ("`n_tokens`", "before truncation, special tokens counted; 0 without a text"),
         ("`truncated`", "more tokens than the model was given"),
         ("`error`", "why a row that has a text has no vector"),
+        ("`text_hash`", "the first 16 bytes of the text's SHA-256"),
         *((f"`{name}`", "as in the source dataset") for name in job.columns),
     ]
 

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 from contract.engine import load_engine
 from contract.errors import UserError
 from contract.form import Dtype
+from contract.job import PRIORITIES
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
@@ -22,7 +23,7 @@ from producer.jobs_commands import cancel, clean, list_jobs
 from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
-from producer.request import OVERLAP, JobRequest, resolve, with_stand_ins
+from producer.request import OVERLAP, JobRequest, earlier_jobs, resolve, with_stand_ins
 from producer.retry_command import retry
 from producer.running import NEXT, begin, job_for, run
 from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
@@ -136,6 +137,20 @@ Next: celery -A worker worker, then python -m verify
     type=click.IntRange(min=0),
     help=f"Tokens that a window shares with the next one.  [default: {OVERLAP}]",
 )
+@click.option(
+    "--priority",
+    type=click.IntRange(-PRIORITIES, PRIORITIES),
+    default=0,
+    show_default=True,
+    help="Workers take batches of jobs of higher priority first, and of those of the same in turn. The same command "
+    "with another one changes it.",
+)
+@click.option(
+    "--reuse",
+    metavar="JOBS",
+    help="Earlier jobs, separated by commas: rows whose text one of them has take its vector, and only the rest is "
+    "computed.",
+)
 @click.option("--detach", is_flag=True, help="Publish and leave; the same command without it waits for the end.")
 @click.option(
     "--dry-run", is_flag=True, help="Start nothing: say how many rows, tokens, bytes and seconds it would be."
@@ -168,6 +183,8 @@ def main(
     keep_columns: str | None,
     long_texts: Literal["truncate", "window"],
     overlap: int | None,
+    priority: int,
+    reuse: str | None,
     detach: bool,
     dry_run: bool,
     dollars_per_hour: float | None,
@@ -204,6 +221,8 @@ def main(
         dimensions=dimensions,
         long_texts=long_texts,
         overlap=overlap,
+        priority=priority,
+        reuse=earlier_jobs(reuse),
     )
     # A program that has these options too, and goes on in its own way, is the context's object.
     plan = Plan(dollars_per_hour) if dry_run else None
@@ -229,7 +248,9 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
         calibrates = request.dtype == "int8" and ranges is None
-        show_estimate(estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates), work.job, spec)
+        found = estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates)
+        found.keep(work.job)
+        show_estimate(found, work.job, spec)
         return
     job = job_for(request, ranges, texts, spec, tokenizer)
     if run(Work(job, texts, tokenizer), spec, begin(job), detach=detach):

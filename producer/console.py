@@ -37,6 +37,8 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     cut = f", at {spec.longest_row}" if not job.windowed else ""
     table.add_row("truncated", f"{totals.truncated:,}{cut}")
     table.add_row("without a text", f"{totals.without_text:,}")
+    if totals.spared:
+        table.add_row("not computed", f"{totals.spared:,}: an earlier job or another row has the same text")
     if totals.recomputed:
         table.add_row("recomputed in FP32", f"{totals.recomputed:,}")
     if totals.failed:
@@ -44,7 +46,10 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     if new.rows:
         table.add_row("seconds", f"{seconds:,.1f}")
         table.add_row("rows/s", f"{new.rows / seconds:,.1f}")
-        table.add_row("tokens/s", f"{new.tokens / seconds:,.0f}")
+        table.add_row("tokens/s", f"{(new.tokens - new.spared_tokens) / seconds:,.0f}")
+    if progress.producers > 1:
+        made = f"this one made {progress.made:,} of {count(job.batches, 'batch', 'batches')}"
+        table.add_row("producers", f"{progress.producers} at once; {made}")
     table.add_row("folder", str(job.folder))
     return table
 
@@ -55,6 +60,8 @@ def status_table(status: Status) -> Table:
     table = Table("job", job.id, title="Status", title_justify="left")
     table.add_row("rows done", f"{status.rows:,} of {job.rows:,} ({100 * status.rows / job.rows:.1f} %)")
     table.add_row("batches done", f"{status.done:,} of {job.batches:,}")
+    if any(status.view.priorities.values()) and not status.ended:
+        table.add_row("priority", f"{status.view.priority:g}")
     if status.ended:
         table.add_row("ended", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status.ended)))
     else:
@@ -66,6 +73,8 @@ def status_table(status: Status) -> Table:
         if status.eta is not None:
             table.add_row("ETA", str(timedelta(seconds=round(status.eta))))
     table.add_row("dead", f"{len(status.dead):,}")
+    if not status.ended:
+        table.add_row("producers alive", f"{status.view.producers:,}")
     table.add_row("workers alive", f"{len(status.view.alive()):,}")
     if not status.ended:
         table.add_row("they are", workers_line(status.view).partition(": ")[2] or "-")

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from contract.words import count
 from producer.progress import Progress
-from producer.reasons import reason, workers_line
+from producer.reasons import producers_line, reason, workers_line
 
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal for a bar, and for which no shard must come before it is
@@ -104,17 +104,21 @@ def _bar(console: Console) -> Iterator[Callable[[Progress, float], None]]:
         def show(progress: Progress, now: float) -> None:
             bar.update(task, completed=progress.rows, total=progress.job.rows)
             view = progress.view
-            live.update(Group(bar, Text(workers_line(view), style="dim")) if view else bar)
+            lines = [line for line in (workers_line(view), producers_line(view)) if line] if view else []
+            live.update(Group(bar, *(Text(line, style="dim") for line in lines)))
 
         yield show
 
 
 def _lines(console: Console, began: float) -> Callable[[Progress, float], None]:
-    """A line each ten seconds in which rows came."""
-    printed, rows = began, -1
+    """A line each ten seconds in which rows came, and one whenever another number of producers shares the job."""
+    printed, rows, shared = began, -1, ""
 
     def show(progress: Progress, now: float) -> None:
-        nonlocal printed, rows
+        nonlocal printed, rows, shared
+        if progress.view and (line := producers_line(progress.view)) != shared:
+            console.print(line or "No other producer shares this job any more", highlight=False, soft_wrap=True)
+            shared = line
         if now - printed >= LINE_EVERY and progress.rows != rows:
             console.print(_rows_line(progress, now - began), highlight=False, soft_wrap=True)
             printed, rows = now, progress.rows

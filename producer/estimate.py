@@ -20,6 +20,8 @@ from producer.console import STDOUT, print_line
 from producer.kept import keep
 from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
+from producer.repeats import to_compute
+from producer.reuse import index_of
 from producer.survey import Figure, Survey
 
 
@@ -51,7 +53,11 @@ class Estimate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
+    """Its id."""
     survey: Survey
+    """How many rows there are, and of how many tokens."""
+    computed: int | None
+    """Texts that are computed: those of no earlier job, each once; None where the dataset is not on this machine."""
     batches: int
     batch_rows: int
     there: int
@@ -74,6 +80,13 @@ class Estimate(BaseModel):
         """From the command to its verdict."""
         return None if self.vectors is None else self.start + self.vectors + self.verification
 
+    @property
+    def dollars(self) -> float | None:
+        """What these seconds cost; None where they or the price are not known."""
+        if self.seconds is None or self.dollars_per_hour is None:
+            return None
+        return self.seconds / 3600 * self.dollars_per_hour
+
     def keep(self, job: Job) -> None:
         """Keep it for the run's summary."""
         keep(_file(job), self.model_dump_json())
@@ -91,20 +104,26 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
         calibrates: whether the first rows are computed twice, for the ranges of int8.
     """
     job, pace = work.job, last_pace(spec.fingerprint)
+    with index_of(job) as index:
+        work = work._replace(index=index)
+        computed = None if job.stream else to_compute(work, index)
+        batch_bytes = _batch_bytes(work)
     measured = plan.measured
     if measured is None and pace:
         measured = Measured(pace.tokens_per_second, f"this machine's last run, {pace.when}")
     speed, there = measured.tokens_per_second if measured else math.nan, len(job.committed())
     left, each = 1 - there / job.batches, found.tokens.value / job.rows
-    vectors = found.tokens.value * left + each * (min(CALIBRATION_ROWS, job.rows) if calibrates else 0)
+    share = 1.0 if computed is None else min(1.0, computed / max(1.0, job.rows - found.without_text.value))
+    vectors = found.tokens.value * left * share + each * (min(CALIBRATION_ROWS, job.rows) if calibrates else 0)
     verification = pace.verification if pace else VERIFICATION
     return Estimate(
         job=job.id,
         survey=found,
+        computed=computed,
         batches=job.batches,
         batch_rows=job.batch_rows,
         there=there,
-        redis_bytes=round(_batch_bytes(work) * left),
+        redis_bytes=round(batch_bytes * left),
         output_bytes=round(_output_bytes(work, spec, found, measured)),
         measured=measured,
         start=pace.start if pace else START,
@@ -148,8 +167,7 @@ def _file(job: Job) -> Path:
 
 
 def show_estimate(found: Estimate, job: Job, spec: EngineSpec) -> None:
-    """Keep an estimate for the run's summary, and print it."""
-    found.keep(job)
+    """Print an estimate."""
     STDOUT.print(_table(found, "" if job.windowed else spec.longest_row))
     print_line("Nothing was started. To run it: the same command without --dry-run")
 
@@ -162,6 +180,9 @@ def _table(found: Estimate, tokens_at: str) -> Table:
     table.add_row("tokens", f"{_shown(rows.tokens)} ({by})")
     table.add_row("truncated", f"{_shown(rows.truncated)}, at {tokens_at}" if tokens_at else "none: windows")
     table.add_row("without a text", _shown(rows.without_text))
+    if found.computed is not None:
+        others = rows.rows - found.computed
+        table.add_row("to compute", f"{count(found.computed, 'text')}" + f", {others:,} rows need none" * bool(others))
     table.add_row("longest seen", ", ".join(f"row {one.row:,}: {count(one.tokens, 'token')}" for one in rows.longest))
     there = f"; {count(found.there, 'shard')} there" if found.there else ""
     table.add_row("batches", f"{found.batches:,} of {count(found.batch_rows, 'row')}{there}")
@@ -183,9 +204,8 @@ def _times(found: Estimate) -> dict[str, str]:
         "tokens/s": f"{found.measured.tokens_per_second:,.0f}: {found.measured.how}",
         "seconds": f"{found.seconds:,.0f} ({', '.join(parts)})",
     }
-    if found.dollars_per_hour is not None:
-        dollars = found.seconds / 3600 * found.dollars_per_hour
-        shown["cost"] = f"${dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
+    if found.dollars is not None:
+        shown["cost"] = f"${found.dollars:,.4f} at ${found.dollars_per_hour:,.2f} an hour"
     return shown
 
 

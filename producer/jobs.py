@@ -17,7 +17,7 @@ class Listed:
     job: Job
     state: str
     """``done``, ``under way``, ``dead batches``, ``stopped``, ``cancelled``, or ``elsewhere``: its folder is not seen
-    here."""
+    here. Without a Redis what is not ``done`` is ``not done``."""
     rows: int | None
     """Rows that have a shard; None if its folder is not seen here."""
     bytes: int
@@ -28,19 +28,24 @@ class Listed:
     """Batches that wait for a worker."""
 
 
-def listed(ledger: ProducerLedger) -> list[Listed]:
+def listed(ledger: ProducerLedger | None) -> list[Listed]:
     """The jobs of the output folder, the one begun or resumed last at the end, and then those that only Redis knows.
+
+    Args:
+        ledger: None for what the output folder has.
 
     Raises:
         UserError: Redis does not answer.
     """
-    known = ledger.jobs()
     here = jobs_in(settings().output)
+    if ledger is None:
+        return [_seen(job, None, set()) for job in here]
+    known = ledger.jobs()
     elsewhere = [job for key in sorted(known - {job.key for job in here}) if (job := ledger.job(key))]
     return [_seen(job, ledger, known) for job in here] + [_elsewhere(job, ledger) for job in elsewhere]
 
 
-def _seen(job: Job, ledger: ProducerLedger, known: set[JobKey]) -> Listed:
+def _seen(job: Job, ledger: ProducerLedger | None, known: set[JobKey]) -> Listed:
     written = job.written()
     return Listed(
         job=job,
@@ -48,13 +53,15 @@ def _seen(job: Job, ledger: ProducerLedger, known: set[JobKey]) -> Listed:
         rows=sum(len(job.row_range(batch)) for batch in written),
         bytes=job.bytes(),
         age=time.time() - max(written.values()) if written else None,
-        queued=ledger.queued(job.key),
+        queued=ledger.queued(job.key) if ledger else 0,
     )
 
 
-def _state(job: Job, done: int, ledger: ProducerLedger, known: set[JobKey]) -> str:
+def _state(job: Job, done: int, ledger: ProducerLedger | None, known: set[JobKey]) -> str:
     if done == job.batches:
         return "done"
+    if ledger is None:
+        return "not done"
     if ledger.cancelled(job):
         return "cancelled"
     if job.key in known:

@@ -114,13 +114,3 @@ def lost(seen: Mapping[int, Sighting], *, now: float, timeout: float, missing_af
         BatchState.MISSING: missing_after,
     }
     return {batch for batch, (state, since) in seen.items() if state in limits and now - since >= limits[state]}
-
-
-def unpublished(batches: int, *known: Collection[int]) -> list[int]:
-    """The batches to be made, in order.
-
-    Args:
-        batches: how many the job has.
-        known: batches that have a shard, that are published, or that were given up.
-    """
-    return [batch for batch in range(batches) if not any(batch in one for one in known)]

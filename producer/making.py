@@ -9,8 +9,9 @@ import contextlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -20,11 +21,13 @@ from redis import RedisError
 
 from contract.errors import UserError
 from contract.job import Job
+from contract.origins import Origins
 from contract.redis.connection import client
 from contract.redis.producing import Publication
 from contract.redis.refusals import refusal
 from contract.settings import settings
 from producer.batches import RowTokenizer, batch_of, readable
+from producer.reuse import Index
 from producer.texts import TextDataset
 
 
@@ -35,6 +38,8 @@ class Work(NamedTuple):
     texts: TextDataset
     """Pickled it names its memory-mapped files: no text is copied."""
     tokenizer: RowTokenizer
+    index: Index | None = None
+    """Where vectors of earlier jobs are."""
 
     def payload(self, batch: int) -> bytes:
         """A batch's bytes; always the same.
@@ -45,7 +50,9 @@ class Work(NamedTuple):
         rows = self.job.row_range(batch)
         with readable(self.job.dataset, rows):
             texts, kept = self.texts.read(rows)
-            made = batch_of(self.job, batch, texts, self.tokenizer, kept, self.texts.features)
+            find = self.index.find if self.index else Origins.of
+            made = batch_of(self.job, batch, texts, self.tokenizer, kept, find)
+            made = replace(made, features=self.texts.features)
             return made.to_bytes(self.tokenizer.length, self.tokenizer.pad_id)
 
 
@@ -65,18 +72,22 @@ class Maker:
         made = self._made[batch] = Publication(self._work.job, batch, self._work.payload(batch))
         return made.size
 
-    def put(self, batch: int) -> bool:
+    def put(self, batch: int, producer: str) -> bool:
         """Put a batch that was made into Redis, and forget it.
 
+        Args:
+            batch: its number.
+            producer: the id of the producer that has claimed it.
+
         Returns:
-            Whether it was this call that published it, and not another producer of the same job.
+            Whether it was published: another producer may have the claim by now.
 
         Raises:
             RedisError: Redis does not answer, or is full; the batch may be put again.
             UserError: it refuses this user, however long one waits.
         """
         try:
-            own = self._made[batch](self._redis)
+            own = self._made[batch](self._redis, producer)
         except RedisError as error:
             raise refusal(error) or error from None
         del self._made[batch]
@@ -87,8 +98,12 @@ class Order(NamedTuple):
     """What the producer asks a tokenizing process for."""
 
     batch: int
-    put: bool
-    """Whether to put a batch that was made into Redis; else to make it."""
+    producer: str | None = None
+    """Puts a batch that was made into Redis, for the producer of this id; None: makes it."""
+
+    @property
+    def put(self) -> bool:
+        return self.producer is not None
 
 
 class Answer(NamedTuple):
@@ -97,7 +112,7 @@ class Answer(NamedTuple):
     put: bool
     """The order's."""
     result: int | Exception
-    """The batch's bytes, or whether it was this producer that published it; or what ``Maker`` raised."""
+    """The batch's bytes, or whether it was published; or what ``Maker`` raised."""
 
 
 def serve(connection: Connection, work: Work, environment: Mapping[str, str]) -> None:
@@ -117,7 +132,7 @@ def serve(connection: Connection, work: Work, environment: Mapping[str, str]) ->
     maker, lock = Maker(work), threading.Lock()
 
     def answer(order: Order) -> None:
-        result = _result(maker.put if order.put else maker.make, order, work.job)
+        result = _result(maker, order, work.job)
         with lock, contextlib.suppress(ConnectionError):  # the producer is gone
             connection.send(Answer(order.put, result))
 
@@ -130,10 +145,10 @@ def serve(connection: Connection, work: Work, environment: Mapping[str, str]) ->
                 apart.submit(answer, order)
 
 
-def _result(do: Callable[[int], int], order: Order, job: Job) -> int | Exception:
-    """What a call returns or raises, as something that survives the way to the producer."""
+def _result(maker: Maker, order: Order, job: Job) -> int | Exception:
+    """What an order's call returns or raises, as something that survives the way to the producer."""
     try:
-        return do(order.batch)
+        return maker.make(order.batch) if order.producer is None else maker.put(order.batch, order.producer)
     except (UserError, RedisError) as error:
         return error
     except BaseException as error:  # a panic of the Rust tokenizer is no Exception

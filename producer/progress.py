@@ -24,6 +24,10 @@ class ShardTotals:
     """Rows whose vector was not finite and was computed again in FP32."""
     failed: int = 0
     """Rows that have an error instead of a vector."""
+    spared: int = 0
+    """Rows whose vector was taken: an earlier job, or another row, has the same text."""
+    spared_tokens: int = 0
+    """Of ``tokens``, theirs."""
     runtimes: frozenset[str] = frozenset()
     """What computed them: ``ShardInfo.computed_by``."""
 
@@ -36,6 +40,8 @@ class ShardTotals:
             without_text=self.without_text + other.without_text,
             recomputed=self.recomputed + other.recomputed,
             failed=self.failed + other.failed,
+            spared=self.spared + other.spared,
+            spared_tokens=self.spared_tokens + other.spared_tokens,
             runtimes=self.runtimes | other.runtimes,
         )
 
@@ -54,6 +60,8 @@ def _one(info: ShardInfo) -> ShardTotals:
         without_text=info.without_text,
         recomputed=info.recomputed,
         failed=info.failed,
+        spared=info.spared,
+        spared_tokens=info.spared_tokens,
         runtimes=frozenset({info.computed_by}),
     )
 
@@ -75,6 +83,10 @@ class Progress:
     """The workers and the job in Redis, as last seen."""
     begun: int = 0
     """Rows that are computed, of batches that have no shard yet: as far as workers have said."""
+    producers: int = 1
+    """Most producers that were at the job at once."""
+    made: int = 0
+    """Batches that this one has tokenized."""
 
     @property
     def totals(self) -> ShardTotals:

@@ -38,6 +38,10 @@ def _nothing_out(view: View) -> Reason | None:
         return None
     if view.making or view.unpublished:
         return Reason("tokenizing", f"{count(view.making, 'batch', 'batches')} being tokenized")
+    if view.elsewhere:
+        batches, left = count(view.elsewhere, "batch", "batches"), f"{view.timeout:.0f} s after it was last heard of"
+        who = "another producer" if view.producers < 3 else f"{view.producers - 1} other producers"
+        return Reason("elsewhere", f"{batches} with {who}; those of one that died are taken over {left}")
     return Reason("ending", "every batch has its shard")
 
 
@@ -134,8 +138,21 @@ def _busy(view: View, able: list[Heartbeat], busy: list[Heartbeat]) -> str:
         return f"{count(len(busy), 'worker')}, none free: one {what}"
     who = "the only worker computes" if len(able) == 1 else f"{count(len(busy), 'worker computes', 'workers compute')}"
     more = f" and {count(len(jobs) - 1, 'other')}" if len(jobs) > 1 else ""
-    before = count(view.others.get(key, 0), "batch", "batches")
-    return f"{who} job {_name(key)}{more}, of which {before} wait; each job gets every next batch in turn"
+    return f"{who} job {_name(key)}{more}, of which {_waiting(view, key)}; {_next(view, key)}"
+
+
+def _next(view: View, key: str) -> str:
+    """Which of the jobs that wait gets the next batch, where workers compute one of this key."""
+    ahead = sorted(key for key in view.others if view.priorities.get(key, 0.0) > view.priority)
+    if not ahead:
+        return "each job gets every next batch in turn"
+    first = key if key in ahead else max(ahead, key=lambda one: view.priorities[one])
+    whose = "its" if first == key else f"{_waiting(view, first)} of job {_name(first)}, whose"
+    return f"{whose} priority {view.priorities[first]:g} goes before this job's {view.priority:g}"
+
+
+def _waiting(view: View, key: str) -> str:
+    return f"{count(view.others.get(key, 0), 'batch waits', 'batches wait')}"
 
 
 def _name(key: str) -> str:
@@ -144,6 +161,11 @@ def _name(key: str) -> str:
 
 def _for(view: View, since: float) -> str:
     return str(timedelta(seconds=round(max(0.0, view.now - since))))
+
+
+def producers_line(view: View) -> str:
+    """How many producers share the job: ``3 producers share this job``; empty for one."""
+    return f"{view.producers} producers share this job" if view.producers > 1 else ""
 
 
 def workers_line(view: View) -> str:

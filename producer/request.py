@@ -7,7 +7,9 @@ from typing import Literal
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.form import Dtype, VectorForm
-from contract.job import Job
+from contract.job import EarlierJob, Job
+from contract.jobs import find_job
+from contract.reuse import check_fits
 from contract.store import Location
 from contract.words import count
 from producer.batches import RowTokenizer
@@ -48,6 +50,19 @@ class JobRequest:
     dimensions: int | None = None
     long_texts: Literal["truncate", "window"] = "truncate"
     overlap: int | None = None
+    priority: int = 0
+    reuse: tuple[Job, ...] = ()
+    """Earlier jobs of which rows with the same text take their vectors."""
+
+
+def earlier_jobs(names: str | None) -> tuple[Job, ...]:
+    """The jobs that ``--reuse`` names: folders, URIs, ids or names.
+
+    Raises:
+        UserError: one is not there.
+    """
+    jobs = [find_job(name.strip()) for name in (names or "").split(",") if name.strip()]
+    return tuple({job.id: job.model_copy(update={"folder": job.folder.absolute()}) for job in jobs}.values())
 
 
 def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer: RowTokenizer) -> Job:
@@ -64,7 +79,7 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         size = batch_size(texts, _rows(texts, request.limit), tokenizer, prefix, overlap)
         print_note(size.why)
         batch_rows = size.rows
-    return job_of(
+    job = job_of(
         texts,
         spec,
         request.output,
@@ -75,7 +90,12 @@ def resolve(request: JobRequest, texts: TextDataset, spec: EngineSpec, tokenizer
         batch_rows=batch_rows,
         form=VectorForm(dtype=request.dtype, dimensions=dimensions, ranges=request.ranges),
         overlap=overlap,
+        priority=request.priority,
+        reuse=tuple(EarlierJob(id=earlier.id, folder=earlier.folder) for earlier in request.reuse),
     )
+    for earlier in request.reuse:
+        check_fits(earlier, job)
+    return job
 
 
 def job_of(texts: TextDataset, spec: EngineSpec, output: Location, *, limit: int | None, **chosen: object) -> Job:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from contract.engine import EngineSpec
 from contract.errors import Interrupted, UserError
 from contract.job import Job
+from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
@@ -19,7 +20,9 @@ from producer.estimate import how_far_off, kept_estimate
 from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
+from producer.repeats import repeated_work
 from producer.request import JobRequest, elements_of, resolve
+from producer.reuse import index_of
 from producer.texts import TextDataset
 from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
@@ -27,14 +30,17 @@ from producer.view import view_of
 NEXT = "Next: python -m verify"
 
 
-def open_ledger() -> ProducerLedger:
+def open_ledger(*, at_once: bool = False) -> ProducerLedger:
     """Redis, once it is known that waiting for it makes sense.
 
+    Args:
+        at_once: for a question that somebody waits for: Redis must answer now.
+
     Raises:
-        UserError: it refuses this user, or is none that embedmill can use.
+        UserError: it refuses this user, or is none that embedmill can use, or does not answer ``at_once``.
     """
     ledger = ProducerLedger(patience=settings().redis_patience)
-    ledger.connection.ping()
+    ledger.connection.ping(at_once=at_once)
     return ledger
 
 
@@ -118,8 +124,39 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
         How far the job is at the end.
     """
     job = work.job
-    with tokenizing(work, processes_for(job.batches - len(job.committed()))) as source:
-        return Driver(job, source, ledger, detach=detach).run(report)
+    if not detach and len(job.committed()) < job.batches and (repeated := repeated_work(work)):
+        _drive_repeated(repeated, report)
+    return _drive(work, ledger, report, detach=detach)
+
+
+def _drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None], *, detach: bool = False) -> Progress:
+    job = work.job
+    claims = Claims(job, ledger.connection)
+    with claims.joined(), index_of(job) as index:
+        division = claims.division()
+        processes = processes_for(job.batches - len(job.committed()), len(division.alive), division.here)
+        if len(division.alive) > 1:
+            print_note(_shared(len(division.alive), division.here, processes))
+        with tokenizing(work._replace(index=index), processes) as source:
+            return Driver(claims, source, ledger, detach=detach).run(report)
+
+
+def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> None:
+    """Embed the texts that several batches have. Where a batch of them is given up, those that have them compute
+    them."""
+    job = work.job
+    if len(job.committed()) < job.batches:
+        print_note(f"{count(job.rows, 'text')} in several batches: first each of them is embedded once")
+        _drive(work, begin(job), report)
+
+
+def _shared(producers: int, here: int, processes: int) -> str:
+    """That a job has several producers, ``here`` of them on this machine, whose cores they share."""
+    machine = f", {here} of them on this machine" if here > 1 else ""
+    who = (
+        "This one tokenizes in its own process" if processes == 1 else f"This one has {processes} tokenizing processes"
+    )
+    return f"{producers} producers share this job{machine}. {who}."
 
 
 def job_for(
@@ -145,7 +182,10 @@ def job_for(
     """
     if request.dtype == "int8":
         elements = elements_of(request, spec)
-        found = ranges_from(ranges, elements) if ranges else calibrate(request, texts, spec, tokenizer, watch)
+        known = next((earlier.form.ranges for earlier in request.reuse if earlier.form.ranges), None)
+        if ranges:
+            known = ranges_from(ranges, elements)
+        found = known or calibrate(request, texts, spec, tokenizer, watch)
         request = replace(request, ranges=found)
     return resolve(request, texts, spec, tokenizer)
 

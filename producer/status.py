@@ -1,9 +1,10 @@
 """Where a job is, from its shards and from Redis, for anyone who asks."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract.job import Job
+from contract.redis.claims import division_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.producing import ProducerLedger
 from producer.view import View, view_of
@@ -63,7 +64,7 @@ def status_of(job: Job, ledger: ProducerLedger) -> Status:
         dead={batch: record for batch, record in ledger.dead(job).items() if batch not in done},
         rows_per_s=_speed(job, done),
         ended=max(done.values()) if len(done) == job.batches else None,
-        view=view_of(job, ledger, frozenset(out)),
+        view=replace(view_of(job, ledger, frozenset(out)), producers=len(division_of(job, ledger.connection).alive)),
     )
 
 

@@ -108,7 +108,7 @@ def _slices(job: Job) -> Iterator[range]:
 
 
 def _read(work: Work, rows: range, found: _Found) -> None:
-    job, texts, tokenizer = work
+    job, texts, tokenizer = work.job, work.texts, work.tokenizer
     with readable(job.dataset, rows):
         some = [unless_blank(text) for text in texts.texts(rows)]
         owners, ids, repeated = tokenize_windows(some, tokenizer, job.prefix, job.overlap)

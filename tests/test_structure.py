@@ -71,7 +71,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     graphlib.TopologicalSorter({name: needs & files.keys() - {name} for name, needs in graph.items()}).prepare()
 
 
-GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda")
+GPU_LIBRARIES = ("tensorrt", "tensorrt_rtx", "pycuda", "cuda")
 
 
 @pytest.mark.parametrize(

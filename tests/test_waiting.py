@@ -201,9 +201,9 @@ def test_a_job_is_cancelled_and_its_producer_ends_and_another_job_is_not_touched
     assert called("producer", "list").stdout.count("cancelled") == 1
     with celery_worker(tmp_path / "worker.log"):
         assert "30 of 30" in called(*COMMAND, "--limit", 30, "--name", "other").stdout
-    client.sadd("embedmill:jobs", latest_job().key)  # as a detached job leaves it
+    client.zadd("embedmill:jobs", {latest_job().key: 0})  # as a detached job leaves it
     assert "1 job cleaned" in called("producer", "clean").stdout
-    assert client.smembers("embedmill:jobs") == set()
+    assert client.zcard("embedmill:jobs") == 0
 
 
 def test_two_detached_jobs_of_one_dataset_into_two_outputs_get_all_their_shards(

@@ -1,20 +1,23 @@
 """What ``docs/using.md`` shows does what it says: its code runs, block after block, over a job of the real model."""
 
+import contextlib
+import io
 import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.jobs import latest_job
 from contract.settings import settings
+from embedmill.command import main
 from tests.conftest import JARGON
 from tests.verify.jobs import finished_job
 
@@ -47,19 +50,19 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def executed(code: str) -> tuple[str, dict[str, Any]]:
+    """What a page's Python code prints, and its names. In this process, which has imported PyTorch already."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(code, "<page>", "exec"), names)
+    return said.getvalue(), names
 
 
 def test_the_code_runs_and_both_searches_find_the_same(job: Job, workplace: Path) -> None:
     code = blocks("using.md", "python")
     assert len(code) == 6
-    told = run(
-        sys.executable, "-c", "\n".join([*code, "import json", "print(json.dumps([near, matches]))"])
-    )  # fmt: skip
-    near, matches = json.loads(told.splitlines()[-1])
+    told, names = executed("\n".join(code))
+    near, matches = json.loads(json.dumps([names["near"], names["matches"]]))
     assert near[0][0] == 3
     assert near[0][2] == pytest.approx(1, abs=1e-5)
     assert [row_id for row_id, _, _ in near] == matches[0]
@@ -76,10 +79,11 @@ def test_the_commands_run(job: Job) -> None:
     searches = [shlex.split(line) for line in lines if line.startswith("embedmill search")]
     assert len(searches) == 2
     for _, *arguments in searches:
-        told = run(sys.executable, "-m", "embedmill", *arguments)
-        assert all(query in told for query in arguments if " " in query)
+        told = CliRunner().invoke(main, arguments, prog_name="embedmill", catch_exceptions=False)
+        assert told.exit_code == 0, told.output
+        assert all(query in told.output for query in arguments if " " in query)
 
 
 def test_the_query_for_errors_runs(job: Job) -> None:
     (code,) = blocks("resuming.md", "python")
-    assert "row_id" in run(sys.executable, "-c", code)
+    assert "row_id" in executed(code)[0]

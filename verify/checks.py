@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 from contract.compare import TOLERANCES
 from contract.findings import Findings
-from contract.job import Job
+from contract.job import REPEATED, Job
 from contract.verdict import Check, RowAccounting
 from contract.words import count
 from verify.comparison import ComparedRow, total
+from verify.made import Made
 from verify.stats import ShardStats, VectorRules
 
 if TYPE_CHECKING:
@@ -75,6 +76,19 @@ def source_check(readings: "Readings", job: Job) -> Check:
     return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
+def reuse_check(made: Made) -> list[Check]:
+    """Of which rows was the vector not computed? None is no check; that they are right, the others tell, which look at
+    these rows as at all."""
+    if not made.spared:
+        return []
+    parts = [f"{made.computed:,} of {made.with_text:,} texts computed"]
+    parts += [f"{rows:,} taken from job {job}" for job, rows in made.taken.items()]
+    if made.repeated:
+        once = f", {count(made.shared, 'text')} of them in {REPEATED}/" if made.shared else ""
+        parts.append(f"{made.repeated:,} with the text of another row, computed once{once}")
+    return [_check("reuse", "; ".join(parts), {}, passed=made.computed >= 0)]
+
+
 def sample_check(compared: int, stats: ShardStats, job: Job) -> Check:
     """Was any vector compared with PyTorch's? A job of which none was is not verified, whatever else is right.
 
@@ -113,7 +127,11 @@ def sample_checks(compared: Sequence[ComparedRow], job: Job) -> list[Check]:
     if not compared:
         return []
     lengths = _rows_with({row.row.row_id: row.length_problem for row in compared})
-    checks = [_check("lengths", f"n_tokens and truncated of {count(len(compared), 'row')}", {"wrong in rows": lengths})]
+    hashes = _rows_with({row.row.row_id: row.hash_problem for row in compared})
+    checks = [
+        _check("lengths", f"n_tokens and truncated of {count(len(compared), 'row')}", {"wrong in rows": lengths}),
+        _check("hashes", f"text_hash of {count(len(compared), 'row')}", {"another text's in rows": hashes}),
+    ]
     if job.columns:
         kept = _rows_with({row.row.row_id: row.kept_problem for row in compared})
         checks.append(_check("columns", f"{', '.join(job.columns)}, as in the dataset", {"other values in rows": kept}))

@@ -1,7 +1,8 @@
 """The sampled rows: what their shards hold against what PyTorch computes and the dataset has."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,9 +47,13 @@ class ComparedRow:
     kept_problem: str = ""
     """How its kept columns differ from the dataset's; empty if they are the same."""
 
+    hash_problem: str = ""
+    """How its ``text_hash`` is not its text's; empty if it is."""
+
     @property
     def problem(self) -> str:
-        return "; ".join(part for part in (self.length_problem, self.vector_problem, self.kept_problem) if part)
+        problems = (self.length_problem, self.vector_problem, self.kept_problem, self.hash_problem)
+        return "; ".join(part for part in problems if part)
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,9 @@ def compare_sample(
         found, bad = _read_rows(reference.job, in_order[start : start + _CHUNK])
         unreadable |= bad
         for expected in reference.recompute(found, readings.texts):
-            kept = readings.kept[expected.row.row_id]
-            compared.append(compare_row(found[expected.row], expected, rules, kept))
+            kept, text = readings.kept[expected.row.row_id], readings.texts[expected.row.row_id]
+            one = compare_row(found[expected.row], expected, rules, kept)
+            compared.append(replace(one, hash_problem=_wrong_hash(found[expected.row], text)))
             step()
     return ComparedSample(tuple(sorted(compared, key=lambda one: one.row.row_id)), unreadable)
 
@@ -165,6 +171,12 @@ def _breach(comparison: Comparison, tolerance: Tolerance) -> str:
     if not comparison.relative_mse <= most:
         return f"relative MSE {comparison.relative_mse:.1e}, above {most:.1e}"
     return ""
+
+
+def _wrong_hash(found: ShardRow, text: str | None) -> str:
+    """By Python's ``hashlib`` alone: a wrong hash gives other rows this one's vector."""
+    due = None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+    return "" if found.text_hash == due else "text_hash is another text's"
 
 
 def _wrong_length(expected: "ExpectedRow", most_tokens: int) -> str:

@@ -59,6 +59,7 @@ def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
     """
     return template("report.html").render(
         verdict=verdict,
+        subject=_subject(job),
         when=datetime.fromisoformat(verdict.when).strftime("%Y-%m-%d %H:%M UTC"),
         summary=summary(verdict, job.folder).removeprefix("Verified: "),
         repairs=repairs(verdict, job.folder),
@@ -68,6 +69,12 @@ def page(verdict: Verdict, job: Job, evidence: Evidence | None) -> str:
     )
 
 
+def _subject(job: Job) -> str:
+    """What was embedded by what."""
+    dataset = Path(job.dataset).name if Path(job.dataset).is_absolute() else job.dataset
+    return f"{dataset} ({job.split}, {job.parts.shown}), embedded by {job.engine}"
+
+
 def _facts(verdict: Verdict) -> dict[str, str]:
     """The figures at the top."""
     facts = {"rows": f"{verdict.accounting.rows:,} of {verdict.rows:,}"}
@@ -75,6 +82,8 @@ def _facts(verdict: Verdict) -> dict[str, str]:
     facts |= {name: f"{number:,}" for name, number in counts.items() if number is not None}
     if verdict.truncated is not None:
         facts["truncated"] = f"{verdict.truncated:,} ({_percent(verdict.truncated, verdict.accounting.rows)})"
+    spared = {"taken from earlier jobs": sum(verdict.taken.values()), "of a text that came again": verdict.repeated}
+    facts |= {name: f"{number:,}" for name, number in spared.items() if number}
     if verdict.compared:
         facts |= {
             "recomputed": f"{verdict.compared:,}",

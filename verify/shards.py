@@ -23,7 +23,13 @@ from verify.values import value_at
 CONCURRENT = 16
 """Shards that are read at the same time: an object store takes its time for each."""
 
-_COLUMNS = {"row_id": pa.int64(), "n_tokens": pa.int32(), "truncated": pa.bool_(), "error": pa.string()}
+_COLUMNS = {
+    "row_id": pa.int64(),
+    "n_tokens": pa.int32(),
+    "truncated": pa.bool_(),
+    "error": pa.string(),
+    "text_hash": pa.binary(),
+}
 
 _Result = TypeVar("_Result")
 
@@ -129,6 +135,8 @@ class ShardRow:
     """A key of ``TOLERANCES``."""
     kept: Sequence[Any] = ()
     """The values of the job's kept columns, as ``verify.values`` gives them."""
+    text_hash: bytes | None = None
+    """Null where the worker knew of no text."""
     indices: npt.NDArray[np.int32] | None = None
     """Of a sparse vector: which of its elements they are, ``[active]``."""
 
@@ -145,13 +153,14 @@ def rows_at(job: Job, batch: int, indices: Sequence[int]) -> list[ShardRow]:
     """
     with open_shard(job, batch) as (file, info):
         kept = _kept(file, job.columns, indices)
+        hashes = file.read(columns=["text_hash"]).column("text_hash").take(pa.array(indices, pa.int64())).to_pylist()
         if "embedding" in file.schema_arrow.names:
-            pairs = zip(_lists(file, "embedding", indices), kept, strict=True)
-            return [ShardRow(vectors, info.precision, values) for vectors, values in pairs]
+            found = zip(_lists(file, "embedding", indices), kept, hashes, strict=True)
+            return [ShardRow(vectors, info.precision, values, text) for vectors, values, text in found]
         weights, places = (_lists(file, name, indices) for name in ("weights", "indices"))
         return [
-            ShardRow(vectors, info.precision, values, where[0])
-            for vectors, values, where in zip(weights, kept, places, strict=True)
+            ShardRow(vectors, info.precision, values, text, where[0])
+            for vectors, values, text, where in zip(weights, kept, hashes, places, strict=True)
         ]
 
 

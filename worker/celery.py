@@ -65,10 +65,12 @@ app.conf.update(
         "visibility_timeout": settings().visibility_timeout,
         "unacked_restore_interval": 5,  # how often unacknowledged messages are looked at; the defaults add up to 100 s
         "unacked_restore_throttle": 1,
+        "queue_order_strategy": "worker.consuming:ByPriority",
         **transport_options(),
     },
 )
 app.steps["consumer"].add(consuming.JobQueues)
+starting.tell_concurrency("Child processes. The default is three for each GPU, and one on a machine without.")
 
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.

@@ -30,6 +30,7 @@ from worker.runtime.choose import open_engine, open_fp32_engine
 from worker.runtime.interface import Engine
 from worker.serving import SAME_ENGINE, check_folder, workers_fault
 from worker.stages import Stages
+from worker.taking import EarlierJobs, Taken, complete, with_taken
 
 log = logging.getLogger("embedmill.worker")
 
@@ -58,6 +59,7 @@ class Embedder:
         self._open = ExitStack()
         self._heartbeat = heartbeat or HeartbeatSender(command_id(os.getpid()))
         self._retrying = _retrying(self._heartbeat)
+        self._earlier = EarlierJobs()
         self.stages = Stages()
         """Of the batch that is being worked on, or was last."""
 
@@ -146,7 +148,10 @@ class Embedder:
             errors = _search(engine, job, batch, ledger) if ledger else {}
             rows, found = pool_windows(batch, self._vectors(engine, batch, errors), normalize=engine.spec.unit_norm)
             found = into_form(rows, found, job.form, engine.spec)
-        info = _info(job, number, rows, engine, found, time.monotonic() - began)
+            with workers_fault():
+                taken = self._earlier.take(job, rows, engine.spec.layout)
+            rows, found = complete(rows, found, taken)
+        info = _info(job, rows, engine, found, taken, time.monotonic() - began)
         with stages.timed("write"):
             table = table_of(rows, found.vectors, info, errors=found.errors, windowed=job.windowed)
             with workers_fault(job.data):
@@ -157,8 +162,9 @@ class Embedder:
         log.info(
             "job %s, batch %d of 0 to %d: %s, %s, %.1f %% padding computed, %.2f s (%s)%s",
             *(job.id, number, job.batches - 1, count(info.rows, "row"), count(info.tokens, "token")),
-            *(100 * (1 - info.tokens / max(1, info.computed_tokens)), time.monotonic() - began, stages),
-            f", {info.recomputed} recomputed, {info.failed} failed" if info.recomputed or info.failed else "",
+            *(100 * info.padding, time.monotonic() - began, stages),
+            f", {info.spared} not computed" * bool(info.spared)
+            + f", {info.recomputed} recomputed, {info.failed} failed" * bool(info.recomputed or info.failed),
             extra=info.model_dump(mode="json", exclude={"digests"}),
         )
         return info.rows if won else 0
@@ -221,12 +227,12 @@ def _search(engine: Engine, job: Job, batch: Batch, ledger: WorkerLedger) -> dic
     return errors
 
 
-def _info(job: Job, number: int, batch: Batch, engine: Engine, found: EmbeddedBatch, seconds: float) -> ShardInfo:
-    embedded = (batch.n_tokens if job.windowed else batch.lengths).copy()
+def _info(job: Job, batch: Batch, engine: Engine, found: EmbeddedBatch, taken: Taken, seconds: float) -> ShardInfo:
+    embedded = batch.n_tokens.copy() if job.windowed else np.minimum(batch.n_tokens, engine.spec.max_length)
     embedded[list(found.errors)] = 0
-    return ShardInfo(
+    info = ShardInfo(
         job=job.id,
-        batch=number,
+        batch=batch.number,
         engine=job.fingerprint,
         runtime=engine.runtime,
         precision=engine.precision,
@@ -241,6 +247,7 @@ def _info(job: Job, number: int, batch: Batch, engine: Engine, found: EmbeddedBa
         seconds=seconds,
         finished=datetime.now(UTC),
     )
+    return with_taken(info, batch, taken, embedded)
 
 
 def _may_pass(error: BaseException) -> bool:

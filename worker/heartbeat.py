@@ -24,10 +24,15 @@ _SET = 1.0
 """Seconds by which Redis's clock is off if somebody has set it."""
 
 
+def host_id() -> str:
+    """What the ids of all workers of this host begin with. The name space of process numbers is part of it: containers
+    that share a host's name may have the same numbers."""
+    return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:"
+
+
 def command_id(pid: int) -> str:
-    """The id of the ``celery worker`` of this process number, which its children can tell too. The name space of
-    process numbers is part of it: containers that share a host's name may have the same numbers."""
-    return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino % 100_000}:{pid}"
+    """The id of the ``celery worker`` of this process number, which its children can tell too."""
+    return f"{host_id()}{pid}"
 
 
 class HeartbeatSender:

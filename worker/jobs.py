@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from contract.errors import UserError
@@ -47,8 +47,8 @@ class Jobs:
         self._given_back: set[JobKey] = set()
         """Of which a batch was given back just now: a check may find why, and later that it is over."""
         self._lock = threading.Lock()
-        self.served: frozenset[JobKey] = frozenset()
-        """Keys of the jobs whose batches are taken."""
+        self.served: Mapping[JobKey, float] = {}
+        """Keys of the jobs whose batches are taken → their priorities."""
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="jobs", daemon=True).start()
@@ -58,7 +58,7 @@ class Jobs:
         with self._lock:
             self._note(key, Refusal(reason, time.monotonic() + _AGAIN_AFTER))
             self._given_back.add(key)
-            self.served -= {key}
+            self.served = {other: priority for other, priority in self.served.items() if other != key}
         self._publish()
 
     def refuses(self, key: object) -> bool:
@@ -71,7 +71,7 @@ class Jobs:
         Raises:
             UserError: Redis does not answer.
         """
-        jobs = self._ledger.jobs()
+        jobs = self._ledger.priorities()
         given_back = self._given_back.copy()
         checked = {key: self._refusal(key) for key in jobs if self._due(key)}
         with self._lock:
@@ -79,9 +79,9 @@ class Jobs:
                 if refusal or key not in given_back:
                     self._note(key, refusal)
             self._given_back -= given_back
-            for key in self._refused.keys() - jobs:
+            for key in self._refused.keys() - jobs.keys():
                 del self._refused[key]
-            self.served = frozenset(jobs - self._refused.keys())
+            self.served = {key: priority for key, priority in jobs.items() if key not in self._refused}
         self._publish()
 
     def _due(self, key: JobKey) -> bool:

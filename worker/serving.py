@@ -69,7 +69,7 @@ def check_folder(job: Job) -> None:
         UserError: it was not.
     """
     there = load_job(job.folder)
-    if there.identity != job.identity:
+    if (there.identity, there.reuse) != (job.identity, job.reuse):
         raise UserError(
             f"{job.folder} belongs to another job on this worker",
             f"expected job {job.id}",

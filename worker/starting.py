@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Iterable
 
+import click
 from celery.apps.worker import Worker
+from celery.bin.worker import worker as command
 from celery.concurrency import get_implementation
 
 from contract.engine import load_engine
@@ -19,8 +21,15 @@ log = logging.getLogger("embedmill.worker")
 
 _POOLS = ("prefork", "solo")
 
-_POLL_EVERY = 1.0
+_POLL_EVERY = 0.25
 """Seconds between two looks for an engine."""
+
+
+def tell_concurrency(text: str) -> None:
+    """Have ``celery worker --help`` say this of ``--concurrency``, whose default is not Celery's here."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name == "concurrency":
+            option.help = text
 
 
 def set_up_log(worker: Worker, ignored: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ refusals.py     what to tell the user of a Redis that refuses
 messages.py     Celery on this Redis: a queue for each job, a message for each batch
 keys.py         the names of the keys, and what is under each
 ledger.py       what producer and workers both ask
+claims.py       which producer makes which batches
 producing.py    the producer's side
 working.py      the worker's side
 heartbeat.py    what each worker does, from minute to minute

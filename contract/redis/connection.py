@@ -1,8 +1,9 @@
 """The connection to Redis: patient with one that does not answer or is full, plain with one that refuses."""
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import kombu.exceptions
@@ -10,7 +11,7 @@ import redis
 import tenacity
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 from redis.retry import Retry
 
 from contract.errors import UserError
@@ -71,6 +72,35 @@ def text(answer: bytes | str) -> str:
     return answer if isinstance(answer, str) else answer.decode(errors="replace")
 
 
+class Script:
+    """A Lua script: Redis runs it in one step.
+
+    Args:
+        lua: its text.
+    """
+
+    def __init__(self, lua: str) -> None:
+        self._lua, self._sha = lua, hashlib.sha1(lua.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, client: redis.Redis, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> Any:
+        """Run it.
+
+        Raises:
+            RedisError: of any kind; ``OutOfMemoryError`` for a Redis that is full, which before 7.0 says otherwise what
+                a script met.
+        """
+        try:
+            try:
+                return client.evalsha(self._sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                client.script_load(self._lua)
+                return client.evalsha(self._sha, len(keys), *keys, *arguments)
+        except ResponseError as error:
+            if "OOM command not allowed" in str(error):
+                raise OutOfMemoryError(str(error)) from None
+            raise
+
+
 class Connection:
     """Every question waits for a Redis that does not answer, or is full, and says so in the log.
 
@@ -122,18 +152,23 @@ class Connection:
 
         return self._answer(execute)
 
-    def ping(self) -> None:
+    def ping(self, *, at_once: bool = False) -> None:
         """Ask once, without patience, whether waiting for this Redis makes sense.
+
+        Args:
+            at_once: whether it must answer now.
 
         Raises:
             UserError: it refuses this user, it is a cluster, it is not the one that its certificate should say, or
-            Sentinels know of none.
+            Sentinels know of none; or it does not answer ``at_once``.
         """
         try:
             client(_PING_SECONDS).exists("embedmill:jobs", "embedmill:workers")  # of two slots, which a cluster refuses
         except redis.RedisError as error:
             if told := refusal(error) or (_fault() if isinstance(error, UNREACHABLE) else None):
                 raise told from None
+            if at_once and isinstance(error, UNREACHABLE):
+                raise _no_answer("", error) from None
 
     def memory_limit(self) -> int:
         """Redis's ``maxmemory`` in bytes; 0 for none, or where this user may not ask."""
@@ -148,16 +183,9 @@ class Connection:
         except ResponseError as error:
             raise refusal(error) or error from None
         except UNREACHABLE as error:
-            raise refusal(error) or _fault() or self._no_answer(error) from None
+            raise refusal(error) or _fault() or _no_answer(f" for {self._patience:.0f} s", error) from None
         self._logged = None
         return answer
-
-    def _no_answer(self, error: redis.RedisError) -> UserError:
-        return UserError(
-            f"no answer from Redis at {redis_address()} for {self._patience:.0f} s ({message_of(error)})",
-            "a Redis server must run there",
-            "start one (redis-server), or set EMBEDMILL_REDIS_URL" + tls_hint(error),
-        )
 
     def _log_waiting(self, state: tenacity.RetryCallState) -> None:
         """Once an outage, and then now and then."""
@@ -168,6 +196,14 @@ class Connection:
         what = "is full; waiting for workers to make room" if isinstance(error, OutOfMemoryError) else "does not answer"
         since = f", for {state.seconds_since_start or 0:.0f} s now" if again else ""
         _log.warning("Redis at %s %s (%s); trying again%s", redis_address(), what, message_of(error), since)
+
+
+def _no_answer(waited: str, error: redis.RedisError) -> UserError:
+    return UserError(
+        f"no answer from Redis at {redis_address()}{waited} ({message_of(error)})",
+        "a Redis server must run there",
+        "start one (redis-server), or set EMBEDMILL_REDIS_URL" + tls_hint(error),
+    )
 
 
 def _fault() -> UserError | None:

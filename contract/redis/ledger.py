@@ -1,6 +1,6 @@
 """What Redis knows of jobs, batches and workers, as both the producer and the workers ask it."""
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import redis
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -70,7 +70,12 @@ class Ledger:
 
     def jobs(self) -> set[JobKey]:
         """Keys of the jobs that are under way, and of such as were left behind."""
-        return {JobKey(text(key)) for key in self.connection.ask(lambda redis: redis.smembers(JOBS))}
+        return set(self.priorities())
+
+    def priorities(self) -> dict[JobKey, float]:
+        """The same jobs → their priorities: batches of a higher one are taken first."""
+        found = self.connection.ask(lambda redis: redis.zrange(JOBS, 0, -1, withscores=True))
+        return {JobKey(text(key)): priority for key, priority in cast("list[tuple[bytes, float]]", found)}
 
     def job(self, key: str) -> Job | None:
         """The job of this key; None if nobody announced it or its record is not a job's."""

@@ -9,18 +9,47 @@ from redis.client import Pipeline
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.redis.connection import text
-from contract.redis.keys import JOBS, KEPT_FOR, OF_A_BATCH, What, batch_key, key_of, queue_of
+from contract.redis.connection import Script, text
+from contract.redis.keys import JOBS, KEPT_FOR, OF_A_BATCH, What, batch_key, key_of, producer_key, queue_of
 from contract.redis.ledger import NOTHING, DeadBatch, Ledger, Outstanding, clock, parsed
 from contract.redis.messages import Held, batch_of
 from contract.settings import settings
 from contract.words import count
 
-_OF_A_JOB: tuple[What, ...] = ("queue", "out", "attempts", "search", "rows", "job", "dead")
+_OF_A_JOB: tuple[What, ...] = (
+    "queue",
+    "next",
+    "claims",
+    "producers",
+    "out",
+    "attempts",
+    "search",
+    "rows",
+    "job",
+    "dead",
+)
+
+
+_PUBLISH = Script(
+    """
+    -- KEYS: claims, out, next, the batch's bytes. ARGV: a producer's id, a batch, its Outstanding.
+    local out = redis.call('hget', KEYS[2], ARGV[2])
+    if out == ARGV[3] then return 1 end  -- asked again
+    local owner, first = redis.call('hget', KEYS[1], ARGV[2]), tonumber(redis.call('get', KEYS[3]) or '0') or 0
+    -- A claim that Redis has lost, with all else, and that nobody else has made since, holds.
+    if not out and (owner == ARGV[1] or (not owner and tonumber(ARGV[2]) >= first)) then
+        redis.call('hset', KEYS[2], ARGV[2], ARGV[3])
+        redis.call('hdel', KEYS[1], ARGV[2])
+        return 1
+    end
+    if not out then redis.call('del', KEYS[4]) end
+    return 0
+    """
+)
 
 
 class Publication:
-    """A batch on its way into Redis, as a question for ``Connection.ask``: it may be asked again after any error.
+    """A batch on its way into Redis. It may be called again after any error.
 
     Raises:
         UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
@@ -36,48 +65,46 @@ class Publication:
         self.size = len(payload)
         self._job, self._batch, self._payload = job, batch, payload
         self._sha256 = hashlib.sha256(payload).hexdigest()
-        self._claimed = False
+        self._entry = ""
 
-    def __call__(self, redis: redis.Redis) -> bool:
-        """Claim the batch, then put its bytes where workers find them.
+    def __call__(self, redis: redis.Redis, producer: str) -> bool:
+        """Put the batch's bytes where workers find them. First the bytes, then the entry that says so: one without
+        bytes is one that Redis lost.
+
+        Args:
+            redis: the job's.
+            producer: the id of the one that has claimed the batch.
 
         Returns:
-            Whether it was this publication that did it, and not another producer of the same job.
+            Whether it was published; not where another producer has the claim by now.
         """
-        key, field = key_of(self._job.key, "out"), str(self._batch)
-        if not self._claimed:
+        claims, out, following = (key_of(self._job.key, what) for what in ("claims", "out", "next"))
+        if not self._entry:
+            owner = redis.hget(claims, str(self._batch))
+            if (owner and text(owner) != producer) or redis.hget(out, str(self._batch)):
+                return False
             entry = Outstanding(size=self.size, sha256=self._sha256, published=clock(redis))
-            self._claimed = bool(redis.hsetnx(key, field, entry.model_dump_json()))
-        if self._claimed:
-            with redis.pipeline(transaction=False) as pipeline:
-                _put_job(pipeline, self._job)  # again: Redis may have lost it since
-                pipeline.set(batch_key(self._job.key, self._batch), self._payload)
-                pipeline.execute()
-        return self._claimed
+            self._entry = entry.model_dump_json()
+        bytes_key = batch_key(self._job.key, self._batch)
+        with redis.pipeline(transaction=False) as pipeline:
+            _put_job(pipeline, self._job)  # again: Redis may have lost it since
+            pipeline.set(bytes_key, self._payload)
+            pipeline.execute()
+        return bool(_PUBLISH(redis, [claims, out, following, bytes_key], [producer, self._batch, self._entry]))
 
 
 class ProducerLedger(Ledger):
     """What ``Ledger`` knows, and what only a producer changes."""
 
     def announce(self, job: Job) -> None:
-        """Let workers know the job: they take its batches from now on."""
+        """Let workers know the job: they take its batches from now on, with the priority that it has now."""
 
         def fill(pipeline: Pipeline) -> None:
             pipeline.delete(key_of(job.key, "cancelled"))
             _put_job(pipeline, job)
+            pipeline.zadd(JOBS, {job.key: job.priority})
 
         self.connection.pipeline(fill)
-
-    def publish(self, job: Job, batch: int, payload: bytes) -> bool:
-        """Put a batch's bytes where workers find them.
-
-        Returns:
-            Whether it was this call that published it, and not another producer of the same job.
-
-        Raises:
-            UserError: it is larger than a worker takes, as batches of long texts in windows or kept columns may be.
-        """
-        return self.connection.ask(Publication(job, batch, payload))
 
     def outstanding(self, job: Job) -> dict[int, Outstanding]:
         """The batches that were published and not settled."""
@@ -165,15 +192,18 @@ class ProducerLedger(Ledger):
             How many batches were out.
         """
         out = self.outstanding(job)
+        producers = self.connection.ask(lambda redis: redis.smembers(key_of(job.key, "producers")))
         for message in self.held():
             if message.job == job.key:
                 self.take_back(message)
 
         def fill(pipeline: Pipeline) -> None:
-            pipeline.srem(JOBS, job.key)
+            pipeline.zrem(JOBS, job.key)
             for what in _OF_A_JOB:
                 if not (keep_dead and what == "dead"):
                     pipeline.delete(key_of(job.key, what))
+            for producer in producers:  # each sees that it is gone, and looks for itself how far the job is
+                pipeline.delete(producer_key(job.key, text(producer)))
             for batch in {*out, *also}:
                 pipeline.delete(batch_key(job.key, batch))
 
@@ -193,4 +223,5 @@ class ProducerLedger(Ledger):
 
 def _put_job(pipeline: Pipeline, job: Job) -> None:
     pipeline.set(key_of(job.key, "job"), job.model_dump_json())
-    pipeline.sadd(JOBS, job.key)
+    # Another producer of the job, begun since, may have given it another priority.
+    pipeline.zadd(JOBS, {job.key: job.priority}, nx=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
-import pycuda.driver as cuda
+import numpy.typing as npt
 
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -17,6 +17,7 @@ from contract.graph import OUTPUT
 from contract.plan import BatchShape
 from engine_build.bench.cases import Inputs, Timed, as_batch, inputs
 from engine_build.bench.records import System
+from worker.runtime.driver import Memory
 from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import Gathered
 from worker.runtime.layout import TensorShape
@@ -28,7 +29,7 @@ class _OnGpu(NamedTuple):
     """A batch on the GPU."""
 
     shapes: Mapping[str, TensorShape]
-    addresses: Mapping[str, "cuda.DeviceAllocation"]
+    addresses: Mapping[str, Memory]
 
 
 class _Profiler(trt.IProfiler):  # type: ignore[misc]  # TensorRT has no types
@@ -73,14 +74,14 @@ class TensorRTBench:
         Raises:
             UserError: no profile of the plan takes it at once.
         """
-        layout, batches = self._plan.layout, inputs(self._spec, shape)
+        layout, batches, cuda = self._plan.layout, inputs(self._spec, shape), self._gpu.cuda
         micro, on_gpu = self._upload(batches, shape)
         vectors = np.empty((layout.vectors(micro), self._spec.hidden), np.float32)
         output, stream = self._output(), self._plan.stream
         run = self._runner(micro, on_gpu, output)
         run(0)
+        cuda.memcpy_dtoh_async(vectors, output, stream)
         stream.synchronize()
-        cuda.memcpy_dtoh(vectors, output)
         for number in range(max(10, runs // 10)):
             run(number)
         events = [cuda.Event() for _ in range(runs + 1)]
@@ -117,12 +118,12 @@ class TensorRTBench:
             stream.synchronize()
         return {name: ms / runs for name, ms in profiler.ms.items()}
 
-    def _output(self) -> "cuda.DeviceAllocation":
-        return cuda.mem_alloc(self._plan.layout.sizes()[1] * self._spec.hidden * np.dtype(np.float32).itemsize)
+    def _output(self) -> Memory:
+        return self._gpu.cuda.mem_alloc(
+            self._plan.layout.sizes()[1] * self._spec.hidden * np.dtype(np.float32).itemsize
+        )
 
-    def _runner(
-        self, micro: MicroBatch, on_gpu: list[_OnGpu], output: "cuda.DeviceAllocation"
-    ) -> Callable[[int], None]:
+    def _runner(self, micro: MicroBatch, on_gpu: list[_OnGpu], output: Memory) -> Callable[[int], None]:
         """Enqueues run 0, 1, 2, …, each with the next of the batches."""
 
         def run(number: int) -> None:
@@ -140,9 +141,16 @@ class TensorRTBench:
                 raise self._no_profile(shape)
             buffers = {name: np.zeros(layout.sizes()[0], np.int32) for name in layout.inputs}
             shapes = layout.fill(batch, micros[0], buffers)
-            addresses = {name: cuda.to_device(buffers[name][: math.prod(one)]) for name, one in shapes.items()}
+            addresses = {name: self._copied(buffers[name][: math.prod(one)]) for name, one in shapes.items()}
             uploaded.append(_OnGpu(shapes, addresses))
         return micros[0], uploaded
+
+    def _copied(self, array: npt.NDArray[np.int32]) -> Memory:
+        """The array on the GPU."""
+        memory = self._gpu.cuda.mem_alloc(array.nbytes)
+        self._gpu.cuda.memcpy_htod_async(memory, array, self._plan.stream)
+        self._plan.stream.synchronize()
+        return memory
 
     def _no_profile(self, shape: BatchShape) -> UserError:
         plan = self._spec.plan_for(VERSION, self._gpu.sm)

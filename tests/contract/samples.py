@@ -10,7 +10,8 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.job import Job
 from contract.plan import PlanSpec
-from contract.redis.producing import ProducerLedger
+from contract.redis.keys import key_of
+from contract.redis.producing import ProducerLedger, Publication
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import Location, location
@@ -63,6 +64,13 @@ PLAN_FIELDS: dict[str, object] = {
 
 class WholeLedger(ProducerLedger, WorkerLedger):
     """Both sides of the ledger, for tests."""
+
+    def publish(self, job: Job, batch: int, payload: bytes) -> bool:
+        """As another producer does, whose own claim it is; returns whether the batch was not published before."""
+        if batch in self.outstanding(job):
+            return False
+        self.connection.ask(lambda redis: redis.hset(key_of(job.key, "claims"), str(batch), "another"))
+        return self.connection.ask(lambda redis: Publication(job, batch, payload)(redis, "another"))
 
 
 def engine_spec(**changes: object) -> EngineSpec:

@@ -6,28 +6,35 @@ import pyarrow as pa
 import pytest
 
 from contract.batch import Batch, width
+from contract.origins import Origins, hashes_of
 from contract.tokens import TokenRows
 from tests.contract.samples import a_batch
 
 WIRE = base64.b64decode(
     """
-/////7gCAAAQAAAAAAAKAA4ABgAFAAgACgAAAAABBAAQAAAAAAAKAAwAAAAEAAgACgAAAMAAAAAEAAAAAwAAAHgAAABEAAAABAAAAJz///8gAA
-AABAAAABAAAABmZWRjYmE5ODc2NTQzMjEwAAAAABAAAABlbWJlZG1pbGwuZW5naW5lAAAAANj///8QAAAABAAAAAEAAAA3AAAADwAAAGVtYmVk
-bWlsbC5iYXRjaAAIAAwABAAIAAgAAAAkAAAABAAAABcAAABqYXJnb24tdHJhaW4tMDEyMzQ1Njc4OQANAAAAZW1iZWRtaWxsLmpvYgAAAAUAAA
-CQAQAAFAEAAKgAAAA8AAAABAAAAJT+//8AAAACEAAAABwAAAAEAAAAAAAAAAgAAABuX3Rva2VucwAAAACI/v//AAAAASAAAADI/v//AAAAEBQA
-AAAkAAAABAAAAAEAAAAgAAAADgAAAHRva2VuX3R5cGVfaWRzAAA2////BAAAAAD///8AAAACEAAAABgAAAAEAAAAAAAAAAQAAABpdGVtAAAAAP
-D+//8AAAABIAAAADD///8AAAAQFAAAACQAAAAEAAAAAQAAACAAAAAOAAAAYXR0ZW50aW9uX21hc2sAAJ7///8EAAAAaP///wAAAAIQAAAAGAAA
-AAQAAAAAAAAABAAAAGl0ZW0AAAAAWP///wAAAAEgAAAAmP///wAAABAUAAAAJAAAAAQAAAABAAAAIAAAAAkAAABpbnB1dF9pZHMABgAIAAQABg
-AAAAQAAADQ////AAAAAhAAAAAYAAAABAAAAAAAAAAEAAAAaXRlbQAAAADA////AAAAASAAAAAQABQACAAAAAcADAAAABAAEAAAAAAAAAIQAAAA
-IAAAAAQAAAAAAAAABgAAAHJvd19pZAAACAAMAAgABwAIAAAAAAAAAUAAAAD/////uAEAABQAAAAAAAAADAAYAAYABQAIAAwADAAAAAADBAAcAA
-AA6AAAAAAAAAAAAAAADAAcABAABAAIAAwADAAAAPgAAAAcAAAAFAAAAAMAAAAAAAAAAAAAAAQABAAEAAAADQAAAAAAAAAAAAAAAAAAAAAAAAAA
-AAAAAAAAACoAAAAAAAAAMAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAADgAAAAAAAAAaAAAAAAAAAAAAAAAAAAAAGgAAA
-AAAAAAAAAAAAAAAABoAAAAAAAAADAAAAAAAAAAmAAAAAAAAAAAAAAAAAAAAJgAAAAAAAAAAAAAAAAAAACYAAAAAAAAACIAAAAAAAAAwAAAAAAA
-AAAAAAAAAAAAAMAAAAAAAAAAIwAAAAAAAAAAAAAACAAAAAMAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAAA
-MAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAAGAAA
-AAAAAAAEIk0YYECCEwAAACIOAAEAEg8HAJAAEAAAAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAEIk0YYECCIQAAAKICAAAAOQAAAAMAAQAAEABXYw
-AAAGIUAAMCAFAAAAAAAAAAAAAwAAAAAAAAAAQiTRhgQIIZAAAARAEAAAAEAAACAAQMAAQIAAcCAFAAAAAAAAAAAAAwAAAAAAAAAAQiTRhgQIIL
-AAAAHwABABdQAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAEIk0YYECCDAAAgAMAAAAJAAAAAAAAAAAAAAAAAAAAAP////8AAAAA
+/////5gDAAAQAAAAAAAKAA4ABgAFAAgACgAAAAABBAAQAAAAAAAKAAwAAAAEAAgACgAAAMAAAAAEAAAAAwAAAHgAAABEAAAABAAAAJz///8gAAAABAAAAB
+AAAABmZWRjYmE5ODc2NTQzMjEwAAAAABAAAABlbWJlZG1pbGwuZW5naW5lAAAAANj///8QAAAABAAAAAEAAAA3AAAADwAAAGVtYmVkbWlsbC5iYXRjaAAI
+AAwABAAIAAgAAAAkAAAABAAAABcAAABqYXJnb24tdHJhaW4tMDEyMzQ1Njc4OQANAAAAZW1iZWRtaWxsLmpvYgAAAAkAAABsAgAA8AEAAIQBAAAYAQAA4A
+AAAKwAAAB0AAAAPAAAAAQAAADI/f//AAAAAhAAAAAcAAAABAAAAAAAAAAIAAAAZnJvbV9yb3cAAAAAvP3//wAAAAEgAAAA/P3//wAAAAIQAAAAHAAAAAQA
+AAAAAAAACgAAAGZyb21fYmF0Y2gAAPD9//8AAAABIAAAADD+//8AAAACEAAAABwAAAAEAAAAAAAAAAgAAABmcm9tX2pvYgAAAAAk/v//AAAAASAAAABk/v
+//AAAADxAAAAAcAAAABAAAAAAAAAAJAAAAdGV4dF9oYXNoAAAAyv7//xAAAACU/v//AAAAAhAAAAAcAAAABAAAAAAAAAAIAAAAbl90b2tlbnMAAAAAiP7/
+/wAAAAEgAAAAyP7//wAAABAUAAAAJAAAAAQAAAABAAAAIAAAAA4AAAB0b2tlbl90eXBlX2lkcwAANv///wQAAAAA////AAAAAhAAAAAYAAAABAAAAAAAAA
+AEAAAAaXRlbQAAAADw/v//AAAAASAAAAAw////AAAAEBQAAAAkAAAABAAAAAEAAAAgAAAADgAAAGF0dGVudGlvbl9tYXNrAACe////BAAAAGj///8AAAAC
+EAAAABgAAAAEAAAAAAAAAAQAAABpdGVtAAAAAFj///8AAAABIAAAAJj///8AAAAQFAAAACQAAAAEAAAAAQAAACAAAAAJAAAAaW5wdXRfaWRzAAYACAAEAA
+YAAAAEAAAA0P///wAAAAIQAAAAGAAAAAQAAAAAAAAABAAAAGl0ZW0AAAAAwP///wAAAAEgAAAAEAAUAAgAAAAHAAwAAAAQABAAAAAAAAACEAAAACAAAAAE
+AAAAAAAAAAYAAAByb3dfaWQAAAgADAAIAAcACAAAAAAAAAFAAAAAAAAAAP////94AgAAFAAAAAAAAAAMABgABgAFAAgADAAMAAAAAAMEABwAAACIAQAAAA
+AAAAAAAAAMABwAEAAEAAgADAAMAAAAeAEAABwAAAAUAAAAAwAAAAAAAAAAAAAABAAEAAQAAAAVAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAKgAAAAAA
+AAAwAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAOAAAAAAAAABoAAAAAAAAAAAAAAAAAAAAaAAAAAAAAAAAAAAAAAAAAGgAAAAAAA
+AAMAAAAAAAAACYAAAAAAAAAAAAAAAAAAAAmAAAAAAAAAAAAAAAAAAAAJgAAAAAAAAAIgAAAAAAAADAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAjAAAAAAAA
+AOgAAAAAAAAAAAAAAAAAAADoAAAAAAAAACIAAAAAAAAAEAEAAAAAAAAAAAAAAAAAABABAAAAAAAAIwAAAAAAAAA4AQAAAAAAAAAAAAAAAAAAOAEAAAAAAA
+AjAAAAAAAAAGABAAAAAAAAAAAAAAAAAABgAQAAAAAAACMAAAAAAAAAAAAAAAwAAAADAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAAwAAAAAAAAA
+AAAAAAAAAAADAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAA
+MAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAAAAAAAAAAAYAAAAAAAAAAQiTRhgQIITAAAAIg4AAQAS
+DwcAkAAQAAAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAAAQiTRhgQIIhAAAAogIAAAA5AAAAAwABAAAQAFdjAAAAYhQAAwIAUAAAAAAAAAAAADAAAAAAAAAABC
+JNGGBAghkAAABEAQAAAAQAAAIABAwABAgABwIAUAAAAAAAAAAAADAAAAAAAAAABCJNGGBAggsAAAAfAAEAF1AAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAQi
+TRhgQIIMAACAAwAAAAkAAAAAAAAAAAAAAAAAAAAAMAAAAAAAAAAEIk0YYECCCwAAAB8AAQAXUAAAAAAAAAAAAAAAAAAAAAwAAAAAAAAABCJNGGBAggwAAI
+D///////////////8AAAAAAAAAAAAMAAAAAAAAAAQiTRhgQIIMAACAAAAAAAAAAAAAAAAAAAAAAAAAAAAADAAAAAAAAAAEIk0YYECCDAAAgAAAAAAAAAAA
+AAAAAAAAAAAAAAAAAP////8AAAAA
 """
 )
 """``a_batch()`` as this version's first release wrote it. Batches of an older producer may wait in Redis: a change of
@@ -41,8 +48,15 @@ SCHEMA = pa.schema(
         pa.field("attention_mask", LIST, nullable=False),
         pa.field("token_type_ids", LIST, nullable=False),
         pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("text_hash", pa.binary(16), nullable=False),
+        pa.field("from_job", pa.int32(), nullable=False),
+        pa.field("from_batch", pa.int32(), nullable=False),
+        pa.field("from_row", pa.int32(), nullable=False),
     ]
 )
+
+FROM = {"text_hash": [bytes(16)], "from_job": [-1], "from_batch": [0], "from_row": [0]}
+"""The last columns of a row whose text nobody knows."""
 
 
 def assert_same(found: Batch, expected: Batch) -> None:
@@ -74,11 +88,27 @@ def test_the_bytes_are_the_documented_arrow_stream() -> None:
         "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]],
         "token_type_ids": [[0, 0, 0, 0]] * 3,
         "n_tokens": [3, 9, 0],
+        "text_hash": [bytes(16)] * 3,
+        "from_job": [-1] * 3,
+        "from_batch": [0] * 3,
+        "from_row": [0] * 3,
     }
 
 
+def test_where_vectors_come_from_is_on_the_wire() -> None:
+    hashes = hashes_of(["a", "a", None])
+    numbers = [np.array(values, np.int32) for values in ([0, 1, -1], [7, 0, 0], [2, 65_535, 0])]
+    sent = replace(a_batch(), origins=Origins(hashes, *numbers))
+    found = Batch.from_bytes(sent.to_bytes(4, pad_id=0)).origins
+    assert found is not None
+    assert sent.origins is not None
+    for name in ("hashes", "job", "batch", "row"):
+        assert np.array_equal(getattr(found, name), getattr(sent.origins, name))
+    assert hashes[0].tobytes() == bytes.fromhex("ca978112ca1bbdcafac231b39a23dc4d")  # of sha256sum
+
+
 def test_the_buffers_are_lz4_frames() -> None:
-    assert a_batch().to_bytes(4, pad_id=0).count(b"\x04\x22\x4d\x18") == 5  # the frame's magic number, once a column
+    assert a_batch().to_bytes(4, pad_id=0).count(b"\x04\x22\x4d\x18") == 9  # the frame's magic number, once a column
 
 
 def random_batch(rows: int, longest: int) -> Batch:
@@ -132,9 +162,9 @@ def test_a_wide_batch_is_in_parts_and_none_of_its_rows_is_missing_where_it_is_cu
 @pytest.mark.parametrize(
     ("max_length", "longest", "expected"),
     [
-        *((512, longest, 512) for longest in (0, 3, 512)),
+        *((512, longest, 512) for longest in (1, 3, 512)),
         *((4, 1, 4), (510, 510, 510), (513, 1, 128), (513, 129, 256), (513, 513, 513)),
-        *((8192, 0, 128), (8192, 128, 128), (8192, 129, 256), (8192, 8065, 8192), (8194, 8193, 8194)),
+        *((8192, 1, 128), (8192, 128, 128), (8192, 129, 256), (8192, 8065, 8192), (8194, 8193, 8194)),
     ],
 )
 def test_a_batch_is_as_wide_as_the_engine_takes_or_beyond_512_as_its_longest_row(
@@ -145,6 +175,10 @@ def test_a_batch_is_as_wide_as_the_engine_takes_or_beyond_512_as_its_longest_row
     batch = Batch("j", 0, "e", np.arange(2), TokenRows(np.ones(longest + 1, np.int32), lengths), lengths)
     (record,) = records(batch.to_bytes(max_length, pad_id=9))
     assert record.column("input_ids").to_pylist()[1] == [1] + [9] * (expected - 1)
+
+
+def test_a_batch_of_which_no_row_is_computed_has_no_padding() -> None:
+    assert width(512, 0) == width(8192, 0) == 1
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0" * 64, b"ARROW1\0\0", b"PAR1", b"{}", b"\xff\xff\xff\xff\0\0\0\0"])
@@ -173,13 +207,22 @@ def test_a_flipped_bit_is_never_another_error_than_a_refusal() -> None:
     "schema",
     [
         SCHEMA.remove(4),
+        SCHEMA.remove(8),
         SCHEMA.append(pa.field("more", pa.int32())),
         SCHEMA.set(0, pa.field("row_id", pa.int32(), nullable=False)),
         SCHEMA.set(2, pa.field("attention_mask", pa.list_(pa.int32()), nullable=False)),
         SCHEMA.set(3, pa.field("token_type_ids", pa.list_(LIST.value_field, 5), nullable=False)),
         pa.schema([("text", pa.string())]),
     ],
-    ids=["a column less", "a column more", "narrow row ids", "ragged mask", "another length", "something else"],
+    ids=[
+        "a column less",
+        "another one less",
+        "a column more",
+        "narrow row ids",
+        "ragged mask",
+        "another length",
+        "something else",
+    ],
 )
 def test_a_stream_of_another_schema_is_refused(schema: pa.Schema) -> None:
     with pytest.raises(ValueError, match="no batch"):
@@ -224,7 +267,7 @@ def test_padding_costs_next_to_nothing_on_the_wire() -> None:
 @pytest.mark.parametrize("rows", [[[1, 0, 1, 0]], [[0, 1, 1, 1]]])
 def test_padding_before_a_token_is_refused(rows: list[list[int]]) -> None:
     columns = {"row_id": [0], "input_ids": [[5] * 4], "attention_mask": rows, "token_type_ids": [[0] * 4]}
-    record = pa.RecordBatch.from_pydict(columns | {"n_tokens": [3]}, schema=SCHEMA.with_metadata(_metadata()))
+    record = pa.RecordBatch.from_pydict(columns | {"n_tokens": [3]} | FROM, schema=SCHEMA.with_metadata(_metadata()))
     with pytest.raises(ValueError, match="padding before a token"):
         Batch.from_bytes(_stream_of(record))
 
@@ -232,6 +275,6 @@ def test_padding_before_a_token_is_refused(rows: list[list[int]]) -> None:
 def test_token_types_that_no_row_has_are_refused() -> None:
     ones = [[1] * 4]
     columns = {"row_id": [0], "input_ids": ones, "attention_mask": ones, "token_type_ids": ones, "n_tokens": [4]}
-    record = pa.RecordBatch.from_pydict(columns, schema=SCHEMA.with_metadata(_metadata()))
+    record = pa.RecordBatch.from_pydict(columns | FROM, schema=SCHEMA.with_metadata(_metadata()))
     with pytest.raises(ValueError, match="token_type_ids"):
         Batch.from_bytes(_stream_of(record))

@@ -8,7 +8,7 @@ import redis
 from contract.errors import UserError
 from contract.job import Job, JobKey
 from contract.redis.heartbeat import WORKERS, Heartbeat, key_of
-from contract.redis.keys import JOBS, KEPT_FOR, queue_of
+from contract.redis.keys import JOBS, KEPT_FOR, key_of as key_for, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
 from contract.redis.producing import Publication
@@ -69,18 +69,30 @@ def test_of_several_producers_one_publishes_a_batch_and_one_takes_it_back(ledger
 def test_a_publication_goes_on_where_redis_stopped_it(
     ledger: WholeLedger, client: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    """It has claimed its batch, and is refused when it puts the bytes; meanwhile the claim keeps others away."""
+    """It is refused once it has put the bytes: there is no entry without them."""
     job = a_job(tmp_path)
-    client.execute_command("ACL", "SETUSER", "half", "on", "nopass", "~*", "+time", "+hsetnx", "+sadd")  # type: ignore[no-untyped-call]
+    rights = ("~*", "+time", "+hget", "+zadd", "+set")
+    client.execute_command("ACL", "SETUSER", "half", "on", "nopass", *rights)  # type: ignore[no-untyped-call]
     half = redis.Redis.from_url(redis_url, username="half", password="any")
     publication = Publication(job, 1, b"first")
     for _ in range(2):
         with pytest.raises(redis.exceptions.NoPermissionError):
-            publication(half)
-    assert (ledger.outstanding(job)[1].size, ledger.fetch(job.key, 1)) == (5, None)
+            publication(half, "me")
+    assert (ledger.outstanding(job), ledger.fetch(job.key, 1)) == ({}, None)
+    assert [publication(client, "me"), publication(client, "me")] == [True, True]
     assert not ledger.publish(job, 1, b"second")
-    assert [publication(client), publication(client)] == [True, True]
     assert ledger.fetch(job.key, 1) == b"first"
+
+
+def test_what_another_producer_has_claimed_or_made_is_not_published_and_leaves_no_bytes(
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path)
+    client.hset(key_for(job.key, "claims"), "1", "another")
+    client.set(key_for(job.key, "next"), "1")
+    assert [Publication(job, batch, b"first")(client, "me") for batch in (1, 0)] == [False, False]
+    assert not client.keys("*:batch:*")
+    assert ledger.outstanding(job) == {}
 
 
 @pytest.mark.parametrize("other", [b"first!", b"fIrst", b"x" * 10_000])
@@ -174,6 +186,19 @@ def test_a_job_in_another_folder_is_another_job(ledger: WholeLedger, tmp_path: P
     assert ledger.begin_attempt(second.key, 1) == 1
     assert (ledger.job(first.key), ledger.job(second.key)) == (first, second)
     assert ledger.jobs() == {first.key, second.key}
+
+
+def test_the_producer_that_began_last_says_the_priority(ledger: WholeLedger, tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    urgent = job.model_copy(update={"priority": 7})
+    ledger.announce(job)
+    ledger.announce(urgent)
+    ledger.publish(job, 1, b"of the producer that began first")
+    assert ledger.priorities() == {job.key: 7}
+    ledger.forget(job)
+    assert ledger.priorities() == {}
+    ledger.publish(urgent, 2, b"after Redis lost everything")
+    assert ledger.priorities() == {job.key: 7}
 
 
 def message(job: Job, batch: int) -> str:

@@ -34,6 +34,7 @@ POOLED = pa.schema(
         ("n_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("error", pa.string()),
+        ("text_hash", pa.binary()),
     ]
 )
 
@@ -63,6 +64,7 @@ def test_a_row_has_its_vector_and_a_row_without_a_text_has_null(pooled: pa.Table
         "n_tokens": [3, 9, 0],
         "truncated": [False, True, False],
         "error": [None, None, None],
+        "text_hash": [None, None, None],
     }
 
 

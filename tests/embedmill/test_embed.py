@@ -187,14 +187,20 @@ def test_an_interrupted_run_goes_on(
     ],
 )
 def test_what_is_wrong_is_one_line_before_an_engine_is_built(
-    dataset: str, options: tuple[str, ...], expected: str, environment: dict[str, str], reviews: Path, tmp_path: Path
+    dataset: str,
+    options: tuple[str, ...],
+    expected: str,
+    environment: dict[str, str],
+    home: Path,
+    reviews: Path,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
-    empty = tmp_path / "no-model"
-    empty.mkdir()
-    done = run(command(dataset, empty, *options), environment)
+    done = run(command(dataset, tiny_model, *options), environment)
     assert done.status == 1
     assert re.fullmatch(expected, done.err.splitlines()[-1]), done.err
     assert not done.out
+    assert not list(home.glob("embedmill/engines/*"))
     assert not processes_of(tmp_path)
 
 
@@ -242,7 +248,7 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     (job,) = found
     assert job.verdict.passed
     table = job.vectors()
-    assert table.column_names == ["row_id", "embedding", "n_tokens", "truncated", "error", "title"]
+    assert table.column_names == ["row_id", "embedding", "n_tokens", "truncated", "error", "text_hash", "title"]
     assert table["row_id"].to_pylist() == list(range(20))
     assert table["title"].to_pylist() == [row["title"] for row in csv.DictReader(reviews.open(newline=""))][:20]
     assert job.reader().read_all().equals(table)
@@ -262,10 +268,10 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     ],
 )
 def test_an_error_in_python_is_the_commands_line(
-    options: dict[str, object], line: str, environment: dict[str, str], reviews: Path, tmp_path: Path
+    options: dict[str, object], line: str, environment: dict[str, str], reviews: Path, tiny_model: Path
 ) -> None:
     with pytest.raises(embedmill.UserError, match=line):
-        embedmill.embed(str(options.pop("dataset", reviews)), model=tmp_path, progress=False, **options)
+        embedmill.embed(str(options.pop("dataset", reviews)), model=tiny_model, progress=False, **options)
 
 
 def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(

@@ -21,7 +21,7 @@ from embedmill.embed_command import main as embed
 from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
 from embedmill.events import STEPS, Event
-from producer.pace import last_pace
+from producer.pace import START, last_pace
 from producer.progress import Progress, ShardTotals
 from producer.view import View
 from tests.contract.samples import a_job
@@ -123,7 +123,7 @@ def test_embed_takes_every_option_of_the_producer_and_none_twice() -> None:
     import producer.command
 
     theirs = {flag for parameter in producer.command.main.params for flag in parameter.opts}
-    assert theirs - set(flags) == {"--dataset", "--engine", "--detach"}
+    assert theirs - set(flags) == {"--dataset", "--engine", "--detach", "--priority"}
 
 
 def test_the_version_is_the_distributions() -> None:
@@ -157,3 +157,20 @@ def test_a_run_tells_the_next_estimate_what_it_took(tmp_path: Path, monkeypatch:
     pace = last_pace(job.fingerprint)
     assert pace is not None
     assert (pace.start, pace.tokens_per_second, pace.verification) == (4.0, 2000.0, 14.0)
+
+
+def test_the_build_of_an_engine_is_no_part_of_the_next_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = iter([100.0, 150.0, 150.0, 170.0, 180.0])
+    monkeypatch.setattr("embedmill.clock.time.monotonic", lambda: next(times))
+    job = a_job(location(str(tmp_path)), rows=1000, batch_rows=100)
+    clock = Clock()
+    clock.builds = True
+    clock.see(Progress(job, ShardTotals(), ShardTotals(shards=1, rows=1, tokens=1), last_shard=0.0))  # at 150
+    clock.see(Progress(job, ShardTotals(), ShardTotals(shards=10, rows=1000, tokens=40_000), last_shard=0.0))
+    clock.verified(job, 100)
+    pace = last_pace(job.fingerprint)
+    assert pace is not None
+    assert pace.start == START

@@ -1,42 +1,23 @@
-"""The wheel and the sdist hold what they need, and an empty environment with the wheel runs the command."""
+"""The wheel and the sdist hold what they need. That the installed wheel runs, tests/test_first_job.py shows."""
 
-import csv
 import email
-import os
 import re
-import shutil
-import subprocess
-import sys
 import tarfile
 import tomllib
-import venv
 import zipfile
 from pathlib import Path
 
-import numpy
 import pytest
 
-from contract.engine import EngineSpec
 from embedmill.environment import PACKAGES
-from tests.conftest import MINILM, keep_engine
-from tests.left import processes_of
+from tests.wheel import ROOT, build
 
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel and the sdist, made of a copy of the tree: a build leaves files there."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in"):
-        shutil.copy(ROOT / name, tree)
-    code = "from setuptools.build_meta import *; import sys; out = sys.argv[1]; build_wheel(out); build_sdist(out)"
-    done = subprocess.run([sys.executable, "-c", code, str(out)], cwd=tree, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    wheel, sdist = build(tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist"))
     return {"wheel": wheel, "sdist": sdist}
 
 
@@ -98,35 +79,3 @@ def test_no_extra_names_the_project() -> None:
 def test_an_extra_holds_what_another_one_has(extra: str, held: str) -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(extras[held]) <= set(extras[extra])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_installed_command_embeds_a_csv(
-    built: dict[str, Path], minilm: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=False)
-    python = str(home / "bin" / "python")
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*install, str(built["wheel"])], check=True)
-    (site,) = home.glob("lib/python*/site-packages")
-    (site / "others.pth").write_text(f"{Path(numpy.__file__).parent.parent}\n")  # what it needs, but no embedmill
-    keep_engine(minilm.folder, str(MINILM), tmp_path / "cache")
-
-    for name in [name for name in os.environ if name.startswith("EMBEDMILL_")] + ["PYTHONPATH"]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    command = str(home / "bin" / "embedmill")
-    told = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    assert told.stdout == f"embedmill {PROJECT['version']}\n"
-    with open("reviews.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["body"], ["It broke on the first day."], ["The best kettle I have had."]])
-    done = subprocess.run([command, "embed", "reviews.csv", "--model", str(MINILM)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Verified: 2 rows accounted for" in done.stdout
-    found = subprocess.run([command, "search", "kitchen appliance"], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert re.search(r"│ 1 │.*The best kettle", found.stdout)
-    assert not processes_of(tmp_path)

@@ -106,7 +106,7 @@ def test_a_local_dataset_and_model_are_named_without_their_place(tmp_path: Path)
     text = card(a_job(tmp_path, limit=7), spec(model="/home/somebody/models/tiny", revision=None))
     assert "/home/somebody" not in text
     assert "/data/" not in text
-    assert "# reviews.csv, embedded by tiny" in text
+    assert "of `reviews.csv`, split" in text
     assert "the first 7" in text
     assert "source_datasets" not in front_matter(text)
 

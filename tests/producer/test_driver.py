@@ -7,38 +7,32 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-import redis
 
-from contract.batch import Batch
 from contract.errors import UserError
 from contract.job import Job
 from contract.redis import connection, heartbeat
 from contract.redis.heartbeat import WORKERS, Heartbeat
-from contract.redis.keys import key_of, queue_of
+from contract.redis.keys import KEPT_FOR, key_of, queue_of
 from contract.redis.ledger import DeadBatch
 from contract.redis.messages import TASK
 from contract.settings import settings
-from contract.tokens import TokenRows
 from embedmill.processes import redis_server
 from producer import making
-from producer.driver import Driver, Times
+from producer.driver import Times
 from producer.making import Work
 from producer.messages import byte_budget, message_sender
 from producer.progress import Progress
 from producer.shards import ShardWatch
-from producer.tokenizing import BatchSource, Made, tokenizing_apart, tokenizing_here
+from producer.tokenizing import BatchSource, Made, tokenizing_apart
 from tests.contract.samples import WholeLedger, a_job, commit_by_hand, packed
-
-SOON = Times(look=0.02, inspect=0.05)
+from tests.producer.by_hand import OF_NO_DATASET, SOON, ByHand, ByHandMade, batch, drive, source
 
 NO_VECTOR = DeadBatch(error="ValueError: no vector", where="", attempts=4)
 
@@ -51,43 +45,6 @@ def job(tmp_path: Path) -> Job:
     return job
 
 
-class ByHand:
-    """A worker, one message at a time."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.ledger = WholeLedger(patience=5)
-        self.redis = redis.Redis.from_url(settings().redis_url)
-        self.taken: list[int] = []
-        """Batches whose message was taken, in this order."""
-
-    def take(self) -> int | None:
-        message = self.redis.rpop(queue_of(self.job.key))
-        if message is None:
-            return None
-        assert isinstance(message, bytes)
-        (key, number), *_ = json.loads(base64.b64decode(json.loads(message)["body"]))
-        assert key == self.job.key
-        self.taken.append(number)
-        return int(number)
-
-    def embed(self) -> None:
-        """Take a message, if there is one, and make its batch's shard."""
-        if (number := self.take()) is not None:
-            payload = self.ledger.fetch(self.job.key, number)
-            if payload is not None:
-                commit_by_hand(self.job, Batch.from_bytes(payload))
-                self.ledger.settle(self.job.key, number)
-
-    @property
-    def outstanding(self) -> int:
-        return sum(entry.size for entry in self.ledger.outstanding(self.job).values())
-
-    @property
-    def messages(self) -> int:
-        return self.ledger.queued(self.job.key)
-
-
 @pytest.fixture
 def worker(redis_url: str, job: Job) -> ByHand:
     worker = ByHand(job)
@@ -95,40 +52,14 @@ def worker(redis_url: str, job: Job) -> ByHand:
     return worker
 
 
-def batch(job: Job, number: int) -> Batch:
-    row_id = np.array(job.row_range(number))
-    n_tokens = np.where(row_id == 5, 0, np.where(row_id == 6, 9, 3)).astype(np.int32)
-    lengths = np.minimum(n_tokens, 8)
-    tokens = TokenRows(np.ones(lengths.sum(), np.int32), lengths)
-    return Batch(job.id, number, job.fingerprint, row_id, tokens, n_tokens)
-
-
-class ByHandMade(Work):
-    """Of no dataset."""
-
-    def payload(self, number: int) -> bytes:
-        return packed(batch(self.job, number))
-
-
-OF_NO_DATASET: Any = (None, None)
-
-
-def source(job: Job) -> BatchSource:
-    return tokenizing_here(ByHandMade(job, *OF_NO_DATASET))
-
-
-def driver(job: Job, made_by: BatchSource | None = None, *, detach: bool = False, times: Times = SOON) -> Driver:
-    return Driver(job, made_by or source(job), WholeLedger(patience=5), detach=detach, times=times)
-
-
 def run(job: Job, worker: ByHand, *, times: Times = SOON) -> Progress:
     """To the end, with a worker that makes a shard each time the driver reports."""
-    return driver(job, times=times).run(lambda progress: worker.embed())
+    return drive(job, lambda progress: worker.embed(), times=times)
 
 
 def publish(job: Job) -> Progress:
     """Everything, and leave."""
-    return driver(job, detach=True).run()
+    return drive(job, detach=True)
 
 
 def test_every_batch_becomes_a_shard_and_is_counted(job: Job, worker: ByHand) -> None:
@@ -148,7 +79,7 @@ def test_a_snapshot_stays_as_it_was(job: Job, worker: ByHand) -> None:
         worker.embed()
         reported.append((progress, progress.totals.shards))
 
-    driver(job).run(report)
+    drive(job, report)
     assert [progress.totals.shards for progress, _ in reported] == [shards for _, shards in reported]
     assert {shards for _, shards in reported} >= {0, 5}
 
@@ -180,7 +111,7 @@ def test_no_more_bytes_wait_in_redis_than_are_allowed(
         if len(waiting) % 3 == 0:
             worker.embed()
 
-    driver(job).run(report)
+    drive(job, report)
     assert max(waiting) == at_once
     assert job.committed() == set(range(5))
 
@@ -224,7 +155,7 @@ def test_what_a_killed_worker_left_is_gone_at_the_end(job: Job, worker: ByHand) 
 def test_a_finished_job_publishes_nothing(job: Job, worker: ByHand) -> None:
     for number in range(5):
         commit_by_hand(job, batch(job, number))
-    progress = driver(job).run()
+    progress = drive(job)
     assert (progress.before.rows, progress.totals.rows, progress.new.tokens) == (18, 18, 0)
     assert worker.messages == 0
 
@@ -240,7 +171,7 @@ def test_what_redis_loses_is_published_again(job: Job, worker: ByHand) -> None:
             worker.redis.flushall()
             gone = True
 
-    driver(job, times=replace(SOON, missing_after=0.4)).run(report)
+    drive(job, report, times=replace(SOON, missing_after=0.4))
     assert worker.taken == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
@@ -252,7 +183,7 @@ def test_a_message_that_a_worker_drops_is_published_again(job: Job, worker: ByHa
         else:
             worker.take()
 
-    driver(job, times=replace(SOON, missing_after=0.4)).run(report)
+    drive(job, report, times=replace(SOON, missing_after=0.4))
     assert sorted(worker.taken) == [0, 0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
@@ -285,7 +216,7 @@ def test_a_batch_that_a_living_worker_computes_is_not_lost(job: Job, worker: ByH
             for number in range(5):
                 commit_by_hand(job, batch(job, number))
 
-    driver(job, times=replace(SOON, missing_after=0.1)).run(report)
+    drive(job, report, times=replace(SOON, missing_after=0.1))
     assert sorted(worker.taken) == [0, 1, 2, 3, 4]
 
 
@@ -303,7 +234,7 @@ def test_a_batch_whose_worker_is_silent_is_published_again_soon_and_its_old_mess
             beat(worker, number, silent=settings().heartbeat_timeout + 1)
 
     began = time.monotonic()
-    driver(job).run(report)
+    drive(job, report)
     assert worker.taken.count(worker.taken[0]) == 2
     assert job.committed() == set(range(5))
     assert time.monotonic() - began < settings().heartbeat_timeout
@@ -325,7 +256,7 @@ def test_a_batch_that_was_taken_and_never_begun_is_published_again_after_the_tim
             hold(worker, number)
             taken = time.monotonic()
 
-    driver(job).run(report)
+    drive(job, report)
     assert worker.taken.count(worker.taken[0]) == 2
     assert time.monotonic() - taken >= 3
 
@@ -337,7 +268,7 @@ def test_a_cancelled_job_ends_its_producer_and_the_next_one_goes_on(job: Job, wo
             assert worker.ledger.cancel(job) == 4
 
     with pytest.raises(UserError, match="was cancelled; 1 of 5 shards there; run the same command again"):
-        driver(job).run(report)
+        drive(job, report)
     assert worker.messages == 0
     worker.ledger.announce(job)
     assert run(job, worker).totals.rows == 18
@@ -349,15 +280,15 @@ def test_what_is_published_before_a_producer_hears_that_its_job_is_cancelled_is_
     published: list[int] = []
 
     def report(progress: Progress) -> None:
-        if not published:
-            worker.ledger.cancel(job)
+        if not published:  # the begin of a cancellation
+            worker.redis.set(key_of(job.key, "cancelled"), "1", ex=KEPT_FOR)
         published.append(worker.messages)
-        if len(published) == 3:  # the end of a cancellation that had read the ledger before
+        if len(published) == 3:  # and its end: it had read the ledger before
             worker.redis.delete(f"embedmill:{job.key}:out")
 
     with pytest.raises(UserError, match="was cancelled; 0 of 5 shards there"):
-        driver(job, times=Times(look=0.5)).run(report)
-    assert max(published) == 4  # after the first one, which was there to be cancelled
+        drive(job, report, times=Times(look=0.5))
+    assert max(published) == 5
     assert worker.redis.keys(f"embedmill:{job.key}:*") == [f"embedmill:{job.key}:cancelled".encode()]
     assert worker.messages == 0
 
@@ -372,7 +303,7 @@ def test_dead_batches_end_the_run_until_they_are_revived(job: Job, worker: ByHan
                 commit_by_hand(job, batch(job, number))
                 worker.ledger.settle(job.key, number)
 
-    assert driver(job).run(report).dead == {2: NO_VECTOR}
+    assert drive(job, report).dead == {2: NO_VECTOR}
     assert job.committed() == {0, 1, 3, 4}
 
     worker.taken.clear()
@@ -392,7 +323,7 @@ def test_a_batch_that_one_worker_gave_up_and_another_made_is_done(job: Job, work
             commit_by_hand(job, batch(job, number))
             worker.ledger.settle(job.key, number)
 
-    progress = driver(job).run(report)
+    progress = drive(job, report)
     assert (progress.dead, progress.totals.rows) == ({}, 18)
 
 
@@ -406,7 +337,7 @@ def test_a_batch_that_is_settled_while_the_driver_looks_for_lost_ones_is_counted
         commit_by_hand(job, batch(job, number))
     worker.ledger.publish(job, 4, packed(batch(job, 4)))
     message_sender(job, worker.ledger)(4)
-    progress = Driver(job, source(job), Slow(patience=5), times=SOON).run()
+    progress = drive(job, ledger=Slow(patience=5))
     assert progress.totals.rows == 18
 
 
@@ -424,9 +355,8 @@ def test_a_redis_that_goes_away_ends_the_run_with_a_clear_line(job: Job, monkeyp
         url = server.enter_context(redis_server())
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        doomed = Driver(job, source(job), WholeLedger(patience=0.5))
         with pytest.raises(UserError, match=f"Redis at {url}"):
-            doomed.run(lambda progress: server.close())
+            drive(job, lambda progress: server.close(), ledger=WholeLedger(patience=0.5))
 
 
 def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
@@ -473,7 +403,7 @@ def test_half_of_a_limited_redis_is_left_free(worker: ByHand) -> None:
 
 def test_two_producers_of_one_job_make_each_shard_once(job: Job, worker: ByHand) -> None:
     with ThreadPoolExecutor(2) as pool:
-        producers = [pool.submit(driver(job).run) for _ in range(2)]
+        producers = [pool.submit(drive, job) for _ in range(2)]
         while not all(producer.done() for producer in producers):
             if worker.messages >= job.batches or worker.taken:
                 worker.embed()
@@ -497,7 +427,7 @@ def test_batches_are_published_as_they_are_ready(job: Job, worker: ByHand) -> No
                 begun[number].set_result(here.make(number).result())
         worker.embed()
 
-    driver(job, BatchSource(make, ahead=2)).run(report)
+    drive(job, report, made_by=BatchSource(make, ahead=2))
     assert worker.taken == [1, 2, 3, 4, 0]
     assert job.committed() == set(range(5))
 
@@ -513,7 +443,7 @@ def test_what_is_wrong_with_a_batch_ends_the_run_and_the_next_one_goes_on(job: J
         return made
 
     with pytest.raises(UserError, match="rows 8 to 11"):
-        driver(job, BatchSource(make, ahead=1), detach=True).run()
+        drive(job, made_by=BatchSource(make, ahead=1), detach=True)
     assert worker.messages == 2
     assert run(job, worker).totals.rows == 18
     assert worker.taken == [0, 1, 2, 3, 4]
@@ -532,7 +462,7 @@ def test_a_shard_that_is_none_is_named_with_what_removes_it(job: Job, worker: By
     with pytest.raises(
         UserError, match=r"00001-of-00005\.parquet is no shard.*python -m verify .*, then python -m producer retry "
     ):
-        driver(job).run()
+        drive(job)
 
 
 def test_it_does_not_end_while_a_shard_is_missing_whatever_redis_lost(job: Job, worker: ByHand) -> None:
@@ -550,7 +480,7 @@ def test_it_does_not_end_while_a_shard_is_missing_whatever_redis_lost(job: Job, 
         return here.make(number)
 
     times = Times(look=0, inspect=1000)
-    progress = driver(job, BatchSource(make, ahead=1), times=times).run(lambda progress: worker.embed())
+    progress = drive(job, lambda progress: worker.embed(), made_by=BatchSource(make, ahead=1), times=times)
     assert job.committed() == set(range(5))
     assert progress.totals.shards == 5
     assert begun == [0, 1, 2, 3]
@@ -569,7 +499,7 @@ def test_no_batch_is_made_twice_after_redis_lost_bytes_that_another_producer_pub
         begun.append(number)
         return here.make(number)
 
-    driver(job, BatchSource(make, ahead=8)).run(lambda progress: worker.embed())
+    drive(job, lambda progress: worker.embed(), made_by=BatchSource(make, ahead=8))
     assert sorted(begun) == [0, 1, 2, 3, 4]
     assert job.committed() == set(range(5))
 
@@ -581,18 +511,22 @@ def test_a_batch_that_is_on_its_way_into_redis_when_the_job_is_cancelled_leaves_
     here = source(job)
     cancelled = threading.Event()
 
-    def put_once_cancelled(made: Made, late: "Future[bool]") -> None:
+    def put_once_cancelled(made: Made, producer: str, late: "Future[bool]") -> None:
         cancelled.wait(30)
-        late.set_result(made.put().result())
+        late.set_result(made.put(producer).result())
 
     def make(number: int) -> "Future[Made]":
         made = here.make(number)
         if number < 2:
             return made
-        late: Future[bool] = Future()
-        threading.Thread(target=put_once_cancelled, args=(made.result(), late)).start()
+
+        def put(producer: str) -> "Future[bool]":
+            late: Future[bool] = Future()
+            threading.Thread(target=put_once_cancelled, args=(made.result(), producer, late)).start()
+            return late
+
         held: Future[Made] = Future()
-        held.set_result(Made(made.result().size, lambda: late))
+        held.set_result(Made(made.result().size, put))
         return held
 
     def report(progress: Progress) -> None:
@@ -601,7 +535,7 @@ def test_a_batch_that_is_on_its_way_into_redis_when_the_job_is_cancelled_leaves_
             cancelled.set()
 
     with pytest.raises(UserError, match="was cancelled"):
-        driver(job, BatchSource(make, ahead=2)).run(report)
+        drive(job, report, made_by=BatchSource(make, ahead=2))
     assert [key for key in worker.redis.scan_iter() if not key.startswith(b"_kombu")] == [
         f"embedmill:{job.key}:cancelled".encode()
     ]
@@ -615,37 +549,35 @@ def test_bytes_that_are_on_their_way_count_and_are_not_taken_for_lost(
     monkeypatch.setenv("EMBEDMILL_OUTSTANDING_BYTES", str(int(size * 1.5)))
     settings.cache_clear()
     here, begun = source(job), list[int]()
-    puts: list[tuple[float, Made, Future[bool]]] = []
+    puts: list[tuple[float, Callable[[], bool], Future[bool]]] = []
 
     def make(number: int) -> "Future[Made]":
         begun.append(number)
         made: Future[Made] = Future()
         real = here.make(number).result()
-        made.set_result(Made(real.size, lambda: slowly(number, real)))
+        made.set_result(Made(real.size, lambda producer: slowly(producer, real)))
         return made
 
-    def slowly(number: int, real: Made) -> "Future[bool]":
+    def slowly(producer: str, real: Made) -> "Future[bool]":
         assert worker.outstanding == 0
-        worker.redis.hset(key_of(job.key, "out"), str(number), "{}")  # the claim, as others see it
         put: Future[bool] = Future()
-        puts.append((time.monotonic() + 0.3, real, put))
+        puts.append((time.monotonic() + 0.3, lambda: real.put(producer).result(), put))
         return put
 
     def report(progress: Progress) -> None:
-        for due, real, put in [*puts]:
+        for due, really, put in [*puts]:
             if time.monotonic() > due:
-                worker.redis.delete(key_of(job.key, "out"))
-                put.set_result(real.put().result())
+                put.set_result(really())
                 puts.clear()
         worker.embed()
 
-    assert driver(job, BatchSource(make, ahead=3)).run(report).totals.rows == 18
+    assert drive(job, report, made_by=BatchSource(make, ahead=3)).totals.rows == 18
     assert (begun, worker.taken) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
 
 
 def in_two_processes(job: Job, work: Work) -> Progress:
     with tokenizing_apart(work, 2) as made_there:
-        return driver(job, made_there).run()
+        return drive(job, made_by=made_there)
 
 
 class DiesOnceRedisHasIt(ByHandMade):
@@ -654,8 +586,8 @@ class DiesOnceRedisHasIt(ByHandMade):
     def payload(self, number: int) -> bytes:
         put = making.Maker.put
 
-        def put_and_die(maker: making.Maker, batch: int) -> bool:
-            own = put(maker, batch)
+        def put_and_die(maker: making.Maker, batch: int, producer: str) -> bool:
+            own = put(maker, batch, producer)
             if batch == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             return own
@@ -680,11 +612,16 @@ def test_a_tokenizing_process_that_dies_once_redis_has_its_bytes_ends_the_run_an
 def test_a_redis_that_is_full_is_waited_for_and_one_line_says_so_however_many_processes_there_are(
     job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    worker.redis.config_set("maxmemory", 1)
     freed = threading.Timer(3, lambda: worker.redis.config_set("maxmemory", 0))
-    freed.start()
+
+    def report(progress: Progress) -> None:
+        if not freed.ident:
+            worker.redis.config_set("maxmemory", 1)
+            freed.start()
+        worker.embed()
+
     with tokenizing_apart(ByHandMade(job, *OF_NO_DATASET), 2) as made_there:
-        progress = driver(job, made_there).run(lambda progress: worker.embed())
+        progress = drive(job, report, made_by=made_there)
     assert progress.totals.rows == 18
     assert not freed.is_alive()
     assert caplog.text.count("is full; waiting for workers to make room (command not allowed") == 1
@@ -699,8 +636,7 @@ def test_a_redis_that_goes_away_while_processes_put_batches_is_said_as_by_the_pr
         url = server.enter_context(redis_server())
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
-        doomed = ByHandMade(job, *OF_NO_DATASET)
-        with tokenizing_apart(doomed, 2) as made_there:
-            one = Driver(job, made_there, WholeLedger(patience=0.5))
+        with tokenizing_apart(ByHandMade(job, *OF_NO_DATASET), 2) as made_there:
+            doomed = WholeLedger(patience=0.5)
             with pytest.raises(UserError, match=rf"no answer from Redis at {url} for 0 s .*must run there; start one"):
-                one.run(lambda progress: server.close())
+                drive(job, lambda progress: server.close(), made_by=made_there, ledger=doomed)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from contract.redis.heartbeat import Heartbeat
-from producer.lost import LISTENED, MISSING_AFTER, BatchState, Sighting, batch_states, lost, sightings, unpublished
+from producer.lost import LISTENED, MISSING_AFTER, BatchState, Sighting, batch_states, lost, sightings
 from producer.view import View
 
 TIMEOUT = 30.0
@@ -96,11 +96,6 @@ def test_a_batch_has_its_state_since_it_was_first_seen_in_it() -> None:
         2: Sighting(BatchState.TAKEN, 10.0),
         3: Sighting(BatchState.MISSING, 12.0),
     }
-
-
-def test_what_nobody_knows_of_is_to_be_published() -> None:
-    assert unpublished(6, {0}, {2: "out"}, {5: "dead"}) == [1, 3, 4]
-    assert unpublished(2, {0, 1}, {}) == []
 
 
 def test_in_a_simulation_a_dead_workers_batch_is_lost_within_the_timeout_and_a_living_ones_never() -> None:

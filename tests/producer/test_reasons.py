@@ -52,6 +52,18 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
             r"the only worker computes job imdb-train-9876543210, of which 1,200 batches wait; each job gets",
         ),
         (
+            view(
+                worker(state="computing", job=OTHER, batch=0), others={OTHER: 1200}, priorities={OTHER: 5.0, JOB: -1.0}
+            ),
+            r"the only worker computes job imdb-train-9876543210, of which 1,200 batches wait; its priority 5 goes "
+            r"before this job's -1$",
+        ),
+        (
+            view(worker(state="computing", job=OTHER, batch=0), others={"a.f": 1}, priorities={"a.f": 2.0}),
+            r"the only worker computes job imdb-train-9876543210, of which 0 batches wait; 1 batch waits of job a, "
+            r"whose priority 2 goes before this job's 0$",
+        ),
+        (
             view(worker(state="waiting", job=OTHER, batch=0, waits_for=FULL)),
             r"1 worker, none free: one waits for No space left on device: /data/output with job imdb-train-9876543210",
         ),
@@ -70,6 +82,11 @@ REFUSES = (worker("host:1:2", refuses={JOB: "no engine bge in /engines"}),)
         ),
         (view(worker()), r"1 worker idle, about to take the next batch"),
         (view(out=frozenset(), making=2, unpublished=7), r"2 batches being tokenized"),
+        (
+            view(out=frozenset(), elsewhere=3, producers=2),
+            r"3 batches with another producer; those of one that died are taken over 30 s after it was last heard of",
+        ),
+        (view(out=frozenset(), elsewhere=1, producers=4), r"1 batch with 3 other producers; "),
     ],
 )
 def test_each_state_has_its_line(seen: View, says: str) -> None:

@@ -21,6 +21,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import JobKey
 from contract.jobs import latest_job
+from contract.redis.claims import Claims
 from contract.redis.keys import JOBS, queue_of
 from contract.redis.messages import batch_of
 from contract.settings import settings
@@ -62,7 +63,7 @@ def test_processes_put_the_bytes_into_redis_that_the_producer_itself_puts(work: 
             made = all_made(source, range(10))
             assert len(multiprocessing.active_children()) == (0 if processes == 1 else 2)
             assert not ledger.outstanding(work.job)  # they are made, and nobody has asked for more
-            assert [put.result(60) for put in [one.put() for one in made]] == [True] * 10
+            assert [put.result(60) for put in [one.put("a producer") for one in made]] == [True] * 10
         assert not multiprocessing.active_children()
         assert [entry.size for _, entry in sorted(ledger.outstanding(work.job).items())] == [one.size for one in made]
         found.append([ledger.fetch(work.job.key, number) for number in range(10)])
@@ -77,7 +78,7 @@ def test_what_another_producer_has_published_is_not_published_again(
 ) -> None:
     ledger.publish(work.job, 3, b"another's")
     with tokenizing(work, processes) as source:
-        assert [made.put().result(60) for made in all_made(source, range(2, 5))] == [True, False, True]
+        assert [made.put("a producer").result(60) for made in all_made(source, range(2, 5))] == [True, False, True]
     assert ledger.fetch(work.job.key, 3) == b"another's"
 
 
@@ -90,9 +91,9 @@ def test_what_redis_did_not_take_may_be_put_again(
         made = source.make(7).result(60)
         client.config_set("maxmemory", 1)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
-            made.put().result(60)
+            made.put("a producer").result(60)
         client.config_set("maxmemory", 0)
-        assert made.put().result(60)
+        assert made.put("a producer").result(60)
     assert len(ledger.fetch(work.job.key, 7) or b"") == ledger.outstanding(work.job)[7].size
 
 
@@ -232,7 +233,7 @@ def blocks(number: int, process: psutil.Process) -> bool:
 
 
 def published(client: redis.Redis) -> int:
-    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.smembers(JOBS)])
+    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.zrange(JOBS, 0, -1)])
 
 
 @pytest.mark.parametrize(
@@ -301,8 +302,9 @@ def test_a_job_whose_producer_is_killed_while_processes_publish_is_done_by_the_n
             commit_by_hand(job, Batch.from_bytes(ledger.fetch(job.key, named[1]) or b""))
             ledger.settle(job.key, named[1])
 
-    with tokenizing(work._replace(job=job), 2) as source:
-        Driver(job, source, ledger, times=Times(look=0.05, inspect=0.1, missing_after=1)).run(embed)
+    claims = Claims(job, ledger.connection)
+    with claims.joined(), tokenizing(work._replace(job=job), 2) as source:
+        Driver(claims, source, ledger, times=Times(look=0.05, inspect=0.1, missing_after=1)).run(embed)
     assert job.committed() == set(range(ROWS))
     assert not [key for key in client.scan_iter() if not key.startswith(b"_kombu")]
 

@@ -134,7 +134,7 @@ def open_job(station: Station, spec: EngineSpec, folder: Path) -> Job:
     job = a_job(folder, engine=spec.name, fingerprint=spec.fingerprint)
     job.save()
     station.client().set(f"embedmill:{job.key}:job", job.model_dump_json())
-    station.client().sadd(JOBS, job.key)
+    station.client().zadd(JOBS, {job.key: 0})
     return job
 
 

@@ -46,9 +46,9 @@ def test_a_worker_writes_only_into_the_folder_that_a_producer_made_for_the_job(
     # No path: the record as a whole is refused. A name that is not the key's, or not the hash of the rest: likewise.
     record = json.loads(forged[0].model_dump_json())
     for name, folder in (("nul", f"{tmp_path}/nul\0/nul"), ("mine", f"{tmp_path}/yours"), ("..", f"{tmp_path}/..")):
-        client.sadd(JOBS, name)
+        client.zadd(JOBS, {name: 0})
         client.set(f"embedmill:{name}:job", json.dumps(record | {"folder": folder, "split": "train", "id": name}))
-    client.sadd(JOBS, "split")
+    client.zadd(JOBS, {"split": 0})
     client.set("embedmill:split:job", json.dumps(record | {"folder": f"{tmp_path}/split", "split": "../../x"}))
     for name in ("nul", "mine", "split", ".."):
         station.said(f"cannot serve job {name}, and leaves it to others: its record in Redis is not a job's")

@@ -36,7 +36,7 @@ def attention(
     attention_mask: Tensor | None,
     *,
     cu_seqlens: Tensor,
-    longest: int,
+    longest: Tensor,
     flash_4: bool = False,
     scaling: float | None = None,
     **options: Any,
@@ -50,7 +50,7 @@ def attention(
         value: as ``key``.
         attention_mask: none: the rows' ends are mask enough.
         cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
-        longest: no row has more tokens.
+        longest: ``[longest, 0]``: no row has more tokens. A tensor, because what is compiled would know a number.
         flash_4: compute it by FlashAttention 4, on a GPU.
         scaling: None for 1 / √width.
         options: transformers'. ``sliding_window`` and ``is_causal`` count.
@@ -69,7 +69,7 @@ def attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
-    rows = _Rows(cu_seqlens, longest, (before, 0 if causal else before), flash_4)
+    rows = _Rows(cu_seqlens, longest.shape[0], (before, 0 if causal else before), flash_4)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -9,11 +9,21 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from contract.deferred import deferred
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
 from contract.words import count
-from worker.runtime.gpus import MODULES, TORCH, gpu_model, lacking, missing, modules_lacking, torch_lacking
+from worker.runtime.gpus import (
+    MODULES,
+    TORCH,
+    cuda_package,
+    gpu_model,
+    lacking,
+    missing,
+    modules_lacking,
+    torch_lacking,
+)
 from worker.runtime.interface import LONG_ROW, Engine
 
 log = logging.getLogger("embedmill.worker")
@@ -37,6 +47,8 @@ class Runtime(NamedTuple):
     """What the machine must have, for people."""
     extra: str
     """The extra of embedmill that installs it."""
+    through: Callable[[], str] = lambda: ""
+    """The package by which it reaches the GPU, where that can be one or another; else empty."""
 
 
 def _nothing() -> str:
@@ -74,7 +86,7 @@ def _no_modules() -> str:
 
 
 def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
-    from worker.runtime.tensorrt import tensorrt_engine  # here: only a GPU machine has TensorRT and pycuda
+    from worker.runtime.tensorrt import tensorrt_engine  # here: only a GPU machine has TensorRT
 
     return tensorrt_engine(spec, gpu)
 
@@ -98,23 +110,25 @@ def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
 
 
 def _open_modules_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
-    from worker.runtime.modules import modules_engine  # here: as above
+    with deferred("sklearn.metrics"):
+        from worker.runtime.modules import modules_engine  # here: as above
 
     return modules_engine(spec, threads, gpu)
 
 
 def _open_modules_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
-    from worker.runtime.modules import modules_engine  # here: as above
+    with deferred("sklearn.metrics"):
+        from worker.runtime.modules import modules_engine  # here: as above
 
     return modules_engine(spec, threads)
 
 
-_GPU_TENSORRT = "an NVIDIA GPU, tensorrt (or tensorrt_rtx) and pycuda"
+_GPU_TENSORRT = "an NVIDIA GPU, tensorrt (or tensorrt_rtx), and cuda-bindings or pycuda"
 _GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
 _GPU_MODULES = "an NVIDIA GPU, torch with CUDA and sentence-transformers"
 
 RUNTIMES = (
-    Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu"),
+    Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu", cuda_package),
     Runtime("torch", _open_torch_gpu, True, torch_lacking, _no_half, _GPU_TORCH, "torch"),
     Runtime("modules", _open_modules_gpu, True, modules_lacking, _no_folder, _GPU_MODULES, "modules"),
     Runtime("onnxruntime", _open_onnx, False, _nothing, _no_onnx, "onnxruntime", "cpu"),
@@ -236,8 +250,10 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
     for line in spec.unusable:
         log.warning(line)
     runtime, why = choose(spec)
+    through = f" through {runtime.through()}" if runtime.through() else ""
     log.info(
-        "engine %s is computed by %s on a %s: %s", spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", why
+        "engine %s is computed by %s on a %s%s: %s",
+        *(spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", through, why),
     )
     _warn_of_long_rows(spec, runtime)
     return runtime.open(spec, threads, gpu)

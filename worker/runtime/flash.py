@@ -1,5 +1,5 @@
 """FlashAttention 4, where the package ``flash-attn-4`` is installed: faster than PyTorch's own attention on long rows,
-slower on short ones. ``engine_build compile`` measures both, see ``faster_lengths``."""
+slower on short ones. ``engine_build compile`` measures both, see ``faster_profiles``."""
 
 import functools
 import importlib.util
@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from contract.errors import reason
 from contract.plan import PackedProfile
+from worker.runtime.layout import with_padding
 
 _GAIN = 1.03
 """How many times as fast it must be to be taken: its first call in a process takes seconds."""
@@ -95,45 +97,49 @@ def restore_kernels(kernels: Mapping[str, bytes]) -> None:
         whole.replace(file)  # other processes load it too
 
 
-def faster_lengths(
-    profiles: Sequence[PackedProfile], max_length: int, heads: int, width: int, device: torch.device
-) -> tuple[tuple[int, ...], str]:
+def faster_profiles(
+    profiles: Sequence[PackedProfile], heads: int, width: int, device: torch.device
+) -> tuple[tuple[str, ...], str]:
     """Measure it beside PyTorch's own attention, on rows of random lengths that fill a micro-batch.
 
     Args:
-        profiles: of micro-batches. Of those for rows of one length the largest is measured.
-        max_length: of a row where a profile has no limit.
+        profiles: of micro-batches, each with its longest row.
         heads: of the model.
         width: of a head.
         device: the GPU.
 
     Returns:
-        The longest row's tokens of the profiles for which it is faster, and what was measured, or why nothing was.
+        The profiles for which it is faster, and what was measured, or why nothing was.
     """
     if missing := lacking():
         return (), missing
-    tokens: dict[int, int] = {}
-    for profile in profiles:
-        longest = profile.longest or max_length
-        tokens[longest] = max(tokens.get(longest, 0), profile.tokens)
     times = {}
-    for longest, size in tokens.items():
+    for profile in profiles:
         try:
-            times[longest] = _times(size, longest, (heads, width), device)
+            times[str(profile)] = _times(profile, (heads, width), device)
         except Exception as error:  # a GPU or a width that it does not take: whatever it raises then
             return (), f"it does not compute this model: {reason(error)}"
-    told = ", ".join(f"rows of up to {longest}: {own:.0f} and {its:.0f} µs" for longest, (own, its) in times.items())
-    return tuple(longest for longest, (own, its) in times.items() if own > _GAIN * its), told
+    told = ", ".join(f"{profile}: {own:.0f} and {its:.0f} µs" for profile, (own, its) in times.items())
+    return tuple(profile for profile, (own, its) in times.items() if own > _GAIN * its), told
 
 
-def _times(tokens: int, longest: int, shape: tuple[int, int], device: torch.device) -> tuple[float, float]:
+def row_ends(profile: PackedProfile) -> Tensor:
+    """Where the rows of a typical micro-batch end: about three quarters of the profile's rows, of random lengths, and
+    behind them those of padding and empty ones. ``[rows + 1]`` int32, the first 0, on the CPU."""
+    longest = profile.longest or profile.tokens
+    rows = min(profile.rows, max(1, profile.rows * 3 // 4, profile.tokens // longest))
+    lengths = np.random.default_rng(longest).integers(1, 2 * profile.tokens // rows, rows, np.int32).clip(max=longest)
+    lengths = lengths[lengths.cumsum() <= profile.tokens]
+    every = with_padding(lengths, profile.input_rows(longest), profile.tokens)
+    return torch.tensor([0, *every.cumsum()], dtype=torch.int32)
+
+
+def _times(profile: PackedProfile, shape: tuple[int, int], device: torch.device) -> tuple[float, float]:
     """Microseconds of PyTorch's own attention and of FlashAttention 4."""
     from torch.nn.attention.varlen import varlen_attn
 
-    random = torch.Generator().manual_seed(longest)
-    lengths = torch.randint(max(1, longest // 10), longest + 1, (tokens // max(1, longest // 10),), generator=random)
-    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).clamp_max(tokens).to(device, torch.int32)
-    query, key, value = torch.randn(tokens, 3, *shape, dtype=torch.float16, device=device).unbind(1)
+    longest, ends = profile.longest or profile.tokens, row_ends(profile).to(device)
+    query, key, value = torch.randn(profile.tokens, 3, *shape, dtype=torch.float16, device=device).unbind(1)
 
     def own() -> object:
         return varlen_attn(query, key, value, ends, ends, longest, longest)

@@ -50,7 +50,7 @@ def gpu_lock(pci_bus_id: str) -> Iterator[GpuLock]:
     """The lock of a GPU, its file open while the ``with`` block lasts.
 
     Args:
-        pci_bus_id: such as ``0000:1B:00.0``.
+        pci_bus_id: such as ``0000:1B:00.0``; the case of its letters does not matter.
 
     Raises:
         OSError: the lock file cannot be opened; a symbolic link in its place is not followed.
@@ -58,7 +58,7 @@ def gpu_lock(pci_bus_id: str) -> Iterator[GpuLock]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     # The MIG instances of one GPU have a lock each. CUDA uses the first that is named.
     instance = visible.split(",")[0] if "MIG" in visible else ""
-    name = re.sub(r"\W+", "-", f"embedmill-{os.getuid()}-{pci_bus_id}{instance}")
+    name = re.sub(r"\W+", "-", f"embedmill-{os.getuid()}-{pci_bus_id.lower()}{instance}")
     path = f"{tempfile.gettempdir()}/{name}.lock"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""A plan on a GPU: TensorRT and pycuda, and nothing of batches.
+"""A plan on a GPU: TensorRT and CUDA's driver, and nothing of batches.
 
 Only named tensors are used, which every TensorRT has from 8.6 on.
 """
@@ -10,11 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import pycuda.driver as cuda
-
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.graph import OUTPUT
+from worker.runtime.driver import Context, CudaDriver, Device, Memory, cuda_driver
 from worker.runtime.interface import EngineDead
 from worker.runtime.layout import TensorShape, layout_of
 from worker.runtime.trt import LOG, VERSION, trt
@@ -24,17 +23,18 @@ class Gpu(NamedTuple):
     """A GPU whose primary context is this thread's current one."""
 
     number: int
-    device: "cuda.Device"
+    cuda: CudaDriver
+    device: Device
     sm: int
     """Compute capability, 90 for 9.0."""
 
     @property
     def multiprocessors(self) -> int:
-        return int(self.device.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT))
+        return int(self.device.get_attribute(self.cuda.device_attribute.MULTIPROCESSOR_COUNT))
 
     def too_little_memory(self, spec: EngineSpec, reason: object) -> UserError:
         """The error for an engine that does not fit into what is free now."""
-        free, total = cuda.mem_get_info()
+        free, total = self.cuda.mem_get_info()
         return UserError(
             f"GPU {self.number} has too little free memory for engine {spec.name}: {free / 2**20:,.0f} of "
             f"{total / 2**20:,.0f} MiB ({reason})",
@@ -43,7 +43,7 @@ class Gpu(NamedTuple):
 
 
 @functools.cache
-def _primary_context(number: int) -> "tuple[cuda.Device, cuda.Context]":
+def _primary_context(cuda: CudaDriver, number: int) -> tuple[Device, Context]:
     """A GPU's primary context, kept until the process ends: TensorRT has things in it that no call of ours frees, and
     TensorRT 8.6 crashes when it is used again after the context was released."""
     cuda.init()
@@ -63,8 +63,9 @@ def gpu_context(number: int) -> Iterator[Gpu]:
     Raises:
         UserError: there is no such GPU, it has no memory left for a context, or CUDA does not work.
     """
+    cuda = cuda_driver()
     try:
-        device, context = _primary_context(number)
+        device, context = _primary_context(cuda, number)
         context.push()
     except cuda.Error as error:
         raise UserError(
@@ -72,7 +73,7 @@ def gpu_context(number: int) -> Iterator[Gpu]:
         ) from None
     try:
         major, minor = device.compute_capability()
-        yield Gpu(number, device, 10 * int(major) + int(minor))
+        yield Gpu(number, cuda, device, 10 * int(major) + int(minor))
     finally:
         context.pop()
 
@@ -103,7 +104,7 @@ class LoadedPlan:
         # After an error, too, all goes while the CUDA context is current, in the order in which TensorRT's objects
         # depend on one another. So only ``self`` refers to them: a local variable would live on in the traceback.
         with ExitStack() as taken:
-            self.stream = cuda.Stream()
+            self.stream = gpu.cuda.Stream()
             taken.callback(delattr, self, "stream")
             self._runtime = trt.Runtime(LOG)
             taken.callback(delattr, self, "_runtime")
@@ -112,8 +113,8 @@ class LoadedPlan:
             self._check_engine(path, spec, gpu)
             self._size = memory_size(self._engine)
             try:
-                self._memory = cuda.mem_alloc(self._size)
-            except cuda.MemoryError as error:
+                self._memory = gpu.cuda.mem_alloc(self._size)
+            except gpu.cuda.MemoryError as error:
                 raise gpu.too_little_memory(spec, error) from None
             taken.callback(self._memory.free)
             self._contexts: list[trt.IExecutionContext] = []
@@ -149,9 +150,7 @@ class LoadedPlan:
             raise gpu.too_little_memory(spec, reason)
         raise EngineDead(f"no execution context for {path}: {reason}")
 
-    def enqueue(
-        self, profile: int, shapes: Mapping[str, TensorShape], addresses: Mapping[str, "cuda.DeviceAllocation"]
-    ) -> None:
+    def enqueue(self, profile: int, shapes: Mapping[str, TensorShape], addresses: Mapping[str, Memory]) -> None:
         """Start a micro-batch on ``stream``.
 
         Args:
@@ -195,7 +194,7 @@ def _context_without_memory(engine: "trt.ICudaEngine") -> "trt.IExecutionContext
 def _read(path: Path, spec: EngineSpec, gpu: Gpu) -> bytes:
     """A plan that may fit into the GPU's memory. Asked first: what TensorRT does without memory differs."""
     serialized = path.read_bytes()
-    if len(serialized) > cuda.mem_get_info()[0]:
+    if len(serialized) > gpu.cuda.mem_get_info()[0]:
         raise gpu.too_little_memory(spec, f"its plan alone takes {len(serialized) / 2**20:,.0f} MiB")
     return serialized
 

@@ -26,21 +26,40 @@ def gpu_model(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
     return models.pop() if len(models) == 1 else ""
 
 
+PYCUDA, CUDA_BINDINGS = "pycuda", "cuda-bindings"
+_MODULES = {CUDA_BINDINGS: "cuda.bindings"}
+"""Of packages whose modules have another name."""
+
+
 def missing(*packages: str) -> str:
     """Which of these packages cannot be imported; empty if none."""
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    absent = [name for name in packages if not _is_installed(name)]
     return f"no Python package {' and '.join(absent)}" if absent else ""
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(_MODULES.get(package, package)) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
 
 
 def tensorrt_package() -> str:
     """The package that TensorRT is taken from: ``tensorrt``, or ``tensorrt_rtx`` where only that is installed; empty
     where neither is."""
-    return next((name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)), "")
+    return next((name for name in ("tensorrt", "tensorrt_rtx") if _is_installed(name)), "")
+
+
+def cuda_package() -> str:
+    """The package by which plans reach the driver: PyCUDA, or cuda-bindings where only that is installed; empty where
+    neither is."""
+    return next((name for name in (PYCUDA, CUDA_BINDINGS) if _is_installed(name)), "")
 
 
 def lacking(*packages: str) -> str:
     """What this machine lacks for a GPU and these packages, by default TensorRT's; empty if nothing."""
-    return missing(*(packages or (tensorrt_package() or "tensorrt", "pycuda"))) if gpu_count() else "no NVIDIA GPU"
+    wanted = packages or (tensorrt_package() or "tensorrt", cuda_package() or CUDA_BINDINGS)
+    return missing(*wanted) if gpu_count() else "no NVIDIA GPU"
 
 
 TORCH = ("torch", "transformers", "safetensors")

@@ -14,6 +14,10 @@ from contract.words import count
 ALIGNMENT = 8
 """Tokens to a multiple of which a GPU's rows are padded: FP16 matrix units take 8 elements at a time."""
 
+BLOCK = 0.25
+"""Tokens that cost as much as an empty block of PyTorch's attention: 0.6 to 1.4 ns on an H100, for each head, where a
+token of BERT-base takes 38 ns a layer, of twelve heads ("What the empty rows cost" in docs/lab-notes.md)."""
+
 Lengths = Sequence[int] | npt.NDArray[np.integer]
 
 
@@ -175,7 +179,7 @@ def _choose_packed(
 
     The cost is the profile's tokens and, for what a micro-batch costs besides, those of the smallest profile once more:
     on an H200 2,048 tokens took 1.9 ms alone, and 1.0 ms more where they made a micro-batch larger (the table of sizes
-    in docs/lab-notes.md). Say the profiles have 200,
+    in docs/lab-notes.md). Four blocks of the attention cost as much as a token. Say the profiles have 200,
     400 and 1,000 tokens. Of 500 tokens in rows of 100 the three take 200, 400 and 500, for a cost of 400, 600 and
     1,200: that of 400 is chosen, and then that of 200 for the last 100.
 
@@ -191,7 +195,7 @@ def _choose_packed(
     def worth(index: int) -> float:
         long_end, short_start = _take_rows(totals, start, end, profiles[index])
         taken = totals[end] - totals[short_start] + totals[long_end] - totals[start]
-        return taken / (profiles[index].tokens + each)
+        return taken / (profiles[index].tokens + each + BLOCK * profiles[index].attention_blocks)
 
     return max(fitting, key=worth)
 

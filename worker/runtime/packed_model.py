@@ -12,7 +12,7 @@ Every architecture whose attention goes through that interface is computed so, w
 
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,7 @@ class PackedModel(nn.Module):
         # compiled by itself.
         encoder.config.use_cache = False
         self.encoder, self.pooling, self.head = encoder.eval(), pooling, head.eval()
-        self.flash_4: Collection[int] = ()
-        """Values of ``longest`` for which FlashAttention 4 computes the attention on a GPU."""
+        self._compiled = False
         self._takes = inspect.signature(encoder.forward).parameters.keys()
 
     @property
@@ -103,29 +102,40 @@ class PackedModel(nn.Module):
         lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
         return max((list(one) for one in lists), key=len, default=[self.encoder])
 
-    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0) -> Tensor:
+    def compile_layers(self, backend: Callable[..., Any]) -> None:
+        """Have ``torch.compile`` compile each layer once it is computed. All of one kind share a graph, which is for a
+        number of tokens and serves any number of rows, and any longest one: these two are known to the attention's
+        kernel alone, which is no part of a graph."""
+        for layer in self.layers:
+            layer.compile(dynamic=False, backend=backend)
+        self._compiled = True
+
+    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, flash_4: bool = False) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
-            longest: no row has more tokens. Compiled layers have a graph for each value.
+            longest: no row has more tokens.
             skip: tokens at each row's beginning that are left out of the pooling.
+            flash_4: compute the attention by FlashAttention 4, on a GPU. Compiled layers have other graphs for it.
         """
-        hidden = self._hidden_states(**inputs, longest=longest).float()
+        hidden = self._hidden_states(inputs, longest, flash_4).float()
         vectors: Tensor = self.head(pool(hidden, inputs["cu_seqlens"], self.pooling, skip))
         return vectors
 
-    def _hidden_states(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, longest: int
-    ) -> Tensor:
+    def _hidden_states(self, inputs: Mapping[str, Tensor], longest: int, flash_4: bool) -> Tensor:
         """``[tokens, width]``, of the last layer."""
-        some = {"token_type_ids": token_type_ids[None], "position_ids": position_ids[None]}
+        cu_seqlens = inputs["cu_seqlens"]
+        size = cu_seqlens.new_empty(longest, 0)
+        if self._compiled:
+            for tensor in (cu_seqlens, size):
+                torch._dynamo.mark_dynamic(tensor, 0)
         made = self.encoder(
-            input_ids=input_ids[None],
+            input_ids=inputs["input_ids"][None],
             cu_seqlens=cu_seqlens,
-            longest=longest,
-            flash_4=longest in self.flash_4,
-            **{name: values for name, values in some.items() if name in self._takes},
+            longest=size,
+            flash_4=flash_4,
+            **{name: inputs[name][None] for name in ("token_type_ids", "position_ids") if name in self._takes},
         )
         hidden: Tensor = made.last_hidden_state[0]
         return hidden

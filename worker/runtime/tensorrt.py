@@ -1,4 +1,4 @@
-"""The engine for NVIDIA GPUs: a TensorRT plan, run through pycuda, in FP16.
+"""The engine for NVIDIA GPUs: a TensorRT plan, in FP16.
 
 A micro-batch's way:
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pycuda.driver as cuda
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.graph import OUTPUT
+from worker.runtime.driver import CudaDriver, Memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.gpu_plan import Gpu, LoadedPlan, gpu_context
 from worker.runtime.interface import Done, EngineDead, Gathered, Inference, unseen
@@ -48,9 +48,9 @@ def tensorrt_engine(spec: EngineSpec, gpu: int) -> Iterator["TensorRTEngine"]:
     with gpu_context(gpu) as current, ExitStack() as stack:
         try:
             engine = _load(spec, current, stack)
-        except cuda.MemoryError as error:
+        except current.cuda.MemoryError as error:
             raise current.too_little_memory(spec, error) from None
-        except cuda.Error as error:
+        except current.cuda.Error as error:
             raise EngineDead(f"GPU {gpu} failed while engine {spec.name} was loaded: {error}") from error
         yield engine
 
@@ -59,9 +59,9 @@ def _load(spec: EngineSpec, gpu: Gpu, stack: ExitStack) -> "TensorRTEngine":
     plan = LoadedPlan(spec, gpu)
     stack.callback(plan.close)
     lock = stack.enter_context(gpu_lock(gpu.device.pci_bus_id()))
-    pipeline = _Pipeline(plan, spec.hidden)
+    pipeline = _Pipeline(plan, spec.hidden, gpu.cuda)
     stack.callback(pipeline.close)
-    return TensorRTEngine(spec, gpu.number, plan.layout, pipeline, lock)
+    return TensorRTEngine(spec, gpu, plan.layout, pipeline, lock)
 
 
 class _Slot:
@@ -70,16 +70,17 @@ class _Slot:
     Args:
         layout: of the plan's inputs.
         hidden: width of a vector.
+        cuda: the driver.
     """
 
-    def __init__(self, layout: Layout, hidden: int) -> None:
+    def __init__(self, layout: Layout, hidden: int, cuda: CudaDriver) -> None:
         elements, vectors = layout.sizes()
         with ExitStack() as taken:
             taken.callback(vars(self).clear)  # the events go with the last reference
-            self.sent = {name: _pinned((elements,), np.int32, taken) for name in layout.inputs}
-            self.received = _pinned((vectors, hidden), np.float32, taken)
-            self.device = {name: _on_gpu(buffer.nbytes, taken) for name, buffer in self.sent.items()}
-            self.device[OUTPUT] = _on_gpu(self.received.nbytes, taken)
+            self.sent = {name: _pinned((elements,), np.int32, cuda, taken) for name in layout.inputs}
+            self.received = _pinned((vectors, hidden), np.float32, cuda, taken)
+            self.device = {name: _on_gpu(buffer.nbytes, cuda, taken) for name, buffer in self.sent.items()}
+            self.device[OUTPUT] = _on_gpu(self.received.nbytes, cuda, taken)
             self.uploaded, self.computed, self.done = cuda.Event(), cuda.Event(), cuda.Event()
             self._taken = taken.pop_all()
 
@@ -88,14 +89,15 @@ class _Slot:
         self._taken.close()
 
 
-def _pinned(shape: tuple[int, ...], dtype: type[np.generic], taken: ExitStack) -> npt.NDArray[Any]:
+def _pinned(shape: tuple[int, ...], dtype: type[np.generic], cuda: CudaDriver, taken: ExitStack) -> npt.NDArray[Any]:
     """Page-locked host memory, freed with the stack."""
     buffer = cuda.pagelocked_empty(shape, dtype)
-    taken.callback(buffer.base.free)
+    owner: Any = buffer.base
+    taken.callback(owner.free)
     return buffer
 
 
-def _on_gpu(size: int, taken: ExitStack) -> "cuda.DeviceAllocation":
+def _on_gpu(size: int, cuda: CudaDriver, taken: ExitStack) -> Memory:
     """So many bytes on the GPU, freed with the stack."""
     allocation = cuda.mem_alloc(size)
     taken.callback(allocation.free)
@@ -108,20 +110,21 @@ class _Pipeline:
     Args:
         plan: computes.
         hidden: width of a vector.
+        cuda: the driver.
 
     Raises:
-        pycuda.driver.MemoryError: the GPU has too little free memory for the slots.
+        cuda.MemoryError: the GPU has too little free memory for the slots.
     """
 
-    def __init__(self, plan: LoadedPlan, hidden: int) -> None:
+    def __init__(self, plan: LoadedPlan, hidden: int, cuda: CudaDriver) -> None:
         with ExitStack() as taken:
             taken.callback(vars(self).clear)  # the streams go with the last reference
-            self._plan = plan
+            self._plan, self._cuda = plan, cuda
             # Both slots compute on the plan's stream, one after another: they share the memory between its layers.
             self._upload, self._compute, self._download = cuda.Stream(), plan.stream, cuda.Stream()
             self.slots: list[_Slot] = []
             for _ in range(_SLOTS):
-                self.slots.append(_Slot(plan.layout, hidden))
+                self.slots.append(_Slot(plan.layout, hidden, cuda))
                 taken.callback(self.slots[-1].close)
             self._taken = taken.pop_all()
 
@@ -129,18 +132,18 @@ class _Pipeline:
         """Fill a slot and start its micro-batch."""
         shapes = self._plan.layout.fill(batch, micro, slot.sent)
         for name, shape in shapes.items():
-            cuda.memcpy_htod_async(slot.device[name], slot.sent[name][: math.prod(shape)], self._upload)
+            self._cuda.memcpy_htod_async(slot.device[name], slot.sent[name][: math.prod(shape)], self._upload)
         slot.uploaded.record(self._upload)
         self._compute.wait_for_event(slot.uploaded)
         self._plan.enqueue(micro.profile, shapes, slot.device)
         slot.computed.record(self._compute)
         self._download.wait_for_event(slot.computed)
         vectors = self._plan.layout.vectors(micro)
-        cuda.memcpy_dtoh_async(slot.received[:vectors], slot.device[OUTPUT], self._download)
+        self._cuda.memcpy_dtoh_async(slot.received[:vectors], slot.device[OUTPUT], self._download)
         slot.done.record(self._download)
 
     def close(self) -> None:
-        """Free everything: pycuda's objects must go before their context does."""
+        """Free everything: the driver's objects must go before their context does."""
         self._taken.close()
 
 
@@ -150,7 +153,7 @@ class TensorRTEngine:
     precision = "fp16"
     runtime = f"tensorrt {VERSION}"
 
-    def __init__(self, spec: EngineSpec, gpu: int, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
+    def __init__(self, spec: EngineSpec, gpu: Gpu, layout: Layout, pipeline: _Pipeline, lock: GpuLock) -> None:
         self.spec, self._gpu, self._layout, self._pipeline, self._lock = spec, gpu, layout, pipeline, lock
 
     def infer(self, batch: Batch, done: Done = unseen) -> Inference:
@@ -167,6 +170,6 @@ class TensorRTEngine:
 
         try:
             run_pipelined(microbatches, pipeline.slots, self._lock, start, collect)
-        except cuda.Error as error:
-            raise EngineDead(f"GPU {self._gpu} failed: {error}") from error
+        except self._gpu.cuda.Error as error:
+            raise EngineDead(f"GPU {self._gpu.number} failed: {error}") from error
         return Inference(gathered.of(batch), sum(micro.tokens for micro in microbatches))

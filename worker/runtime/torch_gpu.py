@@ -4,9 +4,9 @@ Layers are compiled, not the whole model: all of one kind share a graph, so comp
 half a minute, for 1 % of the speed.
 
 A micro-batch's way is that of ``tensorrt``: pinned buffer, upload stream, compute stream, download stream, pinned
-buffer, with two in flight. Each has one of four profiles, so that four compiled graphs serve every batch. Their kernels
-are recorded as CUDA graphs: to start some 150 kernels one by one takes the CPU longer than the GPU needs for them where
-a micro-batch is small.
+buffer, with two in flight. Each has one of a few profiles, of three numbers of tokens, so that three compiled graphs
+serve every batch. Their kernels are recorded as CUDA graphs, one for each profile: to start some 150 kernels one by one
+takes the CPU longer than the GPU needs for them where a micro-batch is small.
 """
 
 import functools
@@ -48,8 +48,8 @@ _SLOTS = 2
 _TOKENS = (256, 64, 16)
 """Of a micro-batch, for each of the GPU's multiprocessors, so that all are at work to a matrix product's end: on an
 H100, which has 132, 33,792, 8,448 and 2,112. The smaller ones are for what is left of a batch."""
-_SHORT = 128
-"""Tokens of a row that the attention's kernel computes in one block."""
+_SHORT, _USUAL = 128, 512
+"""Most tokens of a row, of profiles for short rows and for usual ones."""
 _COMPUTE_CAPABILITY = 80
 """The least that the attention's kernel takes: 8.0, Ampere."""
 
@@ -58,15 +58,25 @@ def profiles(max_length: int, multiprocessors: int) -> list[PackedProfile]:
     """Those of micro-batches on a GPU with so many multiprocessors.
 
     The attention's kernel has a block for each 128 tokens of the longest row, for each row, also an empty one, and for
-    each head. So a large micro-batch has many rows if all are short, and few if not. On an H100, for ``max_length``
-    512: 2112x33792 of rows of up to 128 tokens, 528x33792, 528x8448, 132x2112.
+    each head. So a large micro-batch has many rows if all are short, and few if they are long. On an H100::
+
+        max_length 512     2112x33792 (rows of up to 128 tokens), 528x33792, 132x33792, 528x8448, 132x2112
+        max_length 8,192   2112x33792 (128), 528x33792 (512), 66x33792, 528x8448 (512), 66x8448, 132x2112 (512)
+
+    Those with as many tokens share their compiled graphs: a further one costs a recorded CUDA graph.
     """
-    most, *fewer = (tokens * multiprocessors for tokens in _TOKENS)
-    each = min(16, max_length)
-    short = PackedProfile(most // each, most, min(_SHORT, max_length))
-    any_length = PackedProfile(most // 64, max(most, max_length))
-    smaller = [PackedProfile(max(1, tokens // each), tokens) for tokens in fewer]
-    return [short, *([any_length] if max_length > _SHORT else []), *smaller]
+    most, middle, least = (tokens * multiprocessors for tokens in _TOKENS)
+    each, usual = min(16, max_length), min(_USUAL, max_length)
+    found = [(most // each, most, _SHORT)]
+    if max_length > _SHORT:
+        found.append((most // 64, most, usual))
+    if max_length > _USUAL // 2:  # else it would have nearly as many rows
+        found.append((2 * most // min(max_length, 2 * _USUAL), max(most, max_length), max_length))
+    found.append((middle // each, middle, usual))
+    if min(middle, max_length) > _USUAL:  # else it would be the one before
+        found.append((middle // _SHORT, middle, max_length))
+    found.append((least // each, least, usual))
+    return [PackedProfile(max(1, rows), tokens, min(longest, tokens, max_length)) for rows, tokens, longest in found]
 
 
 def profiles_on(device: torch.device, spec: EngineSpec) -> list[PackedProfile]:
@@ -76,15 +86,15 @@ def profiles_on(device: torch.device, spec: EngineSpec) -> list[PackedProfile]:
 
 @contextmanager
 def torch_gpu_engine(
-    spec: EngineSpec, gpu: int, *, flash_4: Collection[int] | None = None
+    spec: EngineSpec, gpu: int, *, flash_4: Collection[str] | None = None
 ) -> Iterator["TorchGpuEngine"]:
     """Load ``model.safetensors`` onto a GPU, and compile it or load what was compiled, while the ``with`` block lasts.
 
     Args:
         spec: the engine directory.
         gpu: the GPU's number, from 0.
-        flash_4: compile it, whatever is kept, with FlashAttention 4 for profiles with these longest rows. By default
-            what was compiled for this GPU and is kept is loaded; the log says so if nothing is.
+        flash_4: compile it, whatever is kept, with FlashAttention 4 for these profiles, such as ``132x33792``. By
+            default what was compiled for this GPU and is kept is loaded; the log says so if nothing is.
 
     Raises:
         UserError: there is no such GPU, it is too old or has too little free memory, or a file is missing or was
@@ -94,7 +104,8 @@ def torch_gpu_engine(
     device = _device(gpu)
     with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
         with enough_memory(spec, device):
-            engine = TorchGpuEngine(spec, _model(spec, device, flash_4), device, lock)
+            by_flash_4 = _restored(spec, device) if flash_4 is None else flash_4
+            engine = TorchGpuEngine(spec, _model(spec, device), device, lock, by_flash_4)
             engine.warm_up()
         try:
             yield engine
@@ -114,22 +125,20 @@ def _device(gpu: int) -> torch.device:
     return device
 
 
-def _model(spec: EngineSpec, device: torch.device, flash_4: Collection[int] | None) -> PackedModel:
+def _model(spec: EngineSpec, device: torch.device) -> PackedModel:
     path = spec.check_file("model.safetensors", spec.torch_sha256)
     encoder, head = read_model(path, HALF[spec.torch_precision or "fp16"])
     fuse_gelu(encoder)
     model = PackedModel(encoder, spec.pooling, head).to(device)
-    model.flash_4 = _restored(spec, device) if flash_4 is None else flash_4
-    for layer in model.layers:
-        layer.compile(dynamic=False, backend=merging_backend)
+    model.compile_layers(merging_backend)
     return model
 
 
-def _restored(spec: EngineSpec, device: torch.device) -> tuple[int, ...]:
+def _restored(spec: EngineSpec, device: torch.device) -> tuple[str, ...]:
     """Have PyTorch load what is kept for this GPU, or say in the log why it cannot.
 
     Returns:
-        The longest rows of the profiles that it computes by FlashAttention 4.
+        The profiles that FlashAttention 4 computes.
     """
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
     why_not = "was not compiled for this GPU and PyTorch"
@@ -181,10 +190,13 @@ class TorchGpuEngine:
 
     runtime = f"torch {torch.__version__}"
 
-    def __init__(self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock) -> None:
+    def __init__(
+        self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock, flash_4: Collection[str]
+    ) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
         self.precision = spec.torch_precision or "fp16"
         self._layout = Packed(spec, profiles_on(device, spec), INPUTS)
+        self._flash_4 = [str(profile) in flash_4 for profile in self._layout.profiles]
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -196,8 +208,7 @@ class TorchGpuEngine:
         began = time.monotonic()
         with torch.inference_mode(), dead_after_errors(self._device):
             for number, profile in enumerate(self._layout.profiles):
-                batch = filling(self.spec, profile)
-                (micro,) = self._layout.cut(batch.lengths)
+                batch, micro = filling(self.spec, profile, number)
                 for slot in self._slots:
                     self._send(slot, micro, batch)
                     slot.uploaded.synchronize()
@@ -231,9 +242,9 @@ class TorchGpuEngine:
         return graph.replay
 
     def _forward(self, slot: _Slot, profile: int, skip: int = 0) -> None:
-        shapes = self._layout.sizes_of(profile)
         longest = self._layout.profiles[profile].longest or self.spec.max_length
-        vectors = self._model({name: slot.device[name][:size] for name, size in shapes.items()}, longest, skip)
+        inputs = {name: slot.device[name][:size] for name, size in self._layout.sizes_of(profile).items()}
+        vectors = self._model(inputs, longest, skip, self._flash_4[profile])
         slot.vectors[: len(vectors)].copy_(vectors)
 
     def infer(self, batch: Batch, done: Done = unseen) -> Inference:
@@ -281,9 +292,10 @@ class TorchGpuEngine:
         torch.cuda.empty_cache()
 
 
-def filling(spec: EngineSpec, profile: PackedProfile) -> Batch:
-    """A batch that is one micro-batch of this profile."""
+def filling(spec: EngineSpec, profile: PackedProfile, number: int) -> tuple[Batch, MicroBatch]:
+    """A batch that is one micro-batch of this profile, the one of that index."""
     length = min(profile.longest or spec.max_length, profile.tokens)
-    rows = profile.tokens // length
+    rows = min(profile.rows, profile.tokens // length)
     tokens = TokenRows(np.full(rows * length, spec.pad_id, np.int32), np.full(rows, length, np.int32))
-    return Batch("warm-up", 0, spec.fingerprint, np.arange(rows), tokens, tokens.lengths)
+    batch = Batch("warm-up", 0, spec.fingerprint, np.arange(rows), tokens, tokens.lengths)
+    return batch, MicroBatch(np.arange(rows), length, profile.tokens, number)

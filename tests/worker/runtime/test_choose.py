@@ -4,7 +4,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -107,6 +107,20 @@ def test_on_a_gpu_where_nothing_was_measured_a_plan_comes_first_and_then_pytorch
     chosen = choose(tiny.model_copy(update={"plans": (plan_spec(),) if planned else ()}))
     assert (chosen.runtime.name, chosen.runtime.uses_gpu) == (name, on_gpu)
     assert gpu_usable() == on_gpu
+
+
+@pytest.mark.parametrize("package", ["pycuda", "cuda-bindings"])
+def test_the_log_says_through_which_package_tensorrt_reaches_the_gpu(
+    package: str, gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime("tensorrt", monkeypatch)
+    opened: Any = lambda *_: None  # noqa: E731
+    ready = [one._replace(open=opened, through=lambda: package) for one in module.RUNTIMES if one.name == "tensorrt"]
+    monkeypatch.setattr(module, "RUNTIMES", tuple(ready))
+    with caplog.at_level(logging.INFO):
+        open_engine(tiny.model_copy(update={"plans": (plan_spec(),)}), threads=1)
+    told = f"engine tiny is computed by tensorrt on a GPU through {package}: EMBEDMILL_RUNTIME is tensorrt"
+    assert caplog.messages == [told]
 
 
 def test_tensorrt_that_is_asked_for_without_a_plan_is_an_error(

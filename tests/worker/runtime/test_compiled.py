@@ -8,7 +8,8 @@ import torch
 
 from contract.plan import PackedProfile
 from worker.runtime.compiled import Compiled
-from worker.runtime.flash import faster_lengths, flash_attention_4, kept_kernels, lacking, restore_kernels
+from worker.runtime.flash import faster_profiles, flash_attention_4, kept_kernels, lacking, restore_kernels, row_ends
+from worker.runtime.torch_gpu import profiles
 
 
 def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +25,21 @@ def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch:
 def test_without_the_package_nothing_is_measured_and_it_is_said_why() -> None:
     if not lacking():
         pytest.skip("flash-attn-4 is installed")
-    profiles = [PackedProfile(66, 33792)]
-    assert faster_lengths(profiles, 512, 12, 64, torch.device("cuda")) == ((), "no Python package flash-attn-4")
+    found = faster_profiles([PackedProfile(66, 33792, 512)], 12, 64, torch.device("cuda"))
+    assert found == ((), "no Python package flash-attn-4")
+
+
+@pytest.mark.parametrize("max_length", [3, 128, 512, 8192])
+def test_it_is_measured_on_rows_that_fill_a_profile_as_a_batchs_do(max_length: int) -> None:
+    for profile in profiles(max_length, 132):
+        assert profile.longest
+        lengths = row_ends(profile).diff()
+        assert len(lengths) == profile.input_rows(profile.longest)
+        assert lengths.sum() == profile.tokens
+        assert 0 <= lengths.min() <= lengths.max() <= profile.longest
+        filled = int((lengths > 0).sum())
+        assert filled <= profile.rows + 1 + profile.tokens // profile.longest
+        assert filled >= profile.rows // 3
 
 
 def test_a_graph_with_flash_attention_4_is_traced_without_it() -> None:

@@ -69,6 +69,11 @@ def test_another_gpu_has_a_lock_of_its_own(
     holder.wait()
 
 
+def test_pytorch_and_tensorrt_write_the_gpus_name_differently_and_have_one_lock(folder: Path) -> None:
+    with gpu_lock("0000:1B:00.0"), gpu_lock("0000:1b:00.0"):
+        assert len(list(folder.iterdir())) == 1
+
+
 def test_the_lock_is_released_after_an_error(folder: Path) -> None:
     with gpu_lock("x") as lock, gpu_lock("x") as another:
         with pytest.raises(ValueError, match="a batch"), lock.held():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from worker.runtime import gpus
-from worker.runtime.gpus import gpu_count, gpu_model, lacking, missing, tensorrt_package
+from worker.runtime.gpus import cuda_package, gpu_count, gpu_model, lacking, missing, tensorrt_package
 
 
 @pytest.fixture
@@ -51,18 +51,23 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing("numpy", "no_such", "nor_this") == "no Python package no_such and nor_this"
 
 
+def test_a_package_whose_parent_is_missing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpus._MODULES, "cuda-bindings", "no_such.bindings")
+    assert missing("cuda-bindings") == "no Python package cuda-bindings"
+
+
 @pytest.mark.parametrize(
-    ("installed", "package", "lacks"),
+    ("installed", "tensorrt", "driver", "lacks"),
     [
-        (["tensorrt", "tensorrt_rtx", "pycuda"], "tensorrt", ""),
-        (["tensorrt_rtx", "pycuda"], "tensorrt_rtx", ""),
-        (["tensorrt_rtx"], "tensorrt_rtx", "no Python package pycuda"),
-        ([], "", "no Python package tensorrt and pycuda"),
+        (["tensorrt", "tensorrt_rtx", "pycuda", "cuda.bindings"], "tensorrt", "pycuda", ""),
+        (["tensorrt_rtx", "cuda.bindings"], "tensorrt_rtx", "cuda-bindings", ""),
+        (["tensorrt_rtx"], "tensorrt_rtx", "", "no Python package cuda-bindings"),
+        ([], "", "", "no Python package tensorrt and cuda-bindings"),
     ],
 )
-def test_tensorrt_rtx_is_taken_where_tensorrt_is_not_installed(
-    installed: list[str], package: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+def test_of_two_packages_that_do_the_same_the_first_is_taken(
+    installed: list[str], tensorrt: str, driver: str, lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in installed else None)
     monkeypatch.setattr(gpus, "gpu_count", lambda: 1)
-    assert (tensorrt_package(), lacking()) == (package, lacks)
+    assert (tensorrt_package(), cuda_package(), lacking()) == (tensorrt, driver, lacks)

@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contract.errors import UserError
@@ -142,19 +141,39 @@ def test_layers_are_the_encoders(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kinds"), [("bert", 1), ("modernbert", 3), ("gemma3_text", 2), ("qwen3", 1), ("mistral", 1)]
 )
-def test_layers_of_one_kind_share_a_compiled_graph(name: str, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ModernBERT's first layer has no normalization before its attention; Gemma's have windows or none."""
+def test_layers_of_one_kind_share_a_compiled_graph_whatever_the_rows_are(
+    name: str, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ModernBERT's first layer has no normalization before its attention; Gemma's have windows or none. Of one number
+    of tokens neither the number of rows nor the longest one make another graph."""
+    seen = set()
+
+    @torch.library.custom_op("embedmill_test::attention", mutates_args=())
+    def computed(query: Tensor, ends: Tensor, longest: int) -> Tensor:
+        seen.add((len(ends) - 1, longest))
+        return query.clone()
+
+    @computed.register_fake
+    def _(query: Tensor, *_: object) -> Tensor:
+        return torch.empty_like(query)
+
     # On a CPU the attention reads where rows end, which no graph can.
-    monkeypatch.setattr(attention, "_row_by_row", lambda query, key, value, *_: query + key + value)
+    monkeypatch.setattr(attention, "_row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
+    from torch._dynamo.testing import CompileCounter  # here: it imports half a second of PyTorch's compiler
+
     torch._dynamo.reset()
     windows = {"layer_types": ["sliding_attention", "full_attention"] * 3} if name == "gemma3_text" else {}
     model = model_of(name, num_hidden_layers=6, **windows)
     packed, counter = PackedModel(model, "mean", Head([], None, False)), CompileCounter()
-    for layer in packed.layers:
-        layer.compile(dynamic=False, backend=counter)
-    with torch.inference_mode():
-        packed(inputs_of(rows(), first_position=0), longest=64)
-    assert (len(packed.layers), counter.frame_count) == (6, kinds)
+    packed.compile_layers(counter)
+    shapes = {(5, 64), (40, 64), (63, 64), (5, 300)}  # 63 rows have 64 ends
+    for rows_in_all, longest in sorted(shapes):
+        inputs = inputs_of(rows(), first_position=0)
+        ends = inputs["cu_seqlens"]
+        inputs["cu_seqlens"] = torch.cat([ends, ends[-1:].repeat(rows_in_all + 1 - len(ends))])
+        with torch.inference_mode():
+            packed(inputs, longest)
+    assert (len(packed.layers), counter.frame_count, seen) == (6, kinds, shapes)
 
 
 @pytest.mark.parametrize(

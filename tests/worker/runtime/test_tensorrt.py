@@ -1,4 +1,5 @@
-"""The TensorRT engine on a real GPU, against ONNX Runtime in FP32 on the same rows."""
+"""The TensorRT engine on a real GPU, against ONNX Runtime in FP32 on the same rows: once by each of the packages that
+reach the driver, of those that are installed."""
 
 import itertools
 import json
@@ -20,7 +21,9 @@ from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON
+from tests.worker.runtime.drivers import PACKAGES, only, take
 from worker.runtime.choose import open_engine
+from worker.runtime.driver import cuda_driver
 from worker.runtime.onnx import onnx_engine
 
 ROOT = JARGON.parent.parent
@@ -33,8 +36,15 @@ PADDED = (PaddedProfile.parse("1-32x1-512"), PaddedProfile.parse("32x64"))
 PACKED = (PackedProfile(24, 1536),)
 
 
+@pytest.fixture(params=PACKAGES, autouse=True)
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    take(request.param, monkeypatch)
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="session", autouse=True)
-def planned(session_engines: Path, request: pytest.FixtureRequest) -> None:
+def planned(session_engines: Path) -> None:
     """The session's engines, each with a plan. The two packed ones, whose attention heads are 64 wide, get theirs where
     TensorRT has the plug-in for it."""
     from engine_build.build_plan import add_plan
@@ -130,9 +140,12 @@ def gpu_memory() -> int:
     return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
 
 
-def test_a_process_leaves_no_memory_behind() -> None:
+def test_a_process_leaves_no_memory_behind(package: str) -> None:
     before = gpu_memory()
-    code = "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+    code = (
+        only(package)
+        + "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+    )
     code += "with o(l('minilm'), 1): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
@@ -143,9 +156,9 @@ def test_a_process_leaves_no_memory_behind() -> None:
 def test_a_load_that_fails_leaves_no_memory_behind(allocation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even while the error, whose traceback refers to what was being made, is still there. The first allocation is the
     plan's, the others are the slots'."""
-    import pycuda.driver as cuda
-
     from worker.runtime.gpu_plan import gpu_context
+
+    cuda = cuda_driver()
 
     def free() -> int:
         with gpu_context(0):
@@ -169,10 +182,9 @@ def test_a_load_that_fails_leaves_no_memory_behind(allocation: int, monkeypatch:
 
 
 def test_the_contexts_of_a_plan_share_one_block_of_memory() -> None:
-    import pycuda.driver as cuda
-
     from worker.runtime.gpu_plan import LoadedPlan, gpu_context, memory_size
 
+    cuda = cuda_driver()
     spec = load_engine("minilm")
     assert len(spec.plans[0].profiles) == 2
     with gpu_context(0) as gpu:
@@ -186,7 +198,7 @@ def test_the_contexts_of_a_plan_share_one_block_of_memory() -> None:
     assert taken < weights + 1.5 * block, (taken, weights, block)
 
 
-def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
+def test_a_cuda_error_is_told_as_the_end_of_the_process(package: str) -> None:
     """In a process of its own: nothing on the GPU works in it afterwards."""
     code = """
 import numpy as np
@@ -210,20 +222,20 @@ except EngineDead as error:
 import os
 os._exit(7)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", only(package) + code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 7, done.stderr
     assert "dead: GPU 0 failed" in done.stdout
 
 
-def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
+def test_an_engine_that_finds_too_little_memory_is_the_users_error(package: str) -> None:
     """In a process of its own, as a worker's child, which takes nearly all of the GPU's memory first."""
     code = """
-import pycuda.driver as cuda
 from contract.engine import load_engine
 from contract.errors import UserError
+from worker.runtime.driver import cuda_driver
 from worker.runtime.gpu_plan import gpu_context
 from worker.runtime.tensorrt import tensorrt_engine
-spec = load_engine("minilm")
+spec, cuda = load_engine("minilm"), cuda_driver()
 with gpu_context(0):
     taken, size = [], cuda.mem_get_info()[0]
     while size >= 2**20:
@@ -242,7 +254,7 @@ with gpu_context(0):
 with tensorrt_engine(spec, 0):
     print("loaded once there is memory")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", only(package) + code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     refused, loaded = done.stdout.splitlines()
     assert re.match(r"refused: GPU 0 has too little free memory for engine minilm: [\d,]+ of [\d,]+ MiB \(", refused)

@@ -20,10 +20,11 @@ from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from worker.runtime.choose import open_engine
+from worker.runtime.cuda import cuda_device
 from worker.runtime.flash import flash_attention_4, lacking
 from worker.runtime.interface import Engine
 from worker.runtime.onnx import onnx_engine
-from worker.runtime.torch_gpu import torch_gpu_engine
+from worker.runtime.torch_gpu import profiles_on, torch_gpu_engine
 
 ROOT = JARGON.parent.parent
 
@@ -258,9 +259,10 @@ def test_an_engine_by_flash_attention_4_has_the_vectors_of_fp32() -> None:
     if lacks := lacking():
         pytest.skip(lacks)
     spec = load_engine("packed")
+    every = [str(profile) for profile in profiles_on(cuda_device(0), spec)]
     whole = batch(spec, [None, *jargon(300), "", "one"])
     with onnx_engine(spec, threads=4) as fp32:
         expected = fp32.infer(whole)
-    with torch_gpu_engine(spec, 0, flash_4=(128, 512)) as engine:
+    with torch_gpu_engine(spec, 0, flash_4=every) as engine:
         comparison = compare(engine.infer(whole).vectors, expected.vectors)
     assert comparison.within(TOLERANCES["fp16"]), comparison

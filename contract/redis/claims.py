@@ -1,0 +1,236 @@
+"""Which producer makes which batches of a job, so that any number of them divide it.
+
+A batch is at any instant in one of these places, and goes from each to the next in one step:
+
+    not handed out   its number is ``next`` or higher
+    claimed          ``claims`` names the producer that makes it; "" for whoever comes first
+    published        ``out`` has it
+    at its end       its shard is there, or ``dead`` has it
+
+A producer is alive while its key is there, which a thread of it prolongs. What one that is gone had claimed may be
+claimed by any other. Redis may lose all of this: a producer then sees that it is gone itself, and joins again.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+
+from contract.job import Job
+from contract.redis.connection import Connection, Script, client, text
+from contract.redis.keys import key_of, producer_key
+from contract.redis.ledger import clock
+from contract.settings import settings
+
+_BEATS = 6
+"""How often a producer prolongs its key in ``EMBEDMILL_HEARTBEAT_TIMEOUT``."""
+
+_CLAIM = Script(
+    """
+    -- KEYS: claims, out, dead, next. ARGV: the keys of producers without the id, an id, the number up to which batches
+    -- are handed out by this, batches.
+    if redis.call('exists', ARGV[1] .. ARGV[2]) == 0 then return false end
+    local first, mine = tonumber(redis.call('get', KEYS[4]) or '0') or 0, {}
+    for i = 4, #ARGV do
+        local batch, free = ARGV[i], false
+        local owner = redis.call('hget', KEYS[1], batch)
+        if owner then
+            free = owner == ARGV[2] or redis.call('exists', ARGV[1] .. owner) == 0
+        else
+            free = tonumber(batch) >= first
+                and not redis.call('hget', KEYS[2], batch) and not redis.call('hget', KEYS[3], batch)
+        end
+        if free then
+            redis.call('hset', KEYS[1], batch, ARGV[2])
+            mine[#mine + 1] = tonumber(batch)
+        end
+    end
+    if tonumber(ARGV[3]) > first then
+        redis.call('set', KEYS[4], ARGV[3])
+        first = tonumber(ARGV[3])
+    end
+    return {first, mine}
+    """
+)
+
+_FREE = Script(
+    """
+    -- KEYS: claims, out. ARGV: batches.
+    for _, batch in ipairs(ARGV) do
+        if not redis.call('hget', KEYS[1], batch) and not redis.call('hget', KEYS[2], batch) then
+            redis.call('hset', KEYS[1], batch, '')
+        end
+    end
+    """
+)
+
+
+class Division(NamedTuple):
+    """How a job is divided at one instant."""
+
+    next: int = 0
+    """The first batch that was never handed out."""
+    claims: Mapping[int, str] = {}
+    """Batches that are claimed and not published → the producer's id."""
+    alive: tuple[str, ...] = ()
+    """The ids of the producers that are alive, the one that joined first at the beginning."""
+
+    @property
+    def orphans(self) -> list[int]:
+        """Batches that are claimed by nobody who is alive."""
+        return sorted(batch for batch, owner in self.claims.items() if owner not in self.alive)
+
+    def of(self, producer: str) -> list[int]:
+        """The batches that a producer has claimed."""
+        return sorted(batch for batch, owner in self.claims.items() if owner == producer)
+
+    @property
+    def here(self) -> int:
+        """How many of the producers run on this machine."""
+        return sum(_place(producer) == _PLACE for producer in self.alive)
+
+
+class Claimed(NamedTuple):
+    """What a producer got."""
+
+    next: int
+    """The first batch that was never handed out."""
+    batches: list[int]
+
+
+class Claims:
+    """One producer's part of a job.
+
+    Args:
+        job: the job.
+        connection: to the job's Redis.
+    """
+
+    def __init__(self, job: Job, connection: Connection) -> None:
+        self.job, self._connection = job, connection
+        process = f"{socket.gethostname()} {_PLACE} {os.getpid()} {_started(os.getpid())}"
+        self.producer = f"{connection.ask(clock):.6f} {process}"
+        """This producer's id. Ids are in the order in which producers began."""
+        self._life = round(1000 * settings().heartbeat_timeout)
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """This producer is one of the job's until the ``with`` block ends; then what it has claimed is anybody's."""
+        over = threading.Event()
+        beats = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        self.join()
+        beats.start()
+        try:
+            yield
+        finally:
+            over.set()
+            with contextlib.suppress(redis.RedisError):
+                _remove(client(timeout=1), self.job, self.producer)
+
+    def join(self) -> None:
+        """Be one of the job's producers, also once Redis has lost that."""
+
+        def fill(pipeline: redis.client.Pipeline) -> None:
+            pipeline.set(producer_key(self.job.key, self.producer), "1", px=self._life)
+            pipeline.sadd(key_of(self.job.key, "producers"), self.producer)
+
+        self._connection.pipeline(fill)
+
+    def division(self) -> Division:
+        """How the job is divided now."""
+        return division_of(self.job, self._connection)
+
+    def claim(self, batches: Sequence[int], beyond: int = 0) -> Claimed | None:
+        """Claim those of these batches that nobody who is alive has claimed, and that were never handed out before or
+        whose producer is gone.
+
+        Args:
+            batches: numbers, in order.
+            beyond: batches below this are handed out by this call.
+
+        Returns:
+            What this producer has of them; None where Redis does not know this producer.
+        """
+        keys = [key_of(self.job.key, what) for what in ("claims", "out", "dead", "next")]
+        words: list[bytes | str | int] = [producer_key(self.job.key, ""), self.producer, beyond, *batches]
+        found = self._connection.ask(lambda redis: _CLAIM(redis, keys, words))
+        return None if found is None else Claimed(found[0], found[1])
+
+    def free(self, batches: Sequence[int]) -> None:
+        """Let whoever comes first make batches that are lost: those of these that are neither claimed nor published."""
+        keys = [key_of(self.job.key, what) for what in ("claims", "out")]
+        self._connection.ask(lambda redis: _FREE(redis, keys, batches))
+
+    def release(self, batch: int) -> None:
+        """Give up the claim of a batch that need not be made."""
+        self._connection.ask(lambda redis: redis.hdel(key_of(self.job.key, "claims"), str(batch)))
+
+    def _beat(self, over: threading.Event) -> None:
+        own, key = client(), producer_key(self.job.key, self.producer)
+        while not over.wait(self._life / 1000 / _BEATS):
+            with contextlib.suppress(redis.RedisError):  # the driver says so
+                own.pexpire(key, self._life)  # which a full Redis takes too
+
+
+def division_of(job: Job, connection: Connection) -> Division:
+    """How a job is divided now. Forgets producers that are gone."""
+    number, claims, members = connection.pipeline(
+        lambda pipeline: (
+            pipeline.get(key_of(job.key, "next")),
+            pipeline.hgetall(key_of(job.key, "claims")),
+            pipeline.smembers(key_of(job.key, "producers")),
+        )
+    )
+    producers = sorted(map(text, members))
+    there = connection.pipeline(lambda pipeline: [pipeline.exists(producer_key(job.key, one)) for one in producers])
+    alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not _died_here(one))
+    if gone := set(producers) - set(alive):
+        connection.pipeline(lambda pipeline: [_remove(pipeline, job, producer) for producer in gone])
+    return Division(
+        next=int(number) if number and number.isdigit() else 0,
+        claims={int(batch): text(owner) for batch, owner in claims.items() if batch.isdigit()},
+        alive=alive,
+    )
+
+
+def _remove(redis: redis.Redis, job: Job, producer: str) -> None:
+    redis.delete(producer_key(job.key, producer))
+    redis.srem(key_of(job.key, "producers"), producer)
+
+
+def _namespace() -> str:
+    """What tells processes of other machines and containers from those that this process sees."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _started(process: int) -> str | None:
+    """When a process of this machine began, in the kernel's ticks; None for one that has ended."""
+    try:
+        state, *fields = (
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]
+
+
+_PLACE = _namespace()
+
+
+def _place(producer: str) -> str:
+    words = producer.split(" ")
+    return words[2] if len(words) == 5 else ""
+
+
+def _died_here(producer: str) -> bool:
+    """Whether a producer was a process of this machine that has ended: its claims need not be waited for."""
+    if _place(producer) != _PLACE:
+        return False
+    process, began = producer.split(" ")[3:]
+    return not process.isdigit() or _started(int(process)) != began

@@ -1,0 +1,138 @@
+"""Texts that a job has more than once, and how many it has to compute.
+
+A batch computes each of its texts once. A text that several batches have would be computed by each of them: such texts
+are a job of their own, which is run first, and of which all batches take the vectors.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from contract.blank import unless_blank
+from contract.job import Job
+from contract.origins import hashes_of
+from producer.batches import readable
+from producer.making import Work
+from producer.reuse import Index
+from producer.sizing import LEAST_BATCHES
+from producer.texts import TextDataset
+
+Rows = npt.NDArray[np.int64]
+
+_PART = 1 << 22
+"""Rows that are sorted at once, about."""
+_GAP = 64
+"""Rows between two that are wanted which are read along."""
+_LEAST_ROWS = 64
+"""Of a batch of repeated texts, unless there are fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class SomeRows(TextDataset):
+    """Some of a dataset's texts, without further columns."""
+
+    row_ids: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    """``[n]``: where they are in the dataset, ascending."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.row_ids)
+
+    def read(self, rows: range) -> tuple[list[str | None], dict[str, pa.Array]]:
+        wanted, texts = self.row_ids[rows.start : rows.stop], list[str | None]()
+        for near in np.split(wanted, np.flatnonzero(np.diff(wanted) > _GAP) + 1):
+            some = super().read(range(int(near[0]), int(near[-1]) + 1))[0]
+            texts += [some[place] for place in (near - near[0]).tolist()]
+        return texts, {}
+
+
+def repeated_work(work: Work) -> Work | None:
+    """The job of the texts that several batches of a job have, each of them once; None where there is none, and for a
+    dataset that is not on this machine: it would be fetched twice.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    if work.job.stream or work.job.batches == 1:
+        return None
+    with _keys(work, None) as keys:
+        found = [_in_several_batches(keys[rows], rows, work.job.batch_rows) for rows in _parts(keys)]
+    rows = np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+    if not len(rows):
+        return None
+    some = {one.name: getattr(work.texts, one.name) for one in fields(TextDataset)}
+    texts = SomeRows(**some | {"columns": (), "features": {}}, row_ids=rows)
+    return Work(_job_of(work.job, rows), texts, work.tokenizer)
+
+
+def to_compute(work: Work, index: Index | None) -> int:
+    """How many texts a job computes: each that is not in an earlier job, once.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    with _keys(work, index) as keys:
+        return sum(len(np.unique(keys[rows])) for rows in _parts(keys))
+
+
+def _job_of(job: Job, rows: Rows) -> Job:
+    batch_rows = min(job.batch_rows, max(_LEAST_ROWS, len(rows) // LEAST_BATCHES))
+    update = {
+        "name": None,
+        "revision": f"{job.revision} rows {hashlib.sha256(rows.tobytes()).hexdigest()}",
+        "limit": None,
+        "rows": len(rows),
+        "batch_rows": batch_rows,
+        "columns": (),
+    }
+    found = job.model_copy(update=update)
+    return found.model_copy(update={"id": found.due_id, "folder": job.repeated})
+
+
+@contextlib.contextmanager
+def _keys(work: Work, index: Index | None) -> Iterator[npt.NDArray[np.uint64]]:
+    """A number for each row's text, in a file that is mapped: equal for equal texts, and for others nearly never; 0 for
+    a row that has no text, or one that is found in the index."""
+    job = work.job
+    with tempfile.TemporaryFile() as file:
+        for batch in range(job.batches):
+            rows = job.row_range(batch)
+            with readable(job.dataset, rows):
+                texts = [unless_blank(text) for text in work.texts.texts(rows)]
+            keys = np.array([_key(text) for text in texts], np.uint64)
+            if index:
+                keys[index.find(hashes_of(texts)).taken] = 0
+            keys.tofile(file)
+        file.flush()
+        yield np.memmap(file, np.uint64, "r")
+
+
+def _key(text: str | None) -> int:
+    return 0 if text is None else xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) or 1
+
+
+def _parts(keys: npt.NDArray[np.uint64]) -> Iterator[Rows]:
+    """The rows with a key, in parts: those with the same key are in the same one."""
+    bits = (len(keys) // _PART).bit_length()
+    for part in range(1 << bits):
+        mine = keys >> np.uint64(64 - bits) == part if bits else np.ones(len(keys), bool)
+        yield np.flatnonzero(mine & (keys != 0))
+
+
+def _in_several_batches(keys: npt.NDArray[np.uint64], rows: Rows, batch_rows: int) -> Rows:
+    """The first row of each key that rows of several batches have; ``rows`` ascend."""
+    order = np.argsort(keys, kind="stable")
+    keys, rows = keys[order], rows[order]
+    if not len(keys):
+        return rows
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    ends = np.append(starts[1:], len(keys))
+    several = rows[starts] // batch_rows != rows[ends - 1] // batch_rows
+    return rows[starts[several]]

@@ -1,0 +1,59 @@
+"""A module that is imported once something of it is called."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract.deferred import deferred
+from contract.entry import uncollected
+
+
+@pytest.fixture
+def heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module that nothing has imported."""
+    (tmp_path / "heavy_module.py").write_text("def double(number, *, more=0):\n    return 2 * number + more\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "heavy_module", raising=False)
+    return "heavy_module"
+
+
+def test_a_function_of_a_deferred_module_imports_it_when_it_is_called(heavy: str) -> None:
+    with deferred(heavy):
+        from heavy_module import double  # type: ignore[import-not-found]
+    assert heavy not in sys.modules
+    assert double(3, more=1) == 7
+    assert heavy in sys.modules
+
+
+def test_it_may_be_called_in_the_block_too(heavy: str) -> None:
+    with deferred(heavy):
+        from heavy_module import double
+
+        assert double(4) == 8
+        assert "__file__" in vars(sys.modules[heavy])
+
+
+def test_a_module_that_is_there_is_left_alone(heavy: str) -> None:
+    import heavy_module
+
+    with deferred(heavy):
+        assert sys.modules[heavy] is heavy_module
+    assert sys.modules[heavy] is heavy_module
+
+
+def test_after_the_block_the_module_is_the_real_one(heavy: str) -> None:
+    with deferred(heavy):
+        pass
+    import heavy_module
+
+    assert heavy_module.double(2) == 4
+    with pytest.raises(AttributeError), deferred("heavier_module"):
+        sys.modules["heavier_module"].__file__  # noqa: B018 - libraries look whether a module has it
+
+
+def test_commands_import_sentence_transformers_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sklearn.metrics", raising=False)
+    with uncollected():
+        from sklearn.metrics import pairwise_distances  # as sentence_transformers.util.similarity does
+    assert pairwise_distances.__module__ == "contract.deferred"
