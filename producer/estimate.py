@@ -20,7 +20,7 @@ from producer.console import STDOUT, print_line
 from producer.kept import keep
 from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
-from producer.repeats import to_compute
+from producer.repeats import looked_for, to_compute
 from producer.reuse import index_of
 from producer.survey import Figure, Survey
 
@@ -57,7 +57,7 @@ class Estimate(BaseModel):
     survey: Survey
     """How many rows there are, and of how many tokens."""
     computed: int | None
-    """Texts that are computed: those of no earlier job, each once; None where the dataset is not on this machine."""
+    """Texts that are computed: those of no earlier job, each once; None where they are not looked for."""
     batches: int
     batch_rows: int
     there: int
@@ -106,7 +106,7 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
     job, pace = work.job, last_pace(spec.fingerprint)
     with index_of(job) as index:
         work = work._replace(index=index)
-        computed = None if job.stream else to_compute(work, index)
+        computed = to_compute(work, index) if not job.stream and (index or looked_for(work)) else None
         batch_bytes = _batch_bytes(work)
     measured = plan.measured
     if measured is None and pace:

@@ -21,7 +21,7 @@ from contract.origins import hashes_of
 from producer.batches import readable
 from producer.making import Work
 from producer.reuse import Index
-from producer.sizing import LEAST_BATCHES
+from producer.sizing import LEAST_BATCHES, sampled
 from producer.texts import TextDataset
 
 Rows = npt.NDArray[np.int64]
@@ -32,6 +32,9 @@ _GAP = 64
 """Rows between two that are wanted which are read along."""
 _LEAST_ROWS = 64
 """Of a batch of repeated texts, unless there are fewer."""
+FEW = 200_000
+"""Rows that are read through within a second or two. More are read through only where a sample has repeated texts: a
+job of a billion rows would begin an hour later."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +57,12 @@ class SomeRows(TextDataset):
 
 
 def repeated_work(work: Work) -> Work | None:
-    """The job of the texts that several batches of a job have, each of them once; None where there is none, and for a
-    dataset that is not on this machine: it would be fetched twice.
+    """The job of the texts that several batches of a job have, each of them once; None where there is none.
 
     Raises:
         UserError: a row cannot be read.
     """
-    if work.job.stream or work.job.batches == 1:
+    if work.job.batches == 1:
         return None
     with _keys(work, None) as keys:
         found = [_in_several_batches(keys[rows], rows, work.job.batch_rows) for rows in _parts(keys)]
@@ -70,6 +72,21 @@ def repeated_work(work: Work) -> Work | None:
     some = {one.name: getattr(work.texts, one.name) for one in fields(TextDataset)}
     texts = SomeRows(**some | {"columns": (), "features": {}}, row_ids=rows)
     return Work(_job_of(work.job, rows), texts, work.tokenizer)
+
+
+def looked_for(work: Work) -> bool:
+    """Whether the dataset is read through for texts that several batches have: not if it is not on this machine, since
+    it would be fetched twice, and of more than 200,000 rows only if two of the 1,024 of ``sizing.sampled`` have the
+    same text.
+
+    Raises:
+        UserError: a row of the sample cannot be read.
+    """
+    job = work.job
+    if job.stream or job.rows <= FEW:
+        return not job.stream
+    texts = [text for rows in sampled(job.rows) for text in _texts(work, rows) if text is not None]
+    return len(set(texts)) < len(texts)
 
 
 def to_compute(work: Work, index: Index | None) -> int:
@@ -103,15 +120,18 @@ def _keys(work: Work, index: Index | None) -> Iterator[npt.NDArray[np.uint64]]:
     job = work.job
     with tempfile.TemporaryFile() as file:
         for batch in range(job.batches):
-            rows = job.row_range(batch)
-            with readable(job.dataset, rows):
-                texts = [unless_blank(text) for text in work.texts.texts(rows)]
+            texts = _texts(work, job.row_range(batch))
             keys = np.array([_key(text) for text in texts], np.uint64)
             if index:
                 keys[index.find(hashes_of(texts)).taken] = 0
             keys.tofile(file)
         file.flush()
         yield np.memmap(file, np.uint64, "r")
+
+
+def _texts(work: Work, rows: range) -> list[str | None]:
+    with readable(work.job.dataset, rows):
+        return [unless_blank(text) for text in work.texts.texts(rows)]
 
 
 def _key(text: str | None) -> int:

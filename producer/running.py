@@ -20,7 +20,7 @@ from producer.estimate import how_far_off, kept_estimate
 from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
-from producer.repeats import repeated_work
+from producer.repeats import FEW, looked_for, repeated_work
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
 from producer.texts import TextDataset
@@ -124,8 +124,11 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
         How far the job is at the end.
     """
     job = work.job
-    if not detach and len(job.committed()) < job.batches and (repeated := repeated_work(work)):
-        _drive_repeated(repeated, report)
+    if not detach and len(job.committed()) < job.batches and looked_for(work):
+        if job.rows > FEW:
+            print_note(f"First {count(job.rows, 'row')} are read for texts that come again: a sample has some")
+        if repeated := repeated_work(work):
+            _drive_repeated(repeated, report)
     return _drive(work, ledger, report, detach=detach)
 
 

@@ -24,7 +24,7 @@ from contract.verdict import load_verdict
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.making import Work
-from producer.repeats import repeated_work, to_compute
+from producer.repeats import looked_for, repeated_work, to_compute
 from producer.request import job_of
 from producer.reuse import index_of
 from producer.texts import DatasetSource
@@ -264,3 +264,13 @@ def test_the_verdict_says_what_was_taken_and_looks_at_it(tiny: EngineSpec, tmp_p
     assert (verdict.taken, verdict.repeated, verdict.compared) == ({first.id: 47}, 1, 49)
     rewrite(job, 0, with_element(2, 0, 9.0))  # a taken one
     assert "FAIL" in called("verify", job.folder, "--sample", "all", expect=1).output
+
+
+def test_many_rows_are_read_through_only_where_a_sample_has_repeated_texts(
+    tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("producer.repeats.FEW", 1999)
+    different = [f"text {number}" for number in range(2000)]
+    assert not looked_for(work_of(tiny, tmp_path / "a", different))
+    assert looked_for(work_of(tiny, tmp_path / "b", different[:1999]))
+    assert looked_for(work_of(tiny, tmp_path / "c", ["the same"] * 200 + different))
