@@ -190,7 +190,12 @@ def division_of(job: Job, connection: Connection) -> Division:
     there = connection.pipeline(lambda pipeline: [pipeline.exists(producer_key(job.key, one)) for one in producers])
     alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not _died_here(one))
     if gone := set(producers) - set(alive):
-        connection.pipeline(lambda pipeline: [_remove(pipeline, job, producer) for producer in gone])
+
+        def forget(pipeline: redis.client.Pipeline) -> None:
+            for producer in gone:
+                _remove(pipeline, job, producer)
+
+        connection.pipeline(forget)
     return Division(
         next=int(number) if number and number.isdigit() else 0,
         claims={int(batch): text(owner) for batch, owner in claims.items() if batch.isdigit()},

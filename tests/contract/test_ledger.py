@@ -135,7 +135,7 @@ def test_the_bytes_of_each_batch_that_is_out_are_known(
     assert ledger.sizes(job) == {}
     ledger.publish(job, 1, b"x" * 7)
     ledger.publish(job, 9, b"x" * 1000)
-    client.hset(key_for(job.key, "out"), mapping={"3": "garbage", "10": "{}", "a,b:1": "{}", b"\xff": b"\xff"})  # type: ignore[arg-type]
+    client.hset(key_for(job.key, "out"), mapping={"3": "garbage", "10": "{}", "a,b:1": "{}", b"\xff": b"\xff"})
     assert ledger.sizes(job) == {1: 7, 9: 1000, 3: 0}
     assert ledger.sizes(job).keys() == ledger.outstanding(job).keys()
 

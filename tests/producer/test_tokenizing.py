@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -233,7 +234,8 @@ def blocks(number: int, process: psutil.Process) -> bool:
 
 
 def published(client: redis.Redis) -> int:
-    return sum([int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in client.zrange(JOBS, 0, -1)])
+    jobs: list[Any] = list(client.zrange(JOBS, 0, -1))
+    return sum(int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in jobs)
 
 
 @pytest.mark.parametrize(
