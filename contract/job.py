@@ -226,16 +226,18 @@ class Job(BaseModel):
         return target
 
     def save(self) -> None:
-        """Make the job's folder.
+        """Make the job's folder. Nothing is written where it is there: a job goes on also while its disk is full.
 
         Raises:
             UserError: the folder holds another job, or cannot be made.
         """
+        file, record = self.folder / "job.json", f"{self.model_dump_json(indent=2)}\n".encode()
         try:
             self._check_folder()
             self.data.make_folder()
             self.staging.make_folder()
-            (self.folder / "job.json").put(f"{self.model_dump_json(indent=2)}\n".encode())
+            if not file.exists() or file.read_bytes() != record:
+                file.put(record)
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be made ({error})", hint="choose another folder with --output"

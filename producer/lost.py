@@ -71,8 +71,10 @@ def batch_states(view: View, *, queued: Collection[int], held: Collection[int]) 
 
 
 def all_in_sight(view: View) -> bool:
-    """Whether each batch that is out waits or is computed, so that the messages need not be read."""
-    return len(view.out) <= view.queued + sum(one.job == view.job for one in view.workers if _heard(view, one))
+    """Whether each batch that is out waits or is computed, so that the messages need not be read. What a worker said
+    last may be of a batch that has its shard by now."""
+    computed = {one.batch for one in view.workers if one.job == view.job and _heard(view, one)}
+    return len(view.out) <= view.queued + len(computed & view.out)
 
 
 def _heard(view: View, worker: Heartbeat) -> bool:

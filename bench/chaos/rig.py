@@ -115,6 +115,11 @@ class Rig:
     def running(self) -> bool:
         return any(producer.poll() is None for producer in self.producers)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a producer ended with an error."""
+        return any((producer.poll() or 0) > 0 for producer in self.producers)
+
     def finish(self) -> int:
         """Wait for the producers' end; returns the first exit status that is not 0."""
         until = time.monotonic() + _PATIENCE
@@ -155,7 +160,7 @@ class Rig:
         while time.monotonic() < until:
             with contextlib.suppress(redis.RedisError):
                 client = self.servers.client()
-                there = sorted(os.fsdecode(key) for key in client.scan_iter(f"embedmill:{job.id}*"))
+                there = sorted(os.fsdecode(key) for key in client.scan_iter(f"embedmill:{job.key}*"))
                 found = [key for key in there if not (key.endswith(":rows") and client.ttl(key) > 0)]
                 if not found:
                     break

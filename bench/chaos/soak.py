@@ -4,7 +4,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -77,14 +77,22 @@ def _undisturbed(folder: Path, engines: Path, dataset: Path) -> Job:
 
 
 def _disturb(rig: Rig, dice: random.Random, hands: Executor, injected: Counter[str]) -> None:
-    """Faults until the job is at its end. One that lasts does not keep the next from coming."""
+    """Faults until the job is at its end. One that lasts does not keep the next from coming.
+
+    A producer that began while there was no engine, or no space for the job, has said so and ended: it is run again, as
+    its user would.
+    """
     under_way: dict[str, Future[bool]] = {}
-    while rig.running:
+    while rig.running or rig.failed:
         time.sleep(dice.uniform(*_EVERY))
+        if rig.failed:
+            rig.start_producer()
         name, own = dice.choice(list(SOAKED)), random.Random(dice.random())
         if rig.running and (name not in under_way or under_way[name].done()):
             injected[name] += _came(under_way.pop(name, None))
             under_way[name] = hands.submit(SOAKED[name], rig, own)
+        if not rig.running:  # it may just be that a fault restarts its producer
+            wait(under_way.values())
     for name, future in under_way.items():
         injected[name] += _came(future)
 

@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import redis
@@ -157,14 +156,15 @@ def set_clock(host: str | None = None) -> Once:
     return once
 
 
-def swap_engine(seconds: float) -> Once:
-    """The engine's folder is gone, half copied or another's for so many seconds, and a child dies meanwhile."""
+def swap_engine(seconds: float, *, another: bool = True) -> Once:
+    """The engine's folder is gone, half copied or (``another``) another's for so many seconds, and a child dies
+    meanwhile."""
 
     def once(rig: Rig, dice: random.Random) -> bool:
         (engine,) = [folder for folder in rig.place.engines.iterdir() if (folder / "engine.json").exists()]
         aside = rig.folder / "aside"
         engine.rename(aside)
-        dice.choice(_ENGINES)(aside, engine)
+        dice.choice((_gone, _half_copied, _another) if another else (_gone, _half_copied))(aside, engine)
         rig.fault()
         kill_child(rig, dice)
         time.sleep(seconds)
@@ -191,6 +191,3 @@ def _another(before: Path, now: Path) -> None:
     shutil.copytree(before, now)
     spec = now / "engine.json"
     spec.write_text(json.dumps(json.loads(spec.read_text()) | {"weights_sha256": "0" * 64}))
-
-
-_ENGINES: tuple[Callable[[Path, Path], None], ...] = (_gone, _half_copied, _another)

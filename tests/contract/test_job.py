@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from contract.errors import UserError
 from contract.job import Job, load_job
 from contract.jobs import latest_job
 from contract.settings import settings
-from contract.store import location
+from contract.store import disk, location
 from tests.contract.samples import a_job
 
 
@@ -149,6 +150,18 @@ def test_a_folder_that_belongs_to_another_job_is_refused(tmp_path: Path) -> None
         other.save()
     assert "--output" in str(caught.value)
     assert (job.folder / "job.json").read_bytes() == before
+
+
+def test_a_job_that_is_there_goes_on_while_its_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = a_job(tmp_path / "output")
+    job.save()
+    monkeypatch.setattr(disk, "write_atomically", full)
+    job.save()
+    with pytest.raises(UserError, match="No space left on device"):
+        a_job(tmp_path / "output", batch_rows=5).save()
 
 
 def test_a_jobs_folder_is_no_place_for_jobs(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
 from contract.redis.heartbeat import Heartbeat
-from producer.lost import LISTENED, MISSING_AFTER, BatchState, Sighting, batch_states, lost, sightings
+from producer.lost import LISTENED, MISSING_AFTER, BatchState, Sighting, all_in_sight, batch_states, lost, sightings
 from producer.view import View
 
 TIMEOUT = 30.0
@@ -67,6 +68,23 @@ def test_when_it_is_lost(state: BatchState, after: float | None) -> None:
     else:
         assert at(after) == {1}
         assert at(after - 0.01) == set()
+
+
+@pytest.mark.parametrize(
+    ("heartbeats", "queued", "in_sight"),
+    [
+        ([beat(1, 1)], 1, True),
+        ([beat(1, 1)], 0, False),
+        ([beat(1, 27)], 1, False),
+        ([beat(1, 1), beat(1, 1, worker="v/0")], 0, False),
+        ([beat(1, 1), beat(7, 1, worker="v/0")], 0, False),  # 7 has its shard by now
+        ([beat(1, 1), beat(2, 1, job="other", worker="v/0")], 0, False),
+    ],
+)
+def test_a_lost_batch_is_not_taken_for_one_that_is_in_sight(
+    heartbeats: list[Heartbeat], queued: int, in_sight: bool
+) -> None:
+    assert all_in_sight(replace(view(*heartbeats, out=(1, 2)), queued=queued)) == in_sight
 
 
 @pytest.mark.parametrize("beats_again_after", [2.0, None])
