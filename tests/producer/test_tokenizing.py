@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,10 +19,9 @@ import redis
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from contract.job import JobKey
 from contract.jobs import latest_job
 from contract.redis.claims import Claims
-from contract.redis.keys import JOBS, queue_of
+from contract.redis.keys import queue_of
 from contract.redis.messages import batch_of
 from contract.settings import settings
 from producer.batches import open_tokenizer
@@ -234,8 +232,7 @@ def blocks(number: int, process: psutil.Process) -> bool:
 
 
 def published(client: redis.Redis) -> int:
-    jobs: list[Any] = list(client.zrange(JOBS, 0, -1))
-    return sum(int(client.llen(queue_of(JobKey(os.fsdecode(key))))) for key in jobs)
+    return sum(int(client.llen(queue_of(job))) for job in WholeLedger(patience=5).jobs())
 
 
 @pytest.mark.parametrize(
