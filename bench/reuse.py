@@ -6,8 +6,6 @@ that the job takes. It is verified afterwards.
 
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from contract.job import Job
 from contract.settings import put
 from contract.shard import read_info
 from contract.store import location
+from contract.verdict import summary
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.making import Work
@@ -29,11 +28,15 @@ from producer.repeats import repeated_work
 from producer.request import JobRequest, resolve
 from producer.reuse import index_of
 from producer.texts import DatasetSource
+from verify.command import run
+from verify.terminal import Terminal
 from worker.embed import Embedder
 
 _JARGON = Path(__file__).parent.parent / "examples" / "jargon.jsonl"
 _WORDS = 12
 """Of a text."""
+_SAMPLE = 256
+"""Rows that are verified."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ def measure(
         _make(one, embedder)
     seconds = time.process_time() - began
     embedder.close()
-    done = subprocess.run([sys.executable, "-m", "verify", str(work.job.folder)], capture_output=True, text=True)
-    verdict = next(line for line in done.stdout.splitlines() if "erified" in line).partition(": /")[0]
+    verdict = summary(run(work.job, _SAMPLE, 0, Terminal()), work.job.folder).partition(": /")[0]
     return work.job, Measured(name, work.job.rows, sum(map(_computed, works)), round(seconds, 2), verdict)
 
 
@@ -82,7 +84,7 @@ def _make(work: Work, embedder: Embedder) -> None:
     work.job.save()
     with index_of(work.job) as index:
         for number in range(work.job.batches):
-            embedder.embed(work.job, number, work._replace(index=index).payload(number))
+            embedder.embed(work.job, number, work._replace(known=index).payload(number))
 
 
 def _computed(work: Work) -> int:

@@ -32,6 +32,7 @@ _EPILOG = """\b
 Examples:
   python -m bench.scale
   python -m bench.scale --rows 100000000 --gpus 8 --batch-rows 4096
+  python -m bench.scale --producers 4
   python -m bench.scale --gpu-rows 6400 --hidden 768 --gpu-price 4
 
 What a batch costs the producer and what a shard's name costs a listing are measured here, with a Redis of its own.
@@ -72,6 +73,8 @@ class Plan:
     """Bytes."""
     network: float
     """Bytes/s of Redis's machine, each way."""
+    producers: int = 1
+    """That divide the job, each on a machine of its own."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,6 +88,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--kind", default="reviews", show_default=True, help="The rows; see bench.texts."),
             click.option("--gpu-price", default=4.0, show_default=True, help="Dollars for an hour of one GPU."),
             click.option("--outstanding-mb", default=256, show_default=True, help="EMBEDMILL_OUTSTANDING_BYTES, MiB."),
+            click.option("--producers", default=1, show_default=True, help="Machines with a producer of the job."),
             click.option("--network", default=25.0, show_default=True, help="Gbit/s of Redis's machine, each way."),
         )
     ):
@@ -103,13 +107,14 @@ def main(
     kind: str,
     gpu_price: float,
     outstanding_mb: int,
+    producers: int,
     network: float,
 ) -> None:
     """Print what a job of ROWS rows on so many GPUs needs, and what of it breaks first, as a Markdown table."""
     jobs = load(_read("job.json", "python -m bench.job"))
     tokenizing = json.loads(_read("tokenize.json", "python -m bench.tokenize").read_text(encoding="utf-8"))
     units = _units(jobs, tokenizing, kind, gpu_rows, hidden, batch_rows)
-    plan = Plan(rows, gpus, batch_rows, gpu_price, outstanding_mb * 2**20, network * 1e9 / 8)
+    plan = Plan(rows, gpus, batch_rows, gpu_price, outstanding_mb * 2**20, network * 1e9 / 8, producers)
     for line in table(plan, units):
         click.echo(line)
 
@@ -212,7 +217,8 @@ def table(plan: Plan, units: Units) -> list[str]:
     batches = math.ceil(plan.rows / plan.batch_rows)
     per_s = rate / plan.batch_rows
     flow = rate * units.wire_bytes
-    producer = per_s * units.batch_seconds
+    many = plan.producers
+    producer, cores = per_s * units.batch_seconds / many, rate / units.core_rows / many
     in_work = 2 * plan.gpus * plan.batch_rows * units.wire_bytes
     lists = math.ceil(batches / _KEYS_A_LISTING)
     lines = [
@@ -220,9 +226,11 @@ def table(plan: Plan, units: Units) -> list[str]:
         ("hours", f"{seconds / 3600:,.2f}", f"{plan.rows:,} rows"),
         ("GPU-hours, dollars", f"{plan.gpus * seconds / 3600:,.0f}, {plan.gpus * seconds / 3600 * plan.gpu_price:,.0f}",
          f"at {plan.gpu_price:g} an hour"),
-        ("tokenizer cores", f"{rate / units.core_rows:,.0f}", f"{units.core_rows:,.0f} rows/s a core"),
+        ("tokenizer cores", f"{rate / units.core_rows:,.0f}",
+         f"{units.core_rows:,.0f} rows/s a core{f'; {cores:,.0f} for each producer' if many > 1 else ''}"),
         ("batches, shards, messages", f"{batches:,}", f"{per_s:,.0f} a second"),
-        ("producer's one thread", f"{100 * producer:,.0f} % busy", f"{1000 * units.batch_seconds:.1f} ms a batch"),
+        ("a producer's one thread", f"{100 * producer:,.0f} % busy",
+         f"{1000 * units.batch_seconds:.1f} ms a batch{f'; {many} producers' if many > 1 else ''}"),
         ("Redis, in and out each", f"{flow / 1e6:,.0f} MB/s",
          f"{units.wire_bytes:,.0f} bytes a row; {100 * flow / plan.network:.0f} % of its network"),
         ("batches that workers hold", f"{in_work / 1e6:,.0f} MB", "one computed and one waiting, for each GPU"),

@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def screens(told: str) -> list[str]:
-    """The screen after each thing that was written, colours kept.
+    """The screen before anything is erased and after each line, colours kept.
 
     Args:
         told: all that a command wrote.
@@ -40,6 +40,8 @@ def screens(told: str) -> list[str]:
         if match["letter"] == "A":
             row = max(0, row - int(match["number"] or 1))
         elif match["letter"] == "K":
+            if lines[row]:
+                found.append("\n".join(lines))
             lines[row] = ""
         elif text == "\n":
             found.append("\n".join(lines))
@@ -93,7 +95,8 @@ def main(words: tuple[str, ...], svg: Path) -> None:
     console = Console(record=True, width=_WIDTH, file=StringIO(), force_terminal=True)
     console.print(Text(f"$ embedmill embed {' '.join(words)}"))
     console.print(Text.from_ansi(screen.rstrip()))
-    console.save_svg(str(svg), title="embedmill")
+    drawn = console.export_svg(title="embedmill")
+    svg.write_text(re.sub(r"@font-face {.*?}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")  # they are elsewhere
 
 
 if __name__ == "__main__":

@@ -17,6 +17,20 @@ _BASE: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_atten
 SHAPES: dict[str, dict[str, Any]] = {
     "mpnet-base": _BASE
     | {"model_type": "mpnet", "intermediate_size": 3072, "vocab_size": 30_527, "max_position_embeddings": 514},
+    "deberta-v3-base": _BASE
+    | {
+        "model_type": "deberta-v2",
+        "intermediate_size": 3072,
+        "vocab_size": 128_100,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+    },
     "modernbert-base": _BASE
     | {"model_type": "modernbert", "num_hidden_layers": 22, "intermediate_size": 1152, "vocab_size": 50_368},
     "qwen3-0.6b": {
@@ -61,10 +75,10 @@ def save_shape(name: str, folder: Path) -> Path:
         Pooling(shape["hidden_size"], "lasttoken" if last else "mean"),
     ]
     if name.startswith("embeddinggemma"):
-        linear = torch.nn.Identity()
+        width, linear = shape["hidden_size"], torch.nn.Identity()
         modules += [
-            Dense(768, 3072, False, activation_function=linear),
-            Dense(3072, 768, False, activation_function=linear),
+            Dense(width, 4 * width, False, activation_function=linear),
+            Dense(4 * width, width, False, activation_function=linear),
         ]
     model = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
     model.save_pretrained(str(folder / "saved"), create_model_card=False)

@@ -77,9 +77,13 @@ def run(load: Callable[[], Callable[..., object]], name: str) -> None:
         name: how it was called, for its help.
     """
     end_at_once()
-    with uncollected():
-        command = load()
-        import click  # here: it is part of what may be interrupted
+    try:
+        with uncollected():
+            command = load()
+            import click  # here: it is part of what may be interrupted
+    except ModuleNotFoundError as error:
+        say(_without(error, name))
+        sys.exit(1)
 
     sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, _interrupt)
@@ -89,6 +93,9 @@ def run(load: Callable[[], Callable[..., object]], name: str) -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
+    except ModuleNotFoundError as error:  # of what is imported where it is used
+        say(_without(error, name))
+        status = 1
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted")
         status = INTERRUPTED
@@ -96,6 +103,11 @@ def run(load: Callable[[], Callable[..., object]], name: str) -> None:
         status = error.code
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _without(error: ModuleNotFoundError, name: str) -> str:
+    """What to say of a package that is not installed: each of embedmill's extras has what some commands need."""
+    return f"Error: {name}: {error}; install what it needs: pip install 'embedmill[local]'"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

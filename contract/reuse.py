@@ -1,5 +1,6 @@
 """Of which earlier jobs a job may take vectors, and what of a shard may be taken."""
 
+import hashlib
 from collections.abc import Iterable
 
 import pyarrow as pa
@@ -55,7 +56,9 @@ def check_fits(source: Job, job: Job) -> None:
 
 def _making(job: Job) -> dict[str, str]:
     """All that a text's vector follows from, besides the text: what → what it is, for people."""
-    ranges = f", ranges {job.form.ranges}" if job.form.ranges else ""
+    # Hundreds of numbers: in a message their hash is enough to see that they differ.
+    digest = hashlib.sha256(repr(job.form.ranges).encode()).hexdigest()[:8]
+    ranges = f" with the ranges {digest}" if job.form.ranges else ""
     shared = f"windows that share {count(job.overlap, 'token')}" if job.overlap is not None else "truncated texts"
     return {
         "engine": f"fingerprint {job.fingerprint}",

@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     processes."""
 
     tokenizers: int | None = Field(default=None, ge=1)
-    """Processes in which the producer tokenizes; 1 is the producer's own. Unset: half as many as the machine has cores,
-    and fewer for a small job."""
+    """Processes in which a producer tokenizes; 1 is the producer's own. Unset: half as many as the machine has cores,
+    divided among the producers that the job has on it, and fewer for a small job."""
 
     attempts: int = Field(default=3, ge=1)
     """How many times a batch is tried as a whole. If all of them fail, the worker searches for the rows that make it
@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     """Seconds that the producer waits for a Redis that does not answer. A worker waits without a limit."""
 
     outstanding_bytes: int = Field(default=256 * 2**20, ge=1)
-    """Most bytes of batches that may be in Redis at once (default: 256 MiB). The producer waits above that, and above
-    half of Redis's ``maxmemory``."""
+    """Most bytes of a job's batches that may be in Redis at once (default: 256 MiB). The job's producers share them;
+    they wait above that, and above half of Redis's ``maxmemory``."""
 
     batch_bytes: int = Field(default=256 * 2**20, ge=1)
     """Most bytes of one batch (default: 256 MiB). The producer publishes no larger one, and a worker takes none."""
@@ -86,8 +86,8 @@ class Settings(BaseSettings):
     machine while no producer runs. Set it higher than the slowest batch takes: a slower batch is computed twice."""
 
     heartbeat_timeout: float = Field(default=10.0, ge=3)
-    """Seconds of silence after which the producer takes a worker for dead and publishes its batch again. A worker sends
-    a heartbeat about every two seconds."""
+    """Seconds of silence after which the producer takes a worker for dead and publishes its batch again, and another
+    producer of the job for dead and makes what that had claimed. A worker sends a heartbeat about every two seconds."""
 
     stop_seconds: float = Field(default=8.0, ge=1)
     """Seconds within which a worker ends after SIGTERM or Ctrl-C, whatever it waits for. Its batch has all but the last

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contract.errors import UserError
-    from embedmill.api import Embedded, Estimate, NotVerified, embed
+    from embedmill.api import Embedded, NotVerified, embed
+    from producer.estimate import Estimate
+
+_ELSEWHERE = {"UserError": "contract.errors", "Estimate": "producer.estimate"}
 
 __all__ = ["Embedded", "Estimate", "NotVerified", "UserError", "embed"]
 
@@ -26,4 +29,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'embedmill' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("contract.errors" if name == "UserError" else "embedmill.api"), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "embedmill.api")), name)

@@ -48,5 +48,5 @@ class Clock:
             start = START if self.builds else self._computing - self._began
             Pace.now(tokens_per_second=speed, start=start, verification=verification).save(job.fingerprint)
         if found := kept_estimate(job):
-            seconds = found.seconds if whole and not self.builds else None
-            print_note(how_far_off(found, tokens, seconds, ended - self._began))
+            estimated = found.seconds if whole and not self.builds else None
+            print_note(how_far_off(found, tokens, estimated, ended - self._began))

@@ -30,7 +30,7 @@ from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count
 
 _ENOUGH, _LEAST = 4.0, 3
-"""Seconds of computing that are measured, and batches at least."""
+"""Seconds of computing that are measured, or as many rows as the job has, and batches at least."""
 _FIRST = 2048
 """Tokens of the first batch, which is not counted: memory is still being asked for. The next ones have twice as many
 each, up to the job's own batches."""
@@ -89,7 +89,7 @@ def dry_run(asked: Asked, plan: Plan, display: Display) -> Found:
     found = survey(work)
     measured = measure(work, spec, found.tokens.value / found.rows)
     sample = job.rows if asked.sample is None else asked.sample
-    calibrates = request.dtype == "int8" and asked.ranges is None
+    calibrates = request.dtype == "int8" and asked.ranges is None and request.earlier_ranges is None
     made = estimate(work, spec, found, plan.having(measured), sample=sample, calibrates=calibrates)
     made.keep(job)
     return Found(made, job, spec)
@@ -111,7 +111,7 @@ def measure(work: Work, spec: EngineSpec, each: float) -> Measured:
     total, tokens, batches = _Sum(), _FIRST, 0
     with tempfile.TemporaryDirectory(prefix="embedmill-") as folder, closing(Embedder(threads)) as embedder:
         runtime = embedder.engine(spec.name).runtime
-        while total.seconds < _ENOUGH or batches <= _LEAST:
+        while (total.seconds < _ENOUGH and total.rows < work.job.rows) or batches <= _LEAST:
             rows = min(work.job.batch_rows, max(1, round(tokens / max(each, 1))))
             job = work.job.model_copy(update={"folder": location(folder), "batch_rows": rows})
             for part in (job.data, job.staging):

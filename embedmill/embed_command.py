@@ -28,6 +28,7 @@ from producer.console import STDERR, print_line, print_note
 from producer.estimate import Plan, show_estimate
 from producer.request import JobRequest
 from verify.terminal import show
+from worker.runtime.gpus import missing
 
 _EPILOG = """\b
 Examples:
@@ -44,6 +45,9 @@ _PRODUCER = producer.command.main
 _NOT_TAKEN = {"dataset": None, "engine": None, "detach": False, "priority": 0}
 """The producer's options that have no meaning here, and what they are instead: the dataset is the argument, the engine
 follows from the model, and on a Redis of its own there is one job."""
+
+_NEEDED = ("torch", "transformers", "sentence_transformers", "onnx", "onnxruntime", "duckdb", "matplotlib")
+"""Packages that the processes import which it starts, beside those that are imported here."""
 
 _ENGINE = ("model", "pooling", "normalize", "max_length")
 _VERIFY = ("sample", "seed")
@@ -98,6 +102,8 @@ def main(
     command does; embedmill status, list and cancel do not see them, and Ctrl-C stops them. The exit status is 0 if
     every check of the verifier passes.
     """
+    if lacks := missing(*_NEEDED):
+        raise UserError(lacks, "it builds the engine, embeds and verifies", "pip install 'embedmill[local]'")
     # The worker runs in another folder.
     put(engines=str(settings().engines.absolute() if is_set("engines") else engines_in_cache()))
     wanted = EngineRequest(model, model_revision, *(options.pop(name) for name in _ENGINE[1:]))

@@ -49,7 +49,8 @@ Examples:
   python -m producer retry
   python -m producer push --to user/name
 
-Running the same command again goes on where the job was: what has its shard is not computed again.
+Running the same command again goes on where the job was: what has its shard is not computed again. While it runs, on
+this machine or another, the two divide the job.
 EMBEDMILL_REDIS_URL says where Redis is, HF_TOKEN who you are on the Hub.
 Next: celery -A worker worker, then python -m verify
 """
@@ -247,7 +248,7 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
-        calibrates = request.dtype == "int8" and ranges is None
+        calibrates = request.dtype == "int8" and ranges is None and request.earlier_ranges is None
         found = estimate(work, spec, survey(work), plan, sample=0, calibrates=calibrates)
         found.keep(work.job)
         show_estimate(found, work.job, spec)

@@ -181,7 +181,7 @@ class Driver:
                 hint="run the same command again: the job goes on where it was",
             )
         anew = self._join()
-        out, dead = ledger.outstanding(job), ledger.dead(job)
+        out, dead = ledger.sizes(job), ledger.dead(job)
         for batch in self._putting:  # its message is not there yet
             out.pop(batch, None)
         # Nothing is under way: what is missing then, such as a batch that a worker withdrew, is to be made again.
@@ -191,7 +191,7 @@ class Driver:
         for batch in out.keys() & self._shards.batches:
             ledger.settle(job.key, batch)  # its worker died between the shard and the last word about it
             del out[batch]
-        self._out = {batch: entry.size for batch, entry in out.items()}
+        self._out = out
         # Where one worker gave a batch up, another, slower one may have made it.
         self._dead = {batch: record for batch, record in dead.items() if batch not in self._shards.batches}
         if anew or quiet:

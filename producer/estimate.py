@@ -105,7 +105,7 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
     """
     job, pace = work.job, last_pace(spec.fingerprint)
     with index_of(job) as index:
-        work = work._replace(index=index)
+        work = work._replace(known=index)
         computed = to_compute(work, index) if not job.stream and (index or looked_for(work)) else None
         batch_bytes = _batch_bytes(work)
     measured = plan.measured

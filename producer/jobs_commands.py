@@ -7,7 +7,7 @@ from contract.settings import settings
 from contract.words import count
 from producer.console import STDOUT, list_table, print_line, print_note
 from producer.jobs import cleaned, find_to_cancel, listed
-from producer.running import open_ledger
+from producer.opening import open_ledger
 
 
 @click.command("list")

@@ -38,8 +38,8 @@ class Work(NamedTuple):
     texts: TextDataset
     """Pickled it names its memory-mapped files: no text is copied."""
     tokenizer: RowTokenizer
-    index: Index | None = None
-    """Where vectors of earlier jobs are."""
+    known: Index | None = None
+    """Where the vectors of earlier jobs are."""
 
     def payload(self, batch: int) -> bytes:
         """A batch's bytes; always the same.
@@ -50,7 +50,7 @@ class Work(NamedTuple):
         rows = self.job.row_range(batch)
         with readable(self.job.dataset, rows):
             texts, kept = self.texts.read(rows)
-            find = self.index.find if self.index else Origins.of
+            find = self.known.find if self.known else Origins.of
             made = batch_of(self.job, batch, texts, self.tokenizer, kept, find)
             made = replace(made, features=self.texts.features)
             return made.to_bytes(self.tokenizer.length, self.tokenizer.pad_id)

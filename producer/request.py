@@ -54,6 +54,11 @@ class JobRequest:
     reuse: tuple[Job, ...] = ()
     """Earlier jobs of which rows with the same text take their vectors."""
 
+    @property
+    def earlier_ranges(self) -> Ranges | None:
+        """The ranges of int8 that the first of them has: with others none of its vectors could be taken."""
+        return next((earlier.form.ranges for earlier in self.reuse if earlier.form.ranges), None)
+
 
 def earlier_jobs(names: str | None) -> tuple[Job, ...]:
     """The jobs that ``--reuse`` names: folders, URIs, ids or names.
@@ -161,7 +166,7 @@ def with_stand_ins(request: JobRequest, spec: EngineSpec) -> JobRequest:
     if request.dtype != "int8":
         return request
     elements = elements_of(request, spec)
-    return replace(request, ranges=((-1.0,) * elements, (1.0,) * elements))
+    return replace(request, ranges=request.earlier_ranges or ((-1.0,) * elements, (1.0,) * elements))
 
 
 def _prefix(request: JobRequest, spec: EngineSpec, tokenizer: RowTokenizer) -> str:

@@ -8,7 +8,8 @@ from producer.batches import open_tokenizer
 from producer.console import print_line, print_note
 from producer.dataset import dataset_of
 from producer.making import Work
-from producer.running import NEXT, open_ledger, run
+from producer.opening import open_ledger
+from producer.running import NEXT, run
 
 
 @click.command()

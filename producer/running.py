@@ -9,7 +9,6 @@ from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
-from contract.settings import settings
 from contract.words import count
 from producer.batches import RowTokenizer
 from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
@@ -18,6 +17,7 @@ from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
 from producer.making import Work
+from producer.opening import open_ledger
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.repeats import FEW, looked_for, repeated_work
@@ -28,20 +28,6 @@ from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
 NEXT = "Next: python -m verify"
-
-
-def open_ledger(*, at_once: bool = False) -> ProducerLedger:
-    """Redis, once it is known that waiting for it makes sense.
-
-    Args:
-        at_once: for a question that somebody waits for: Redis must answer now.
-
-    Raises:
-        UserError: it refuses this user, or is none that embedmill can use, or does not answer ``at_once``.
-    """
-    ledger = ProducerLedger(patience=settings().redis_patience)
-    ledger.connection.ping(at_once=at_once)
-    return ledger
 
 
 def begin(job: Job) -> ProducerLedger:
@@ -140,7 +126,7 @@ def _drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None
         processes = processes_for(job.batches - len(job.committed()), len(division.alive), division.here)
         if len(division.alive) > 1:
             print_note(_shared(len(division.alive), division.here, processes))
-        with tokenizing(work._replace(index=index), processes) as source:
+        with tokenizing(work._replace(known=index), processes) as source:
             return Driver(claims, source, ledger, detach=detach).run(report)
 
 
@@ -170,7 +156,8 @@ def job_for(
     tokenizer: RowTokenizer,
     watch: Callable[[], None] = _nothing,
 ) -> Job:
-    """The job that a request makes. For int8 without ``ranges``, the dataset's first rows are embedded for them.
+    """The job that a request makes. For int8 without ``ranges``, which no earlier job has, the dataset's first rows are
+    embedded for them.
 
     Args:
         request: what is asked for, without the ranges of int8.
@@ -185,10 +172,8 @@ def job_for(
     """
     if request.dtype == "int8":
         elements = elements_of(request, spec)
-        known = next((earlier.form.ranges for earlier in request.reuse if earlier.form.ranges), None)
-        if ranges:
-            known = ranges_from(ranges, elements)
-        found = known or calibrate(request, texts, spec, tokenizer, watch)
+        found = ranges_from(ranges, elements) if ranges else request.earlier_ranges
+        found = found or calibrate(request, texts, spec, tokenizer, watch)
         request = replace(request, ranges=found)
     return resolve(request, texts, spec, tokenizer)
 

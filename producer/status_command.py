@@ -8,7 +8,7 @@ from rich.live import Live
 
 from contract.jobs import find_job
 from producer.console import status_table
-from producer.running import open_ledger
+from producer.opening import open_ledger
 from producer.status import status_of
 
 

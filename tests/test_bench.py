@@ -2,22 +2,46 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+import bench.job
 from bench.machine import gpus
 from bench.records import Record, load, store
 from bench.scale import Plan, Units, table
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec
+from contract.settings import settings
 from producer.batches import open_tokenizer, tokenize
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
+    """Runs ``python -m bench.job`` with these words, in this process. What it sets for those that it starts is undone
+    afterwards."""
+    for name in ("EMBEDMILL_ENGINES", "EMBEDMILL_ENGINE", "EMBEDMILL_REDIS_URL"):
+        monkeypatch.setenv(name, os.environ[name])
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.chdir(ROOT)
+
+    def measured(*words: object) -> None:
+        told = CliRunner().invoke(bench.job.main, [str(word) for word in words], catch_exceptions=False)
+        assert told.exit_code == 0, told.output
+
+    yield measured
+    settings.cache_clear()
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -61,10 +85,10 @@ def test_a_record_takes_the_place_of_an_earlier_one_of_the_same_thing(tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
+def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path, measure: Callable[..., None]) -> None:
     target = tmp_path / "job.json"
     options = ["--rows", "200", "--batch-rows", "64", "--kind", "short", "--engine-seconds", "0.2", "--verify"]
-    run("-m", "bench.job", "--engine", tiny.name, *options, "--json", target)
+    measure("--engine", tiny.name, *options, "--json", target)
     records = {record.system: record for record in load(target)}
     assert list(records) == ["sentence-transformers fp32", "engine alone, onnxruntime", "embedmill job, onnxruntime"]
     job, alone = records["embedmill job, onnxruntime"], records["engine alone, onnxruntime"]
@@ -82,9 +106,9 @@ def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
     assert tokens == pytest.approx([tokens[0]] * 3, rel=0.01)  # each counts the same tokens
 
 
-def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path) -> None:
+def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path, measure: Callable[..., None]) -> None:
     target = tmp_path / "job.json"
-    run("-m", "bench.job", "--engine", "tiny", "--rows", "100", "--kind", "short", "--null", "--json", target)
+    measure("--engine", "tiny", "--rows", "100", "--kind", "short", "--null", "--json", target)
     (record,) = load(target)
     assert (record.system, record.rows, record.runtime) == ("embedmill job, null engine", 100, "none")
     assert record.job_to_engine is None
@@ -116,7 +140,7 @@ def test_a_job_on_paper_is_computed_from_its_units() -> None:
     assert found["GPU-hours, dollars"][0] == "2, 6"
     assert found["tokenizer cores"][0] == "5"
     assert found["batches, shards, messages"] == ("36,000", "10 a second")
-    assert found["producer's one thread"][0] == "2 % busy"
+    assert found["a producer's one thread"][0] == "2 % busy"
     assert found["Redis, in and out each"] == ("7 MB/s", "700 bytes a row; 10 % of its network")
     assert found["batches in Redis"] == ("14 MB", "2.0 s of work")
     assert found["one listing of a bucket"][0] == "36 LIST requests"

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from worker.embed import Embedder
 WORDS = [word for text in TEXTS if text for word in text.split()]
 
 
-def work_of(spec: EngineSpec, folder: Path, texts: list[str | None], **options: object) -> Work:
+def work_of(spec: EngineSpec, folder: Path, texts: Sequence[str | None], **options: object) -> Work:
     """A job of these texts, each with a column ``n`` that no two rows share."""
     folder.mkdir(exist_ok=True)
     rows = {"text": pa.array(texts, pa.string()), "n": [f"{folder.name} {row}" for row in range(len(texts))]}
@@ -63,7 +64,7 @@ def _make(work: Work, embedder: Embedder, batches: range) -> None:
     work.job.save()
     with index_of(work.job) as index:
         for number in batches:
-            embedder.embed(work.job, number, work._replace(index=index).payload(number))
+            embedder.embed(work.job, number, work._replace(known=index).payload(number))
 
 
 def earlier(*jobs: Job) -> tuple[EarlierJob, ...]:
@@ -88,11 +89,13 @@ def same(one: Job, other: Job) -> None:
     mine, theirs = vectors_of(left), vectors_of(right)
     assert mine.values.dtype == theirs.values.dtype
     assert np.array_equal(mine.counts, theirs.counts)
-    assert mine.indices is None or np.array_equal(mine.indices, theirs.indices)
+    assert (mine.indices is None) == (theirs.indices is None)
+    if mine.indices is not None and theirs.indices is not None:
+        assert np.array_equal(mine.indices, theirs.indices)
     if mine.values.dtype == np.int8:  # a step
         assert (mine.values != theirs.values).mean() < 0.01
     else:
-        assert np.allclose(mine.values, theirs.values, atol=1e-3 if mine.values.dtype == np.float16 else 1e-6)
+        assert np.allclose(mine.values, theirs.values, atol=1e-3 if mine.values.dtype == np.float16 else 1e-5)
 
 
 def vector_of(job: Job, row: int) -> object:
@@ -238,7 +241,7 @@ def test_a_row_that_says_another_place_takes_no_neighbours_vector(tiny: EngineSp
     work = work_of(tiny, tmp_path / "b", TEXTS[:16], reuse=earlier(first))
     work.job.save()
     with index_of(work.job) as index:
-        batch = Batch.from_bytes(work._replace(index=index).payload(0))
+        batch = Batch.from_bytes(work._replace(known=index).payload(0))
     assert batch.origins is not None
     rows, batches = batch.origins.row[::-1], batch.origins.batch + 3
     for origins, why in (

@@ -48,6 +48,27 @@ _PUBLISH = Script(
 )
 
 
+_SIZES = Script(
+    """
+    -- KEYS: out. Each batch and its bytes, in one string: what a producer asks for several times a second.
+    local all, found = redis.call('hgetall', KEYS[1]), {}
+    for i = 1, #all, 2 do found[#found + 1] = all[i] .. ':' .. (string.match(all[i + 1], '"size":(%d+)') or '0') end
+    return table.concat(found, ',')
+    """
+)
+
+_VANISHED = Script(
+    """
+    -- ARGV: the keys of batches' bytes without the number, numbers with commas. Those whose bytes are not there.
+    local gone = {}
+    for batch in string.gmatch(ARGV[2], '%d+') do
+        if redis.call('exists', ARGV[1] .. batch) == 0 then gone[#gone + 1] = tonumber(batch) end
+    end
+    return gone
+    """
+)
+
+
 class Publication:
     """A batch on its way into Redis. It may be called again after any error.
 
@@ -110,13 +131,18 @@ class ProducerLedger(Ledger):
         """The batches that were published and not settled."""
         return {batch: parsed(Outstanding, entry) or NOTHING for batch, entry in self._of_batches(job, "out")}
 
+    def sizes(self, job: Job) -> dict[int, int]:
+        """The batches that were published and not settled → their bytes."""
+        found = text(self.connection.ask(lambda redis: _SIZES(redis, [key_of(job.key, "out")], [])))
+        pairs = (entry.rpartition(":") for entry in found.split(",") if found)
+        return {int(batch): int(size) for batch, _, size in pairs if batch.isdigit() and int(batch) < job.batches}
+
     def vanished(self, job: Job, batches: Iterable[int]) -> list[int]:
         """Those of these batches whose bytes are gone."""
-        numbers = list(batches)
-        there = self.connection.pipeline(
-            lambda pipeline: [pipeline.exists(batch_key(job.key, batch)) for batch in numbers]
-        )
-        return [batch for batch, found in zip(numbers, there, strict=True) if not found]
+        keys = batch_key(job.key, 0).removesuffix("0")
+        words = [keys, ",".join(map(str, batches))]
+        gone: list[int] = self.connection.ask(lambda redis: _VANISHED(redis, [], words))
+        return gone
 
     def dead(self, job: Job) -> dict[int, DeadBatch]:
         """The batches that were given up."""

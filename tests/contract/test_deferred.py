@@ -55,5 +55,6 @@ def test_after_the_block_the_module_is_the_real_one(heavy: str) -> None:
 def test_commands_import_sentence_transformers_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "sklearn.metrics", raising=False)
     with uncollected():
-        from sklearn.metrics import pairwise_distances  # as sentence_transformers.util.similarity does
+        # As sentence_transformers.util.similarity does.
+        from sklearn.metrics import pairwise_distances  # type: ignore[import-untyped]
     assert pairwise_distances.__module__ == "contract.deferred"

@@ -1,8 +1,12 @@
 """How a command begins."""
 
 import gc
+import signal
+from collections.abc import Callable
 
-from contract.entry import uncollected
+import pytest
+
+from contract.entry import run, uncollected
 
 
 def test_what_is_imported_is_not_looked_through_for_garbage_and_what_comes_later_is() -> None:
@@ -13,3 +17,18 @@ def test_what_is_imported_is_not_looked_through_for_garbage_and_what_comes_later
     assert gc.isenabled()
     seen = {id(one) for one in gc.get_objects()}
     assert (id(imported) in seen, id(later) in seen) == (False, True)
+
+
+def test_a_package_that_is_not_installed_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def load() -> Callable[..., object]:
+        raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers")
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(load, "embedmill")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("Error: embedmill: No module named 'tokenizers'; install what it needs: pip install ")

@@ -128,6 +128,18 @@ def test_a_batch_that_no_worker_would_take_is_not_published(
     assert not ledger.outstanding(job)
 
 
+def test_the_bytes_of_each_batch_that_is_out_are_known(
+    ledger: WholeLedger, client: redis.Redis, tmp_path: Path
+) -> None:
+    job = a_job(tmp_path, rows=40)
+    assert ledger.sizes(job) == {}
+    ledger.publish(job, 1, b"x" * 7)
+    ledger.publish(job, 9, b"x" * 1000)
+    client.hset(key_for(job.key, "out"), mapping={"3": "garbage", "10": "{}", "a,b:1": "{}", b"\xff": b"\xff"})  # type: ignore[arg-type]
+    assert ledger.sizes(job) == {1: 7, 9: 1000, 3: 0}
+    assert ledger.sizes(job).keys() == ledger.outstanding(job).keys()
+
+
 def test_batches_whose_bytes_are_gone_are_known(ledger: WholeLedger, client: redis.Redis, tmp_path: Path) -> None:
     job = a_job(tmp_path)
     for number in range(3):

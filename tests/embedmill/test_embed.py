@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +25,9 @@ from tests.left import processes_of, wait_until
 from tests.verify.jobs import plant, with_value
 
 ROWS = 50
+
+BATCHES = 300
+"""Of a job that is interrupted once it has a shard or two: so many take seconds."""
 
 
 class Done(NamedTuple):
@@ -87,12 +90,19 @@ def folder_of(done: Done) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on_and_makes_again_what_is_at_fault(
     environment: dict[str, str], home: Path, reviews: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--batch-rows", "25")
+    """In int8, and estimated before."""
+    words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--batch-rows", "20", "--dtype", "int8")
+    estimated = told_by_a_dry_run(words, environment, tmp_path)
     first = run(words, environment)
     assert first.status == 0, first.err
+    off = re.search(r"run estimated tokens (\S+) for (\S+) \(\+0\.0 %\), seconds (\S+) for \S+ \(\S+ %\)", first.err)
+    assert off, first.err
+    assert off[1] == off[2]  # every row was read
+    assert (off[1], off[3]) == estimated
     assert not processes_of(tmp_path)
     assert not list((tmp_path / "temporary").glob("embedmill-*"))
     folder = folder_of(first)
@@ -100,22 +110,13 @@ def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on_and_makes_a
     assert Verdict.model_validate_json((folder / "verify.json").read_bytes()).passed
     assert "Verified: 50 rows accounted for" in first.out
     assert len(first.out.split("Verified: ")[1].splitlines()) == 4  # and three lines of what to do next
-    assert "engine: importing PyTorch" in first.err
     table = pq.read_table(folder / "data")
     assert table["row_id"].to_pylist() == list(range(ROWS))
     assert table["embedding"].null_count == 0
 
     (engine,) = (home / "embedmill" / "engines").iterdir()
-    shards = {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()}
-    again = run(words, environment)
-    assert again.status == 0, again.err
-    assert folder_of(again) == folder
-    assert {file.name: file.stat().st_mtime_ns for file in (folder / "data").iterdir()} == shards
-    assert "importing PyTorch" not in again.err.split("verification")[0]
-    assert list((home / "embedmill" / "engines").iterdir()) == [engine]
-
-    one, other = sorted((folder / "data").iterdir())
-    good = pq.read_table(one), pq.read_table(other)
+    one, other, whole = sorted((folder / "data").iterdir())
+    good, made = (pq.read_table(one), pq.read_table(other)), whole.stat().st_mtime_ns
     one.write_bytes(one.read_bytes()[:-20])  # no shard any more
     plant(load_job(location(str(folder))), 1, with_value("n_tokens", 3, 1))
     found = run(words, environment)
@@ -124,8 +125,29 @@ def test_a_csv_becomes_verified_vectors_and_the_same_command_goes_on_and_makes_a
     assert "Or run the same command again" in found.out
     again = run(words, environment)
     assert again.status == 0, again.err
+    assert folder_of(again) == folder
     assert f"Set aside: {folder / 'aside' / other.name}.1" in again.err
     assert (pq.read_table(one), pq.read_table(other)) == good
+    assert whole.stat().st_mtime_ns == made
+    for done in (first, found, again):
+        assert "importing PyTorch" not in done.err.split("verification")[0]
+    assert list((home / "embedmill" / "engines").iterdir()) == [engine]
+
+
+def told_by_a_dry_run(words: list[str], environment: dict[str, str], folder: Path) -> tuple[str, str]:
+    """The tokens and the seconds that ``--dry-run`` estimates. It builds the engine, and starts nothing."""
+    dry = run([*words, "--dry-run", "--dollars-per-hour", "3600"], environment)
+    assert dry.status == 0, dry.err
+    assert "engine: importing PyTorch" in dry.err
+    assert not (folder / "output").exists()
+    assert not processes_of(folder)
+    shown = " ".join(re.sub("[│\n]", " ", dry.out).split())
+    assert "rows 50, exact" in shown
+    assert re.search(r"tokens/s [0-9,]+: measured now on [0-9,]+ rows of this dataset, onnxruntime", shown)
+    tokens, seconds = (re.search(rf"{name} ([0-9,]+) \(", shown) for name in ("tokens", "seconds"))
+    assert tokens
+    assert seconds
+    return tokens[1], seconds[1]
 
 
 @pytest.fixture
@@ -133,7 +155,7 @@ def interrupted(
     environment: dict[str, str], model: Path, tmp_path: Path
 ) -> Iterator[tuple[list[str], "subprocess.Popen[bytes]"]]:
     """A job of many batches under way, in a session of its own, and its command."""
-    many = write_csv(tmp_path / "many.csv", 2000)
+    many = write_csv(tmp_path / "many.csv", 2 * BATCHES)
     words = command(many, model, "--text-column", "body", "--batch-rows", "2", "--sample", "4")
     with (tmp_path / "log").open("wb") as log:
         started = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -160,7 +182,7 @@ def test_no_process_of_an_interrupted_run_is_left(
     wait_until(lambda: not processes_of(tmp_path), seconds=20)
     if number != signal.SIGKILL:
         last = (tmp_path / "log").read_text().splitlines()[-1]
-        assert re.fullmatch(r"Error: interrupted; \d+ of 1,000 shards there; no process is left; run .* to go on", last)
+        assert re.fullmatch(r"Error: interrupted; \d+ of 300 shards there; no process is left; run .* to go on", last)
         assert not list((tmp_path / "temporary").glob("embedmill-*"))
 
 
@@ -175,7 +197,7 @@ def test_an_interrupted_run_goes_on(
     done = run(words, environment)
     assert done.status == 0, done.err
     assert {file: file.stat().st_mtime_ns for file in made} == made
-    assert len(list(folder_of(done).glob("data/*.parquet"))) == 1000
+    assert len(list(folder_of(done).glob("data/*.parquet"))) == BATCHES
 
 
 @pytest.mark.parametrize(
@@ -239,10 +261,8 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBEDMILL_ENGINES", "engines")  # where no engine is yet
     found: list[embedmill.Embedded] = []
-    asked = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
-    thread = threading.Thread(
-        target=lambda: found.append(embedmill.embed(reviews, model=tiny_model, **asked))  # type: ignore[arg-type]
-    )
+    asked: dict[str, Any] = dict(text="{title}\n{body}", keep_columns=["title"], limit=20)
+    thread = threading.Thread(target=lambda: found.append(embedmill.embed(reviews, model=tiny_model, **asked)))
     thread.start()
     thread.join()
     (job,) = found
@@ -253,7 +273,9 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     assert table["title"].to_pylist() == [row["title"] for row in csv.DictReader(reviews.open(newline=""))][:20]
     assert job.reader().read_all().equals(table)
     assert ", verified, in " in repr(job)
-    assert "vectors: " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "engine: importing PyTorch" in said
+    assert "vectors: " in said
     assert not processes_of(tmp_path / "temporary")
     (engine,) = (tmp_path / "engines").iterdir()
     assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
@@ -268,30 +290,16 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     ],
 )
 def test_an_error_in_python_is_the_commands_line(
-    options: dict[str, object], line: str, environment: dict[str, str], reviews: Path, tiny_model: Path
+    options: dict[str, Any], line: str, environment: dict[str, str], reviews: Path, tiny_model: Path
 ) -> None:
     with pytest.raises(embedmill.UserError, match=line):
         embedmill.embed(str(options.pop("dataset", reviews)), model=tiny_model, progress=False, **options)
 
 
-def test_a_dry_run_starts_nothing_and_the_run_says_how_far_off_it_was(
-    environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    own = environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}  # where no engine is yet
-    words = command(reviews, tiny_model, "--text", "{title}\n{body}", "--dtype", "int8")
-    dry = run([*words, "--dry-run", "--dollars-per-hour", "3600"], own)
-    assert dry.status == 0, dry.err
+def test_a_dry_run_from_python(environment: dict[str, str], reviews: Path, model: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = dict(text="{title}\n{body}", dollars_per_hour=3600, output=str(tmp_path / "output"))
+    found = embedmill.embed(reviews, model=model, progress=False, dry_run=True, **asked)
+    assert (found.survey.rows, found.survey.tokens.error) == (ROWS, 0.0)
+    assert found.dollars == pytest.approx(found.seconds)
     assert not (tmp_path / "output").exists()
     assert not processes_of(tmp_path)
-    shown = " ".join(re.sub("[│\n]", " ", dry.out).split())
-    assert "rows 50, exact" in shown
-    assert re.search(r"tokens/s [0-9,]+: measured now on [0-9,]+ rows of this dataset, onnxruntime", shown)
-    tokens, seconds = (re.search(rf"{name} ([0-9,]+) \(", shown) for name in ("tokens", "seconds"))
-    assert tokens
-    assert seconds
-    done = run(words, own)
-    assert done.status == 0, done.err
-    off = re.search(r"run estimated tokens (\S+) for (\S+) \(\+0\.0 %\), seconds (\S+) for \S+ \(\S+ %\)", done.err)
-    assert off, done.err
-    assert off[1] == off[2] == tokens[1]  # every row was read
-    assert off[3] == seconds[1]

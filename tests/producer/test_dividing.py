@@ -1,9 +1,11 @@
 """How several producers divide a job: the decisions, and processes that are killed or stand still."""
 
 import contextlib
+import io
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +13,19 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
 from contract.job import Job
 from contract.redis.claims import Division
 from contract.settings import settings
+from producer.console import summary
+from producer.display import progress_display
 from producer.dividing import adrift, claims_at_once, missing, next_claims, share_of_bytes
+from producer.progress import Progress, ShardTotals
 from producer.tokenizing import processes_for, tokenizing_here
+from producer.view import View
 from tests.commands import wait_until
-from tests.contract.samples import a_job
+from tests.contract.samples import a_job, engine_spec
 from tests.producer.by_hand import OF_NO_DATASET, ByHand, ByHandMade, drive
 
 NOW = Division(next=6, claims={2: "me", 3: "dead", 4: "you", 5: ""}, alive=("me", "you"))
@@ -64,6 +71,19 @@ def test_producers_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("EMBEDMILL_TOKENIZERS", "6")
     settings.cache_clear()
     assert processes_for(1000, 4, 4) == 6
+
+
+def test_each_producer_says_how_many_share_the_job(tmp_path: Path) -> None:
+    job, out = a_job(tmp_path), io.StringIO()
+    console = Console(file=out, width=100)
+    with progress_display(console) as show:
+        for many in (1, 3, 3, 1):
+            view = View(job=job.key, now=0.0, timeout=30.0, producers=many)
+            show(Progress(job, ShardTotals(), ShardTotals(), time.monotonic(), view=view))
+    assert out.getvalue() == "3 producers share this job\nNo other producer shares this job any more\n"
+    ended = Progress(job, ShardTotals(), ShardTotals(rows=10), 0.0, producers=3, made=1)
+    console.print(summary(ended, engine_spec(), 2.0))
+    assert "3 at once; this one made 1 of 3 batches" in out.getvalue()
 
 
 ROWS, BATCHES = 160, 40

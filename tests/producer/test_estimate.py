@@ -13,7 +13,8 @@ from producer.survey import survey
 from tests.commands import called
 from tests.producer.test_survey import work_of
 
-TEXTS: list[str | None] = ["good " * (1 + row % 50) for row in range(500)]
+TEXTS: list[str | None] = ["good " * (1 + row % 50) + " " * (row // 50) for row in range(500)]
+"""No two are the same."""
 
 
 @pytest.fixture(autouse=True)

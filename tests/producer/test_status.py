@@ -9,6 +9,7 @@ import producer.command
 from contract.job import Job
 from contract.redis.ledger import DeadBatch
 from producer.status import status_of
+from tests.commands import called
 from tests.contract.samples import WholeLedger, a_job, commit_by_hand
 from tests.producer.test_driver import batch
 
@@ -66,3 +67,17 @@ def test_watching_ends_with_the_job(job: Job, ledger: WholeLedger) -> None:
     told = CliRunner().invoke(producer.command.main, ["status", job.id, "--watch"])
     assert told.exit_code == 0, told.output
     assert "14 of 18" in told.output
+
+
+def test_without_a_redis_the_folders_jobs_are_listed_and_who_asks_more_is_told_at_once(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_REDIS_PATIENCE", "300")
+    commit_by_hand(job, batch(job, 0))
+    told = called("producer", "list")
+    assert "4 of 18" in told.stdout
+    assert "not done" in told.stdout
+    line = "no answer from Redis at redis://127.0.0.1:1/0 ("
+    assert f"Only the jobs in {job.folder.parent} are listed: {line}" in told.stderr
+    for words in (("status", job.id), ("cancel", job.id), ("clean",)):
+        assert line in called("producer", *words, expect=1).output
