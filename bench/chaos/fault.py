@@ -38,7 +38,7 @@ class Fault:
         """Hurt the rig, until all faults were injected or the job is at its end."""
         if self.once is None:
             return
-        rig.wait_for(lambda: len(rig.commits) >= self.after)
+        rig.wait_for(lambda: len(rig.commits) >= self.after or not rig.running)
         done = 0
         while done < self.times:
             time.sleep(dice.uniform(*self.pause))
