@@ -197,10 +197,10 @@ def test_a_field_of_another_version_is_named(tmp_path: Path) -> None:
         load_job(job.folder)
 
 
-def test_a_folder_without_a_job_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_a_folder_without_a_job_is_refused_with_the_command_that_lists_them(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
-        with pytest.raises(UserError, match="python -m producer"):
+        with pytest.raises(UserError, match="embedmill list"):
             load_job(location(folder))
 
 
