@@ -131,7 +131,7 @@ def test_only_new_texts_are_computed(tiny: EngineSpec, tmp_path: Path, options: 
 
 def test_vectors_of_each_token_and_sparse_ones_are_taken(workplace: Path) -> None:
     for family in ("ColBERT", "SPLADE"):
-        spec = build_engine(save_family(family, workplace / family), family.lower(), max_length=64)
+        spec = build_engine(save_family(family, workplace / family), f"{family.lower()}-to-reuse", max_length=64)
         first = run(work_of(spec, workplace / f"{family} a", TEXTS))
         changed = ["a new one", *TEXTS[::-1], TEXTS[0]]
         job = run(work_of(spec, workplace / f"{family} b", changed, reuse=earlier(first)))

@@ -306,7 +306,7 @@ def test_a_cluster_is_refused_at_once_by_all(tiny: EngineSpec, tmp_path: Path, m
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         monkeypatch.setenv("EMBEDMILL_REDIS_PATIENCE", "60")
         began = time.monotonic()
-        for command in ((*COMMAND, "--limit", 5), ("celery", "-A", "worker", "worker"), ("producer", "list")):
+        for command in ((*COMMAND, "--limit", 5), ("celery", "-A", "worker", "worker"), ("producer", "clean")):
             told = run(*command, expect=1)
             assert told.stderr.splitlines()[-1].startswith(f"Error: Redis at {url} is a Redis Cluster (")
             assert "cluster mode off" in told.stderr
@@ -319,14 +319,14 @@ def test_what_is_advised_for_a_password_works(tiny: EngineSpec, monkeypatch: pyt
     with redis_server() as url:
         redis.Redis.from_url(url).config_set("requirepass", "grain")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
-        told = called("producer", "list", expect=1).stderr
+        told = called("producer", "clean", expect=1).stderr
         advised = re.search(r"set EMBEDMILL_REDIS_URL to (\S+)", told)
         assert advised
         assert advised[1].startswith("redis://")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", advised[1].replace("PASSWORD", "grain"))
         called("producer", "list")
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url.replace("redis:", "rediss:"))
-        told = called("producer", "list", expect=1).stderr
+        told = called("producer", "clean", expect=1).stderr
         assert "does not speak TLS" in told
         assert "redis://" in told
 

@@ -3,6 +3,7 @@
 EMBEDMILL_FUZZ=100000 draws that many jobs in place of 200.
 """
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -65,12 +66,13 @@ def drawn(random: random.Random) -> Drawn:
 
 
 def expected(one: Drawn, batch: int) -> list[tuple[int, list[int], int]]:
-    """Row id, token ids and ``n_tokens`` of each row of a batch, word by word."""
+    """Row id, token ids and ``n_tokens`` of each row of a batch, word by word. A text that came before has none."""
     rows: list[tuple[int, list[int], int]] = []
     fit = one.max_length - 2
-    for row in range(batch * one.batch_rows, min(len(one.texts), (batch + 1) * one.batch_rows)):
+    first = batch * one.batch_rows
+    for row in range(first, min(len(one.texts), first + one.batch_rows)):
         words = one.texts[row]
-        if words is None:
+        if words is None or words in one.texts[first:row]:
             rows.append((row, [], 0))
             continue
         begin = 0
@@ -83,7 +85,10 @@ def expected(one: Drawn, batch: int) -> list[tuple[int, list[int], int]]:
 
 
 def expected_width(one: Drawn, rows: list[tuple[int, list[int], int]]) -> int:
-    """The narrowest multiple of 128 that takes every row, or the engine's length where that is less, or at most 512."""
+    """The narrowest multiple of 128 that takes every row, or the engine's length where that is less, or at most 512. 1
+    where no row has a token."""
+    if not any(ids for _, ids, _ in rows):
+        return 1
     if one.max_length in range(513):
         return one.max_length
     for candidate in range(128, one.max_length, 128):
@@ -92,21 +97,26 @@ def expected_width(one: Drawn, rows: list[tuple[int, list[int], int]]) -> int:
     return one.max_length
 
 
-def matrices(payload: bytes) -> tuple[int, list[tuple[int, list[int], int]], list[int]]:
-    """Width, rows and each record batch's token ids, padding included, read from Arrow as the format says."""
+def matrices(payload: bytes) -> tuple[int, list[tuple[int, list[int], int]], list[int], dict[int, bytes]]:
+    """Width, rows, each record batch's token ids, padding included, and each row's hash, read from Arrow as the format
+    says."""
     with pa.ipc.open_stream(payload) as stream:
         records = list(stream)
-    rows = []
+    rows, hashes = [], {}
     for record in records:
         found = record.to_pydict()
-        for row, ids, mask, types, n_tokens in zip(*(found[name] for name in record.schema.names), strict=True):
+        for row, ids, mask, types, n_tokens, text_hash, *origin in zip(
+            *(found[name] for name in record.schema.names), strict=True
+        ):
+            hashes[row] = text_hash
+            assert len(origin) == 3
             real = sum(mask)
             assert mask == [1] * real + [0] * (len(mask) - real)
             assert set(ids[real:]) <= {PAD}
             assert not any(types)
             rows.append((row, ids[:real], n_tokens))
     width = records[0].schema.field("input_ids").type.list_size
-    return width, rows, [len(record) * width for record in records]
+    return width, rows, [len(record) * width for record in records], hashes
 
 
 def check(one: Drawn, rows: RowTokenizer, job: Job) -> None:
@@ -118,7 +128,9 @@ def check(one: Drawn, rows: RowTokenizer, job: Job) -> None:
         payload = batch.to_bytes(rows.length, rows.pad_id)
         assert payload == batch_of(job, number, [text or None for text in texts], rows).to_bytes(rows.length, PAD)
         due = expected(one, number)
-        width, found, cells = matrices(payload)
+        width, found, cells, hashes = matrices(payload)
+        for row, text in zip(within, texts, strict=True):
+            assert hashes[row] == (hashlib.sha256(text.encode()).digest()[:16] if text else bytes(16))
         assert (width, found) == (expected_width(one, due), due)
         assert max(cells) <= max(2**19, width)
         again = Batch.from_bytes(payload)

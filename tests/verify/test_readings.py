@@ -57,7 +57,7 @@ def test_a_text_that_was_read_otherwise_fails_the_job_and_both_values_are_shown(
     put(misread[1], [*ROWS[:3], "another text", *ROWS[4:]])
     job_of(misread[0], tiny)
     status, output, failed = verified()
-    assert (status, failed) == (1, {"source", "fp32 vectors", "lengths"})
+    assert (status, failed) == (1, {"source", "fp32 vectors", "lengths", "hashes"})
     assert "row 3, text: 'another text', by Python's csv 'row 3, in quotes'" in " ".join(output.split())
     assert "look at the rows named above" in output
 
