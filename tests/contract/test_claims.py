@@ -16,6 +16,9 @@ from contract.settings import settings
 from tests.commands import wait_until
 from tests.contract.samples import WholeLedger, a_job
 
+ROOT = Path(__file__).parent.parent.parent
+"""Where ``tests`` can be imported from."""
+
 
 @pytest.fixture
 def ledger(redis_url: str) -> WholeLedger:
@@ -92,7 +95,7 @@ claims = claims_of(Job.model_validate_json({job.model_dump_json()!r}))
 claims.claim([0, 1], 2)
 print(claims.producer)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     one = claims_of(job)
     assert f" {os.getpid()} " in one.producer
     assert done.stdout.strip() not in one.division().alive

@@ -28,6 +28,9 @@ from tests.commands import wait_until
 from tests.contract.samples import a_job, engine_spec
 from tests.producer.by_hand import OF_NO_DATASET, ByHand, ByHandMade, drive
 
+ROOT = Path(__file__).parent.parent.parent
+"""Where ``tests`` can be imported from."""
+
 NOW = Division(next=6, claims={2: "me", 3: "dead", 4: "you", 5: ""}, alive=("me", "you"))
 
 
@@ -111,7 +114,7 @@ class Producer:
     def __init__(self, job: Job, log: Path) -> None:
         self._log = log
         command = [sys.executable, "-m", "tests.producer.one_producer", str(job.folder), str(log), "0.1"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
     @property
     def made(self) -> list[int]:
