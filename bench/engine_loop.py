@@ -9,7 +9,9 @@ import click
 
 from contract.batch import Batch
 from contract.engine import load_engine
+from contract.errors import UserError
 from contract.settings import settings
+from contract.words import count
 from worker.runtime.choose import open_engine
 
 _EPILOG = """\b
@@ -28,6 +30,10 @@ is loaded and each batch was computed once before the clock runs.
 def main(folder: Path, engine: str | None, seconds: float) -> None:
     """Compute the batches in FOLDER, the bytes of each in a file, over and over."""
     batches = [Batch.from_bytes(file.read_bytes()) for file in sorted(folder.iterdir())]
+    if not any(len(batch) for batch in batches):
+        raise UserError(
+            f"{folder} has {count(len(batches), 'batch', 'batches')} and no row", "expected batches with rows"
+        )
     threads = settings().threads or len(os.sched_getaffinity(0))
     rows = tokens = 0
     with open_engine(load_engine(engine), threads) as opened:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+import bench.engine_loop
 import bench.job
 from bench.machine import gpus
 from bench.records import Record, load, store
@@ -145,3 +146,9 @@ def test_a_job_on_paper_is_computed_from_its_units() -> None:
     assert found["batches in Redis"] == ("14 MB", "2.0 s of work")
     assert found["one listing of a bucket"][0] == "36 LIST requests"
     assert found["output"][0] == "0.10 TB"
+
+
+def test_a_folder_without_rows_is_refused_and_not_computed_for_ever(tmp_path: Path) -> None:
+    told = CliRunner().invoke(bench.engine_loop.main, [str(tmp_path)])
+    assert told.exit_code == 1
+    assert f"Error: {tmp_path} has 0 batches and no row; expected batches with rows" in told.output

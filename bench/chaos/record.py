@@ -15,13 +15,25 @@ UNDISTURBED = Fault("undisturbed")
 
 def record_of(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: float) -> dict[str, Any]:
     """A run under one kind of fault."""
-    outcome = compare(rig.job(), undisturbed)
     injected = len(rig.faults) or len(fault.failed)
-    left = rig.left_on_redis()
-    cut = rig.cut_recoveries
+    found = figures(rig, undisturbed, status, seconds, failed=fault.failed)
+    enough = injected > 0 or fault.once is None
+    return {"fault": fault.name, "injected": injected, **found, "passed": found["passed"] and enough}
+
+
+def figures(rig: Rig, undisturbed: Job, status: int, seconds: float, *, failed: tuple[int, ...] = ()) -> dict[str, Any]:
+    """What a run came to, beside the undisturbed one.
+
+    Args:
+        rig: the run, at its end.
+        undisturbed: the job without faults.
+        status: the producer's exit status.
+        seconds: from the start to the end.
+        failed: the rows that were made to fail: these, and no others, must have an error.
+    """
+    outcome = compare(rig.job(), undisturbed)
+    left, cut = rig.left_on_redis(), rig.cut_recoveries
     return {
-        "fault": fault.name,
-        "injected": injected,
         "rows": outcome.rows,
         "rows_lost": outcome.lost,
         "rows_twice": outcome.twice,
@@ -37,8 +49,7 @@ def record_of(fault: Fault, rig: Rig, undisturbed: Job, status: int, seconds: fl
         "passed": status == 0
         and not left
         and not (outcome.lost or outcome.twice or outcome.different)
-        and outcome.failed == fault.failed
-        and (injected > 0 or fault.once is None),
+        and outcome.failed == failed,
     }
 
 

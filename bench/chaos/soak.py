@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import redis
@@ -14,8 +13,8 @@ from rich.console import Console
 
 from bench.chaos.fault import Fault
 from bench.chaos.faults import AOF, SOAKED
-from bench.chaos.outcome import compare
 from bench.chaos.place import WORKERS, Place, on_hosts, on_small_disk, with_clocks, with_own_engine, with_small_tmp
+from bench.chaos.record import figures
 from bench.chaos.rig import Rig
 from bench.chaos.run import environment, opened, prepare
 from contract.job import Job
@@ -60,7 +59,7 @@ def soak(folder: Path, *, minutes: float, seed: int, console: Console) -> dict[s
             rig.start_producer() if rounds else rig.start(WORKERS)
             _disturb(rig, dice, hands, injected)
             status, seconds = rig.finish(), time.monotonic() - began
-            rounds.append(_round(rig, undisturbed, status, seconds))
+            rounds.append({"faults": len(rig.faults), **figures(rig, undisturbed, status, seconds)})
             console.print(rounds[-1], highlight=False)
             shutil.rmtree(output)
     return {"minutes": minutes, "faults": sum(injected.values()), "injected": dict(injected), "rounds": rounds}
@@ -103,24 +102,3 @@ def _came(future: "Future[bool] | None") -> bool:
         return future is not None and future.result()
     except redis.RedisError:
         return False
-
-
-def _round(rig: Rig, undisturbed: Job, status: int, seconds: float) -> dict[str, Any]:
-    outcome, left, cut = compare(rig.job(), undisturbed), rig.left_on_redis(), rig.cut_recoveries
-    return {
-        "faults": len(rig.faults),
-        "rows_lost": outcome.lost,
-        "rows_twice": outcome.twice,
-        "rows_different": outcome.different,
-        "rows_with_error": list(outcome.failed),
-        "work_repeated": round(100 * (rig.work() / outcome.rows - 1), 1),
-        "recovery_s": round(rig.recovery, 1),
-        "cut_batches": len(cut),
-        "cut_batches_s": {"median": round(median(cut), 1), "most": round(max(cut), 1)} if cut else {},
-        "seconds": round(seconds, 1),
-        "exit_status": status,
-        "left_on_redis": left,
-        "passed": status == 0
-        and not left
-        and not (outcome.lost or outcome.twice or outcome.different or outcome.failed),
-    }

@@ -21,16 +21,6 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> WholeLedger:
-    return WholeLedger(patience=5)
-
-
-@pytest.fixture
-def client(redis_url: str) -> redis.Redis:
-    return redis.Redis.from_url(redis_url)
-
-
-@pytest.fixture
 def job(tmp_path: Path) -> Job:
     return a_job(tmp_path, rows=80)
 

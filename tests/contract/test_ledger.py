@@ -19,16 +19,6 @@ from tests.contract.samples import WholeLedger, a_job
 J, K = JobKey("j"), JobKey("k")
 
 
-@pytest.fixture
-def ledger(redis_url: str) -> WholeLedger:
-    return WholeLedger(patience=5)
-
-
-@pytest.fixture
-def client(redis_url: str) -> redis.Redis:
-    return redis.Redis.from_url(redis_url)
-
-
 def test_a_job_is_known_once_it_is_announced(ledger: WholeLedger, tmp_path: Path) -> None:
     job = a_job(tmp_path, prefix="ü: ")
     assert ledger.job(job.key) is None
