@@ -1,11 +1,12 @@
 """The needed columns of local files, written once to an Arrow file in the cache and memory-mapped from then on."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,37 @@ def cached(reader: Reader, files: Sequence[Path], schema: pa.Schema, revision: C
     key = json.dumps([[os.path.relpath(file, root) for file in files], schema.to_string(), dialect])
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     folder = cache_folder() / "embedmill"
-    known = any(folder.glob(f"*/{name}.arrow"))
-    if known and (there := folder / revision() / f"{name}.arrow").exists():
-        return ArrowTable(there)
     folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f"{name}.{os.getpid()}"
+    with _alone(folder / f"{name}.lock", files):
+        known = any(folder.glob(f"*/{name}.arrow"))
+        if known and (there := folder / revision() / f"{name}.arrow").exists():
+            return ArrowTable(there)
+        staged = folder / f"{name}.{os.getpid()}"
+        try:
+            _write(staged, reader, files, schema)
+            target = folder / revision() / f"{name}.arrow"
+            target.parent.mkdir(exist_ok=True)
+            staged.replace(target)
+        finally:
+            staged.unlink(missing_ok=True)
+        return ArrowTable(target)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path, files: Sequence[Path]) -> Iterator[None]:
+    """Of several producers that read the same files on one machine, one does, and the others take what it has read."""
+    from filelock import FileLock, Timeout
+
+    one = FileLock(lock)
     try:
-        _write(staged, reader, files, schema)
-        target = folder / revision() / f"{name}.arrow"
-        target.parent.mkdir(exist_ok=True)
-        staged.replace(target)
+        one.acquire(timeout=0)
+    except Timeout:
+        _log.info("%s: another process reads it; waiting for that", files[0])
+        one.acquire()
+    try:
+        yield
     finally:
-        staged.unlink(missing_ok=True)
-    return ArrowTable(target)
+        one.release()
 
 
 def _write(target: Path, reader: Reader, files: Sequence[Path], schema: pa.Schema) -> None:

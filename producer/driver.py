@@ -25,7 +25,7 @@ from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made
 from producer.view import View, view_of
 
-_MOST_SELDOM = 8
+_MOST_SELDOM = 4
 """Times ``Times.look`` between two looks of a producer, however many there are."""
 
 
@@ -104,7 +104,7 @@ class Driver:
         self._dead: Mapping[int, DeadBatch] = {}
         self._view: View | None = None
         self._seen: dict[int, Sighting] = {}
-        self._looked = self._next_look = self._next_inspection = 0.0
+        self._next_look = self._next_inspection = 0.0
 
     def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
         """Run the job to its end, or with ``detach`` until all is published.
@@ -200,8 +200,7 @@ class Driver:
         self._todo[:0] = adrift(self._division, self._claims.producer, *in_hand)[::-1]
         self._bytes_out = sum(self._out.values()) + sum(put.size for put in self._putting.values())
         self._limit = share_of_bytes(self._budget, self._bytes_out, len(self._division.alive))
-        self._looked = time.monotonic()
-        self._next_look = self._looked + self._times.look * self._seldom
+        self._next_look = time.monotonic() + self._times.look * self._seldom
 
     def _join(self) -> bool:
         """See how the job is divided. Where Redis knows this producer no more, because it lost everything, or this
@@ -335,7 +334,6 @@ class Driver:
             made = future.result()
             self._full = self._bytes_out > 0 and self._bytes_out + made.size > self._limit
             if self._full:
-                self._next_look = min(self._next_look, self._looked + self._times.look)  # for the room there is by then
                 break
             self._putting[self._begun.pop(future)] = Putting(made, made.put(self._claims.producer))
             self._made += 1
