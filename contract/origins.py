@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from contract.words import count
+
 Int32 = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
 """``[n, 2]``: the first 16 bytes of each text's SHA-256 as two numbers; both 0 for a row without a text."""
@@ -67,7 +69,8 @@ def of_column(column: pa.Array) -> Hashes:
     there = column.is_valid().to_numpy(zero_copy_only=False)
     values = b"".join(column.drop_null().to_pylist())
     if len(values) != BYTES * int(there.sum()):
-        raise ValueError(f"text_hash has {len(values):,} bytes for {int(there.sum()):,} texts")
+        found, texts = count(len(values), "byte"), count(int(there.sum()), "text")
+        raise ValueError(f"text_hash has {found} for {texts}; {BYTES} a text are expected")
     hashes[there] = np.frombuffer(values, "<u8").reshape(-1, 2)
     return hashes
 

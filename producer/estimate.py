@@ -182,7 +182,7 @@ def _table(found: Estimate, tokens_at: str) -> Table:
     table.add_row("without a text", _shown(rows.without_text))
     if found.computed is not None:
         others = rows.rows - found.computed
-        table.add_row("to compute", f"{count(found.computed, 'text')}" + f", {others:,} rows need none" * bool(others))
+        table.add_row("to compute", count(found.computed, "text") + f"; not for {count(others, 'row')}" * bool(others))
     table.add_row("longest seen", ", ".join(f"row {one.row:,}: {count(one.tokens, 'token')}" for one in rows.longest))
     there = f"; {count(found.there, 'shard')} there" if found.there else ""
     table.add_row("batches", f"{found.batches:,} of {count(found.batch_rows, 'row')}{there}")

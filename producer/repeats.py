@@ -103,7 +103,7 @@ def _job_of(job: Job, rows: Rows) -> Job:
     batch_rows = min(job.batch_rows, max(_LEAST_ROWS, len(rows) // LEAST_BATCHES))
     update = {
         "name": None,
-        "revision": f"{job.revision} rows {hashlib.sha256(rows.tobytes()).hexdigest()}",
+        "revision": f"{job.revision}, these: {hashlib.sha256(rows.tobytes()).hexdigest()}",
         "limit": None,
         "rows": len(rows),
         "batch_rows": batch_rows,

@@ -142,9 +142,8 @@ def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> None:
 def _shared(producers: int, here: int, processes: int) -> str:
     """That a job has several producers, ``here`` of them on this machine, whose cores they share."""
     machine = f", {here} of them on this machine" if here > 1 else ""
-    who = (
-        "This one tokenizes in its own process" if processes == 1 else f"This one has {processes} tokenizing processes"
-    )
+    many = f"This one has {count(processes, 'tokenizing process', 'tokenizing processes')}"
+    who = "This one tokenizes in its own process" if processes == 1 else many
     return f"{producers} producers share this job{machine}. {who}."
 
 

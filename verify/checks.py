@@ -81,7 +81,7 @@ def reuse_check(made: Made) -> list[Check]:
     these rows as at all."""
     if not made.spared:
         return []
-    parts = [f"{made.computed:,} of {made.with_text:,} texts computed"]
+    parts = [f"{made.computed:,} of {count(made.with_text, 'text')} computed"]
     parts += [f"{rows:,} taken from job {job}" for job, rows in made.taken.items()]
     if made.repeated:
         once = f", {count(made.shared, 'text')} of them in {REPEATED}/" if made.shared else ""
