@@ -19,8 +19,9 @@ from contract.form import VectorForm
 from contract.job import EarlierJob, Job, load_job
 from contract.reuse import check_fits, load_sources
 from contract.settings import settings
-from contract.shard import read_info, vectors_of
+from contract.shard import read_info
 from contract.store import location
+from contract.vector_columns import vectors_of
 from contract.verdict import load_verdict
 from producer.batches import open_tokenizer
 from producer.dataset import open_dataset

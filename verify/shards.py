@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from contract.compare import TOLERANCES
 from contract.form import Quantized
 from contract.job import Job
-from contract.shard import ShardInfo, info_of, is_per_token, open_file, vector_types
+from contract.shard import ShardInfo, info_of, open_file
+from contract.vector_columns import is_per_token, vector_types
 from contract.vectors import Layout, dense_of
 from contract.words import count
 from verify.values import value_at

@@ -14,8 +14,9 @@ from contract.compare import TOLERANCES
 from contract.job import Job
 from contract.origins import Hashes, Int32, of_column
 from contract.reuse import check_digests, load_sources
-from contract.shard import ShardInfo, info_of, open_file, own_columns, vectors_of
+from contract.shard import ShardInfo, info_of, open_file, own_columns
 from contract.store import Location
+from contract.vector_columns import vectors_of
 from contract.vectors import Layout, RowVectors
 from worker.rows import EmbeddedBatch
 
