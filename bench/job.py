@@ -24,7 +24,8 @@ from bench.machine import gpus, machine
 from bench.peers import Base, Loop, PeerSettings, now, sentence_transformers
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 
 _EPILOG = """\b

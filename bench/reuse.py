@@ -15,7 +15,8 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.job import Job
 from contract.settings import put
 from contract.shard import read_info

@@ -30,7 +30,7 @@ from tokenizers.trainers import WordPieceTrainer
 from bench.machine import machine
 from bench.texts import JARGON, KINDS, write
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.working import WorkerLedger

@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.job import Job
 from contract.settings import settings
 from contract.shard import read_info

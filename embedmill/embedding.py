@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.settings import put

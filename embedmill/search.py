@@ -18,9 +18,10 @@ from rich.text import Text
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.errors import UserError
 from contract.job import Job
-from contract.jobs import engine_of, find_job
+from contract.jobs import find_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import Location

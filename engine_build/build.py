@@ -12,7 +12,8 @@ import tokenizers
 import tokenizers.processors
 
 from contract.compare import Comparison
-from contract.engine import DECISIVE, EngineSpec, engine_folder, load_engine
+from contract.engine import DECISIVE, EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import click
 from rich.logging import RichHandler
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.form import Dtype
 from contract.job import PRIORITIES

@@ -2,7 +2,8 @@
 
 import click
 
-from contract.jobs import engine_of, find_job
+from contract.engines import engine_of
+from contract.jobs import find_job
 from contract.verdict import at_fault
 from producer.batches import open_tokenizer
 from producer.console import print_line, print_note

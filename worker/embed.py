@@ -13,10 +13,10 @@ import numpy as np
 import tenacity
 
 from contract.batch import Batch
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import engine_of, load_engine
 from contract.errors import reason
 from contract.job import Job, JobKey
-from contract.jobs import engine_of
 from contract.redis.working import WorkerLedger
 from contract.shard import ShardInfo, commit, table_of
 from contract.store import StoreError, StoreRefuses

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.compare import TOLERANCES, Comparison
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.graph import Pooling

@@ -9,10 +9,10 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.settings import settings
 from producer.dataset import dataset_of
 from tests.conftest import build_engine

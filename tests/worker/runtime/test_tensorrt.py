@@ -15,7 +15,8 @@ import pytest
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
@@ -203,7 +204,7 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process(package: str) -> None:
     code = """
 import numpy as np
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.tensorrt import tensorrt_engine
@@ -230,7 +231,7 @@ os._exit(7)
 def test_an_engine_that_finds_too_little_memory_is_the_users_error(package: str) -> None:
     """In a process of its own, as a worker's child, which takes nearly all of the GPU's memory first."""
     code = """
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker.runtime.driver import cuda_driver
 from worker.runtime.gpu_plan import gpu_context
