@@ -17,8 +17,7 @@ import numpy.typing as npt
 from contract.errors import UserError, reason
 from contract.job import Job
 from contract.origins import Hashes, Origins, of_column
-from contract.reuse import check_digests, load_sources
-from contract.shard import info_of, open_file
+from contract.reuse import load_sources, read_unchanged
 
 _PART = 1 << 22
 """Rows of a file, about: 128 MiB while it is sorted."""
@@ -151,9 +150,7 @@ def _entries_of(source: Job) -> Iterator[npt.NDArray[np.void]]:
 def _of_shard(source: Job, batch: int) -> npt.NDArray[np.void]:
     shard, names = source.shard(batch), ["text_hash", "n_tokens", "error"]
     try:
-        with open_file(shard) as file:
-            table, info = file.read(columns=names), info_of(file.schema_arrow.metadata)
-        check_digests(table, info, names)
+        _, table = read_unchanged(shard, names)
         hashes = of_column(table.column("text_hash").combine_chunks())
     except (OSError, ValueError) as error:
         raise UserError(

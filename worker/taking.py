@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.batch import Batch
-from contract.compare import TOLERANCES
 from contract.job import Job
 from contract.origins import Hashes, Int32, of_column
-from contract.reuse import check_digests, load_sources
-from contract.shard import ShardInfo, info_of, open_file, own_columns
+from contract.reuse import load_sources, read_unchanged
+from contract.shard import ShardInfo, own_columns
 from contract.store import Location
 from contract.vector_columns import vectors_of
 from contract.vectors import Layout, RowVectors
@@ -146,12 +145,9 @@ def _unpack(shard: Location, origin: tuple[str, int, str], layout: Layout, folde
     """
     names = [name for name in own_columns(layout) if name not in ("row_id", "truncated")]
     try:
-        with open_file(shard) as file:
-            info = info_of(file.schema_arrow.metadata)
-            table = file.read(columns=names)
+        info, table = read_unchanged(shard, names)
         if (info.job, info.batch, info.engine) != origin:
             raise ValueError(f"it was made for batch {info.batch} of job {info.job} by engine {info.engine}")
-        check_digests(table, info, names)
         has_vector = table.column(names[0]).is_valid().to_numpy()
         place = np.where(has_vector, np.cumsum(has_vector) - 1, -1)
         hashes, n_tokens = of_column(table.column("text_hash").combine_chunks()), table.column("n_tokens").to_numpy()
@@ -201,31 +197,3 @@ def complete(batch: Batch, found: EmbeddedBatch, taken: Taken) -> tuple[Batch, E
     together = RowVectors.joined(parts, np.arange(sum(map(len, parts))))
     vectors = together.at(place[place >= 0])
     return replace(batch, n_tokens=n_tokens), replace(found, vectors=vectors, errors=errors)
-
-
-def with_taken(info: ShardInfo, batch: Batch, taken: Taken, embedded: Int32) -> ShardInfo:
-    """A shard's footer that says what of its rows was not computed.
-
-    The precision is then the coarsest one of all that made its vectors, and the runtime of a shard of which nothing was
-    computed is the one that made the first of them.
-
-    Args:
-        info: of what was computed.
-        batch: with a row for each text.
-        taken: the vectors of earlier jobs.
-        embedded: tokens of each text, after truncation.
-    """
-    origins = batch.origins
-    if origins is None:
-        return info
-    spared = origins.taken | origins.repeated
-    made_by = [info, *taken.infos] if info.computed_tokens or not taken.infos else taken.infos
-    return info.model_copy(
-        update={
-            "runtime": made_by[0].runtime,
-            "precision": max((one.precision for one in made_by), key=lambda name: TOLERANCES[name].max_relative_mse),
-            "taken": dict(taken.rows),
-            "repeated": int(origins.repeated.sum()),
-            "spared_tokens": int(embedded[spared].sum()),
-        }
-    )
