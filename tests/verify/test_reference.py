@@ -19,7 +19,7 @@ from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
 from verify.reference import Reference, open_model
 from verify.sample import SampledRow, draw
-from verify.shards import rows_at
+from verify.sampled_rows import rows_at
 from verify.stats import VectorRules
 
 
