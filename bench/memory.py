@@ -38,10 +38,10 @@ from contract.store import location
 from embedmill.processes import celery_worker, process, redis_server
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 
 _ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (512, 8192)

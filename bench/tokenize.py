@@ -37,10 +37,10 @@ from contract.redis.working import WorkerLedger
 from contract.settings import settings
 from contract.store import location
 from embedmill.processes import redis_server
-from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
+from producer.batches import Work, batch_of
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.texts import DatasetSource, TextDataset
+from producer.tokenizer import RowTokenizer, open_tokenizer, tokenizer_from
 from producer.tokenizing import Made, tokenizing_apart
 
 _EPILOG = """\b

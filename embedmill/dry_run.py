@@ -19,13 +19,13 @@ from embedmill.children import children
 from embedmill.display import Display
 from embedmill.embedding import Asked
 from embedmill.engines import build, check
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.console import print_note
 from producer.dataset import open_dataset
 from producer.estimate import Estimate, Measured, Plan, estimate
-from producer.making import Work
 from producer.request import resolve, with_stand_ins
 from producer.survey import survey
+from producer.tokenizer import open_tokenizer
 from worker.embed import Embedder
 from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count

@@ -21,15 +21,15 @@ from embedmill.engines import EngineRequest, build, check
 from embedmill.events import Event
 from embedmill.repair import set_faulty_aside
 from embedmill.station import Worker, private_redis, worker
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.console import STDERR, print_note
 from producer.dataset import open_dataset
 from producer.display import StallReport
-from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.request import JobRequest
 from producer.running import begin, drive, job_for
+from producer.tokenizer import open_tokenizer
 from worker.runtime.gpus import gpu_count
 
 _WARM_UP = 30.0

@@ -27,8 +27,8 @@ from contract.shard import open_file
 from contract.store import Location
 from contract.vectors import RowVectors
 from embedmill.similarity import Cosine, DotProduct, Similarity
-from producer.batches import open_tokenizer, tokenize
 from producer.dataset import dataset_of
+from producer.tokenizer import open_tokenizer, tokenize
 from worker.runtime.choose import open_engine
 
 _EPILOG = """\b

@@ -12,7 +12,7 @@ from contract.compare import TOLERANCES, Comparison, compare
 from contract.errors import UserError
 from contract.words import count
 from engine_build.model import Parts
-from producer.batches import RowTokenizer, tokenize
+from producer.tokenizer import RowTokenizer, tokenize
 from worker.runtime.interface import Engine
 
 _BATCH = 8

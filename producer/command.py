@@ -14,13 +14,12 @@ from contract.job import PRIORITIES
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.estimate import Plan, estimate, show_estimate
 from producer.jobs_commands import cancel, clean, list_jobs
-from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
 from producer.request import OVERLAP, JobRequest, earlier_jobs, resolve, with_stand_ins
@@ -30,6 +29,7 @@ from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
 from producer.survey import survey
 from producer.texts import CsvOptions, DatasetSource
+from producer.tokenizer import open_tokenizer
 from producer.tokenizing import get_ready
 
 _EPILOG = """\b

@@ -15,10 +15,10 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import cache_folder, settings
 from contract.words import count
+from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDOUT, print_line
 from producer.kept import keep
-from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
 from producer.repeats import looked_for, to_compute
 from producer.reuse import index_of

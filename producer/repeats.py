@@ -18,11 +18,10 @@ import xxhash
 from contract.blank import unless_blank
 from contract.job import Job
 from contract.origins import hashes_of
-from producer.batches import readable
-from producer.making import Work
+from producer.batches import Work
 from producer.reuse import Index
 from producer.sizing import LEAST_BATCHES, sampled
-from producer.texts import TextDataset
+from producer.texts import TextDataset, readable
 
 Rows = npt.NDArray[np.int64]
 

@@ -12,12 +12,12 @@ from contract.jobs import find_job
 from contract.reuse import check_fits
 from contract.store import Location
 from contract.words import count
-from producer.batches import RowTokenizer
 from producer.calibrate import Ranges
 from producer.console import print_note
 from producer.options import refuse_taken
 from producer.sizing import PER_TOKEN_ROWS, batch_size
 from producer.texts import ANY_CSV, CsvOptions, DatasetSource, TextDataset
+from producer.tokenizer import RowTokenizer
 
 OVERLAP = 64
 """Tokens that two windows share by default."""

@@ -10,20 +10,19 @@ from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.batches import RowTokenizer
+from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
 from producer.console import STDERR, STDOUT, print_line, print_note, summary
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
-from producer.making import Work
-from producer.opening import open_ledger
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.repeats import FEW, looked_for, repeated_work
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
 from producer.texts import TextDataset
+from producer.tokenizer import RowTokenizer
 from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
@@ -39,7 +38,7 @@ def begin(job: Job) -> ProducerLedger:
     Raises:
         UserError: Redis does not answer or refuses this user, or the folder cannot be made.
     """
-    ledger = open_ledger()
+    ledger = ProducerLedger.open()
     ledger.queued(job.key)  # before the folder is made: without a Redis nothing is left behind
     job.save()
     ledger.announce(job)  # after it: workers look into the folder

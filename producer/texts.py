@@ -1,13 +1,15 @@
 """The texts of one split of a dataset, and what a user says of it before it is opened."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from contract.errors import UserError
 from contract.job import CsvDialect
 from contract.template import Template, parse
 from producer.arrow_cache import ArrowTable
@@ -100,6 +102,18 @@ class TextDataset:
     def texts(self, rows: range) -> list[str | None]:
         """The texts alone."""
         return self.read(rows)[0]
+
+
+@contextlib.contextmanager
+def readable(dataset: str, rows: range) -> Iterator[None]:
+    """What reading or tokenizing these rows raises becomes a ``UserError`` that names them."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
+        raise UserError(
+            f"rows {rows.start} to {rows.stop - 1} of {dataset} cannot be tokenized ({error})",
+            hint="correct them, or leave them out with --limit",
+        ) from None
 
 
 def _decoded(column: pa.Array) -> list[str | None]:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from contract.errors import UserError
 from contract.settings import settings
+from producer.batches import Work
 from producer.forking import start_server, without_interrupts
-from producer.making import Answer, Maker, Order, Work, serve
+from producer.making import Answer, Maker, Order, serve
 
 _PAYS_FROM = 8
 """Batches for each process from which on it is worth its start and the words that it has to meet."""

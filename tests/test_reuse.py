@@ -23,13 +23,13 @@ from contract.shard import read_info
 from contract.store import location
 from contract.vector_columns import vectors_of
 from contract.verdict import load_verdict
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.repeats import looked_for, repeated_work, to_compute
 from producer.request import job_of
 from producer.reuse import index_of
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from tests.commands import called
 from tests.conftest import build_engine
 from tests.contract.samples import packed

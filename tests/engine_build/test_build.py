@@ -29,7 +29,7 @@ from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.prepare import EngineOptions
 from engine_build.tiers import EXPORTED
-from producer.batches import open_tokenizer
+from producer.tokenizer import open_tokenizer
 from tests.commands import called, run
 from tests.conftest import build_engine
 from worker.runtime.interface import Engine

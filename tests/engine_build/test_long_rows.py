@@ -8,7 +8,7 @@ from bench.families import save_family
 from engine_build.build import build
 from engine_build.compare_export import _long_text
 from engine_build.prepare import EngineOptions
-from producer.batches import tokenize, tokenizer_from
+from producer.tokenizer import tokenize, tokenizer_from
 
 SQUARE = "memory by the square of a row's length, here of up to 1,100 tokens"
 

@@ -25,8 +25,8 @@ from contract.redis.messages import TASK
 from contract.settings import settings
 from embedmill.processes import redis_server
 from producer import making
+from producer.batches import Work
 from producer.driver import Times
-from producer.making import Work
 from producer.messages import byte_budget, message_sender
 from producer.progress import Progress
 from producer.shards import ShardWatch

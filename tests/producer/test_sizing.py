@@ -11,11 +11,11 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from contract.store import location
-from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.request import JobRequest, resolve
 from producer.sizing import LEAST_BATCHES, TOKENS, Sample, sampled, size_from
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 
 
 @pytest.mark.parametrize(

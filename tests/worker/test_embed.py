@@ -16,7 +16,8 @@ from contract.files import sha256_of
 from contract.job import Job
 from contract.shard import read_info
 from contract.store import location
-from producer.batches import batch_of, open_tokenizer
+from producer.batches import batch_of
+from producer.tokenizer import open_tokenizer
 from tests.conftest import build_engine
 from tests.contract.samples import packed
 from worker.embed import Embedder

@@ -16,7 +16,7 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
 from worker.runtime.choose import Opened
 from worker.runtime.modules import ModulesEngine, modules_engine

@@ -20,7 +20,7 @@ from contract.engines import load_engine
 from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.drivers import PACKAGES, only, take
 from worker.runtime.choose import open_engine

@@ -18,7 +18,7 @@ from contract.engine import EngineSpec, engine_folder
 from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
