@@ -1,6 +1,7 @@
 """Opens a dataset: from the Hub, from files, or as ``save_to_disk`` left it."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from contract.errors import UserError, reason
 from contract.job import Job
 from contract.words import count
 from producer.columns import Columns, choose_split, choose_text, features_of, text_columns
-from producer.files import files_of, revision_of
+from producer.files import files_of, find_local, revision_of
 from producer.library import library
-from producer.local import find_local, open_files, open_saved
+from producer.local import open_files
 from producer.remote import SCHEMES
 from producer.texts import ANY_CSV, NOTHING, CsvOptions, DatasetSource, TextDataset
 
@@ -53,7 +54,7 @@ def open_dataset(
             )
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             opened = replace(source, dataset=name, revision=revision_of(path))
-            return _of_splits(open_saved(path), opened, text, columns)
+            return _of_splits(_saved(path), opened, text, columns)
         files = files_of(name, path, source.config)
         _check_csv(source, csv, is_csv=files.kind == "csv")
         return open_files(files, source, text, columns, csv)
@@ -91,6 +92,25 @@ def dataset_of(job: Job) -> TextDataset:
 def _check_csv(source: DatasetSource, csv: CsvOptions, *, is_csv: bool) -> None:
     if not is_csv and csv != ANY_CSV:
         raise UserError(f"{source.dataset} is no csv file", hint="leave out --separator and --no-header")
+
+
+def _saved(path: Path) -> Mapping[str, Any]:
+    """The splits that ``save_to_disk`` wrote.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    datasets = library()
+    try:
+        saved = datasets.load_from_disk(path)
+    except Exception as error:
+        raise UserError(
+            f"{path} is empty or cannot be read ({reason(error)})", "expected what save_to_disk wrote, with rows"
+        ) from None
+    if isinstance(saved, datasets.DatasetDict):
+        return dict(saved)
+    named = re.match(r"\w+", str(saved.split or ""))  # a part of a split is saved as train[:10]
+    return {named[0] if named else "train": saved}
 
 
 def _of_splits(

@@ -1,4 +1,4 @@
-"""Which files make a local dataset: of one kind, in splits, in an order, and which are left out."""
+"""Which files a dataset's name means: where they are, of which kind, in which splits and order, which are left out."""
 
 import glob
 import logging
@@ -13,6 +13,7 @@ from contract.entry import importing
 from contract.errors import UserError, reason
 from producer.hashing import hash_of
 from producer.library import library
+from producer.remote import SCHEMES, downloaded
 
 KINDS = {
     ".csv": "csv",
@@ -57,9 +58,28 @@ def kind_of(name: str) -> tuple[str | None, str]:
     return kind, compression
 
 
-def is_pattern(dataset: str) -> bool:
-    """Whether it is a glob pattern that matches something."""
-    return glob.has_magic(dataset) and any(glob.iglob(os.path.expanduser(dataset), recursive=True))
+def find_local(dataset: str) -> tuple[str, Path] | None:
+    """Where a dataset of files is; None for one on the Hub.
+
+    Returns:
+        What the job calls it, and the path of its file, its folder, or a glob pattern.
+
+    Raises:
+        UserError: the name means files, and there are none.
+    """
+    if dataset.startswith(SCHEMES):
+        return dataset, downloaded(dataset)
+    path = Path(os.path.expanduser(dataset))  # pathlib's fails for a user that is not there
+    if path.exists():
+        return str(path.resolve()), path.resolve()
+    if glob.has_magic(dataset) and any(glob.iglob(os.path.expanduser(dataset), recursive=True)):
+        return os.path.abspath(path), Path(os.path.abspath(path))
+    if "://" in dataset:
+        raise UserError(f"{dataset} is no address that can be read", f"expected one of {', '.join(SCHEMES)}")
+    known = path.suffix.lower() in (*KINDS, *COMPRESSIONS) or kind_of(path.name)[0]
+    if path.is_absolute() or dataset.startswith(("./", "../", "~")) or known or any(each in dataset for each in "*?["):
+        raise UserError(f"no dataset {dataset}", "expected a Hub id, a file or a folder", f"look: ls {path.parent}")
+    return None
 
 
 def files_of(name: str, path: Path, config: str | None = None) -> LocalFiles:
