@@ -192,7 +192,7 @@ def test_the_contexts_of_a_plan_share_one_block_of_memory() -> None:
         LoadedPlan(spec, gpu).close()  # what TensorRT keeps until the process ends is there then
         before = cuda.mem_get_info()[0]
         plan = LoadedPlan(spec, gpu)
-        taken, block = before - cuda.mem_get_info()[0], memory_size(plan._engine)
+        taken, block = before - cuda.mem_get_info()[0], memory_size(plan.engine)
         plan.close()
         assert cuda.mem_get_info()[0] == before
     weights = (spec.folder / spec.plans[0].file).stat().st_size
