@@ -32,7 +32,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from contract.batch import Batch
 from contract.digest import digests_of
-from contract.origins import Origins, to_column
+from contract.origins import Origins, column_of_hashes
 from contract.store import Location
 from contract.vector_columns import VECTOR_COLUMNS, vector_columns
 from contract.vectors import Layout, RowVectors
@@ -137,7 +137,7 @@ def table_of(
             "n_tokens": pa.array(batch.n_tokens),
             "truncated": pa.array((batch.n_tokens > info.max_length) & (not windowed)),
             "error": pa.array([errors.get(row) for row in range(len(batch))], pa.string()),
-            "text_hash": to_column((batch.origins or Origins.unknown(len(batch))).hashes),
+            "text_hash": column_of_hashes((batch.origins or Origins.unknown(len(batch))).hashes),
             **batch.kept,
         }
     )

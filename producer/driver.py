@@ -17,7 +17,7 @@ from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.dividing import adrift, claims_at_once, missing, next_claims
+from producer.dividing import claims_at_once, missing, next_claims, unknown_claims
 from producer.lost import MISSING_AFTER, Sighting, all_in_sight, batch_states, lost, sightings
 from producer.outbox import Outbox
 from producer.progress import Progress, ShardTotals
@@ -175,7 +175,7 @@ class Driver:
         if anew or quiet:
             self._free_missing()
         in_hand = (self._todo, self._begun.values(), putting)
-        self._todo[:0] = adrift(self._division, self._claims.producer, *in_hand)[::-1]
+        self._todo[:0] = unknown_claims(self._division, self._claims.producer, *in_hand)[::-1]
         self._next_look = time.monotonic() + self._times.look * self._seldom
 
     def _join(self) -> bool:

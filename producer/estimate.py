@@ -20,7 +20,7 @@ from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDOUT, print_line
 from producer.kept import keep
 from producer.pace import START, VERIFICATION, last_pace
-from producer.repeats import looked_for, to_compute
+from producer.repeats import search_pays, to_compute
 from producer.reuse import index_of
 from producer.survey import Figure, Survey
 
@@ -106,7 +106,7 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
     job, pace = work.job, last_pace(spec.fingerprint)
     with index_of(job) as index:
         work = work._replace(known=index)
-        computed = to_compute(work, index) if not job.stream and (index or looked_for(work)) else None
+        computed = to_compute(work, index) if not job.stream and (index or search_pays(work)) else None
         batch_bytes = _batch_bytes(work)
     measured = plan.measured
     if measured is None and pace:

@@ -18,7 +18,7 @@ from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
-from producer.repeats import FEW, looked_for, repeated_work
+from producer.repeats import FEW, repeated_work, search_pays
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
 from producer.texts import TextDataset
@@ -109,7 +109,7 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
         How far the job is at the end.
     """
     job = work.job
-    if not detach and len(job.committed()) < job.batches and looked_for(work):
+    if not detach and len(job.committed()) < job.batches and search_pays(work):
         if job.rows > FEW:
             print_note(f"First {count(job.rows, 'row')} are read for texts that come again: a sample has some")
         if repeated := repeated_work(work):

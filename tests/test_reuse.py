@@ -25,7 +25,7 @@ from contract.vector_columns import vectors_of
 from contract.verdict import load_verdict
 from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.repeats import looked_for, repeated_work, to_compute
+from producer.repeats import repeated_work, search_pays, to_compute
 from producer.request import job_of
 from producer.reuse import index_of
 from producer.texts import DatasetSource
@@ -275,6 +275,6 @@ def test_many_rows_are_read_through_only_where_a_sample_has_repeated_texts(
 ) -> None:
     monkeypatch.setattr("producer.repeats.FEW", 1999)
     different = [f"text {number}" for number in range(2000)]
-    assert not looked_for(work_of(tiny, tmp_path / "a", different))
-    assert looked_for(work_of(tiny, tmp_path / "b", different[:1999]))
-    assert looked_for(work_of(tiny, tmp_path / "c", ["the same"] * 200 + different))
+    assert not search_pays(work_of(tiny, tmp_path / "a", different))
+    assert search_pays(work_of(tiny, tmp_path / "b", different[:1999]))
+    assert search_pays(work_of(tiny, tmp_path / "c", ["the same"] * 200 + different))

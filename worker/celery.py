@@ -132,7 +132,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
         _heartbeat.close()
         error.show()
         raise SystemExit(1) from None
-    holding.use(_heartbeat.redis_time)
+    holding.install(_heartbeat.redis_time)
     consuming.jobs = Jobs(_heartbeat)
     consuming.jobs.start()
 

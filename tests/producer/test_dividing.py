@@ -20,7 +20,7 @@ from contract.redis.claims import Division
 from contract.settings import settings
 from producer.console import summary
 from producer.display import progress_display
-from producer.dividing import adrift, claims_at_once, missing, next_claims, share_of_bytes
+from producer.dividing import claims_at_once, missing, next_claims, share_of_bytes, unknown_claims
 from producer.progress import Progress, ShardTotals
 from producer.tokenizing import processes_for, tokenizing_here
 from producer.view import View
@@ -52,8 +52,8 @@ def test_a_batch_that_was_handed_out_and_is_nowhere_is_missing() -> None:
 
 
 def test_a_claim_that_its_producer_knows_nothing_of_is_adrift() -> None:
-    assert adrift(NOW, "me", [7], [8]) == [2]
-    assert adrift(NOW, "me", [7], [2]) == []
+    assert unknown_claims(NOW, "me", [7], [8]) == [2]
+    assert unknown_claims(NOW, "me", [7], [2]) == []
 
 
 @pytest.mark.parametrize(
