@@ -77,8 +77,8 @@ def source_check(readings: "Readings", job: Job) -> Check:
 
 
 def reuse_check(reuse: Reuse) -> list[Check]:
-    """How many vectors were taken? No check if none was. Whether they are right is up to the other checks, which look at
-    every row alike."""
+    """How many vectors were taken? No check if none was. Whether they are right is for the other checks to say, which
+    look at every row alike."""
     if not reuse.spared:
         return []
     parts = [f"{reuse.computed:,} of {count(reuse.with_text, 'text')} computed"]
