@@ -17,7 +17,6 @@ from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.dividing import claims_at_once, missing, next_claims, unknown_claims
 from producer.lost import MISSING_AFTER, Sighting, all_in_sight, batch_states, lost, sightings
 from producer.outbox import Outbox
 from producer.progress import Progress, ShardTotals
@@ -175,7 +174,7 @@ class Driver:
         if anew or quiet:
             self._free_missing()
         in_hand = (self._todo, self._begun.values(), putting)
-        self._todo[:0] = unknown_claims(self._division, self._claims.producer, *in_hand)[::-1]
+        self._todo[:0] = self._division.unknown_to(self._claims.producer, *in_hand)[::-1]
         self._next_look = time.monotonic() + self._times.look * self._seldom
 
     def _join(self) -> bool:
@@ -198,7 +197,7 @@ class Driver:
 
     def _free_missing(self) -> None:
         known = (self._outbox.out, self._outbox.putting, self._dead, self._shards.batches)
-        gone = missing(self._division, self._job.batches, *known)
+        gone = self._division.missing(self._job.batches, *known)
         if gone:
             self._claims.free(gone)
             self._division = self._claims.division()
@@ -286,9 +285,8 @@ class Driver:
     def _claim(self) -> None:
         """Claim further batches. Those that others have by now are seen again at the next look, if they are orphans
         then."""
-        many = claims_at_once(self._source.ahead)
         known = (self._outbox.out, self._shards.batches, self._dead)
-        batches, beyond = next_claims(self._division, self._job.batches, many, *known)
+        batches, beyond = self._division.next_claims(self._job.batches, self._source.claims_at_once, *known)
         claimed = self._claims.claim(batches, beyond)
         if claimed is None:
             self._next_look = 0.0  # and join again

@@ -14,7 +14,6 @@ from contract.redis.messages import TASK, celery_client, direct_queue
 from contract.redis.producing import ProducerLedger
 from contract.redis.refusals import message_of, redis_address
 from contract.settings import settings
-from producer.dividing import share_of_bytes
 from producer.tokenizing import Made
 
 _REFUSED = (kombu.exceptions.OperationalError, OSError, *WAITED_FOR)
@@ -137,3 +136,15 @@ def byte_budget(ledger: ProducerLedger) -> int:
     ``maxmemory``. Over that limit even an acknowledgement fails, and with it the worker."""
     limit = ledger.connection.memory_limit()
     return min(settings().outstanding_bytes, limit // 2) if limit else settings().outstanding_bytes
+
+
+def share_of_bytes(budget: int, out: int, producers: int) -> int:
+    """Bytes of batches up to which a producer fills Redis until its next look: those that are there now, and its share
+    of the room that is left. With a budget of 100, of which 40 are used, and 3 producers it is 60.
+
+    Args:
+        budget: bytes, for all producers.
+        out: bytes that are in Redis.
+        producers: that are alive.
+    """
+    return min(budget, out + max(0, budget - out) // max(1, producers))

@@ -47,6 +47,12 @@ class BatchSource(NamedTuple):
     ahead: int
     """Most batches that are being made, or made and not yet in Redis: what bounds the memory."""
 
+    @property
+    def claims_at_once(self) -> int:
+        """How many batches a producer claims at once: half of those that are made at once. Fewer would cost more
+        questions to Redis, and more would be kept from the other producers for a while if this one died."""
+        return max(1, self.ahead // 2)
+
 
 def processes_for(batches: int, producers: int = 1, here: int = 1) -> int:
     """How many processes tokenize for a producer; 1 is the producer itself.

@@ -13,11 +13,8 @@ again.
 """
 
 import contextlib
-import os
-import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import redis
@@ -26,6 +23,7 @@ from contract.job import Job
 from contract.redis.connection import Connection, Script, client, text
 from contract.redis.keys import key_of, producer_key
 from contract.redis.ledger import clock
+from contract.redis.producer_ids import has_ended_here, is_here, own_id
 from contract.settings import settings
 
 _BEATS = 6
@@ -90,10 +88,47 @@ class Division(NamedTuple):
         """The batches that a producer has claimed."""
         return sorted(batch for batch, owner in self.claims.items() if owner == producer)
 
+    def next_claims(self, batches: int, many: int, *known: Collection[int]) -> tuple[list[int], int]:
+        """The batches that a producer should claim.
+
+        Args:
+            batches: how many the job has.
+            many: how many to claim at most: first those whose producer is gone, then those that were never handed out.
+            known: batches that have a shard, that are published, or that were given up.
+
+        Returns:
+            The batches, and the first batch that is still not handed out once they are claimed.
+        """
+        found, beyond = self.orphans[:many], self.next
+        while len(found) < many and beyond < batches:
+            if not any(beyond in one for one in known):
+                found.append(beyond)
+            beyond += 1
+        return found, beyond
+
+    def missing(self, batches: int, *known: Collection[int]) -> list[int]:
+        """The batches that were handed out and are nowhere now: Redis or a worker lost them.
+
+        Args:
+            batches: how many the job has.
+            known: batches that have a shard, that are published, or that were given up; read after this division.
+        """
+        places = (self.claims, *known)
+        return [batch for batch in range(min(self.next, batches)) if not any(batch in one for one in places)]
+
+    def unknown_to(self, producer: str, *in_hand: Collection[int]) -> list[int]:
+        """The batches that a producer has claimed and does not know of: the answer to its claim was lost.
+
+        Args:
+            producer: its id.
+            in_hand: batches that it knows of.
+        """
+        return [batch for batch in self.of(producer) if not any(batch in one for one in in_hand)]
+
     @property
     def here(self) -> int:
         """How many of the producers run on this machine."""
-        return sum(_machine_of(producer) == _MACHINE for producer in self.alive)
+        return sum(map(is_here, self.alive))
 
 
 class Claimed(NamedTuple):
@@ -114,9 +149,8 @@ class Claims:
 
     def __init__(self, job: Job, connection: Connection) -> None:
         self.job, self._connection = job, connection
-        process = f"{socket.gethostname()} {_MACHINE} {os.getpid()} {_started(os.getpid())}"
-        self.producer = f"{connection.ask(clock):.6f} {process}"
-        """This producer's id. Ids are in the order in which producers began."""
+        self.producer = own_id(connection.ask(clock))
+        """This producer's id."""
         self._life = round(1000 * settings().heartbeat_timeout)
 
     @contextlib.contextmanager
@@ -188,7 +222,7 @@ def division_of(job: Job, connection: Connection) -> Division:
     )
     producers = sorted(map(text, members))
     there = connection.pipeline(lambda pipeline: [pipeline.exists(producer_key(job.key, one)) for one in producers])
-    alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not _died_here(one))
+    alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not has_ended_here(one))
     if gone := set(producers) - set(alive):
 
         def forget(pipeline: redis.client.Pipeline) -> None:
@@ -206,36 +240,3 @@ def division_of(job: Job, connection: Connection) -> Division:
 def _remove(redis: redis.Redis, job: Job, producer: str) -> None:
     redis.delete(producer_key(job.key, producer))
     redis.srem(key_of(job.key, "producers"), producer)
-
-
-def _machine() -> str:
-    """This machine's boot, and the PID namespace: a process number means a process only within these."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _started(process: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None for one that has ended."""
-    try:
-        state, *fields = (
-            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]
-
-
-_MACHINE = _machine()
-
-
-def _machine_of(producer: str) -> str:
-    words = producer.split(" ")
-    return words[2] if len(words) == 5 else ""
-
-
-def _died_here(producer: str) -> bool:
-    """Whether a producer was a process of this machine that has ended. Its key need not expire first."""
-    if _machine_of(producer) != _MACHINE:
-        return False
-    process, began = producer.split(" ")[3:]
-    return not process.isdigit() or _started(int(process)) != began
