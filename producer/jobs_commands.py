@@ -6,8 +6,9 @@ from contract.errors import UserError
 from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
-from producer.console import STDOUT, list_table, print_line, print_note
+from producer.console import STDOUT, print_line, print_note
 from producer.jobs import cleaned, find_to_cancel, listed
+from producer.tables import list_table
 
 
 @click.command("list")

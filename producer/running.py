@@ -12,7 +12,7 @@ from contract.redis.producing import ProducerLedger
 from contract.words import count
 from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
-from producer.console import STDERR, STDOUT, print_line, print_note, summary
+from producer.console import STDERR, STDOUT, print_line, print_note
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
@@ -21,6 +21,7 @@ from producer.reasons import reason, workers_line
 from producer.repeats import FEW, repeated_work, search_pays
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
+from producer.tables import summary
 from producer.texts import TextDataset
 from producer.tokenizer import RowTokenizer
 from producer.tokenizing import processes_for, tokenizing

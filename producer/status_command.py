@@ -8,8 +8,8 @@ from rich.live import Live
 
 from contract.jobs import find_job
 from contract.redis.producing import ProducerLedger
-from producer.console import status_table
 from producer.status import status_of
+from producer.tables import status_table
 
 
 @click.command()

@@ -18,10 +18,10 @@ from rich.console import Console
 from contract.job import Job
 from contract.redis.claims import Division
 from contract.settings import settings
-from producer.console import summary
 from producer.display import progress_display
 from producer.outbox import share_of_bytes
 from producer.progress import Progress, ShardTotals
+from producer.tables import summary
 from producer.tokenizing import BatchSource, Made, processes_for, tokenizing_here
 from producer.view import View
 from tests.commands import wait_until
