@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -16,9 +15,9 @@ from contract.job import Job
 from contract.settings import cache_folder, settings
 from contract.words import count
 from producer.batches import Work
+from producer.cached_record import CachedRecord
 from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDOUT, print_line
-from producer.kept import keep
 from producer.pace import START, VERIFICATION, last_pace
 from producer.repeats import search_pays, to_compute
 from producer.reuse import index_of
@@ -47,10 +46,8 @@ class Plan(NamedTuple):
         return self._replace(measured=measured)
 
 
-class Estimate(BaseModel):
+class Estimate(CachedRecord):
     """What a job takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
     """Its id."""
@@ -89,7 +86,7 @@ class Estimate(BaseModel):
 
     def keep(self, job: Job) -> None:
         """Keep it for the run's summary."""
-        keep(_file(job), self.model_dump_json())
+        self.write(_file(job))
 
 
 def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample: int, calibrates: bool) -> Estimate:
@@ -153,10 +150,7 @@ def _output_bytes(work: Work, spec: EngineSpec, found: Survey, measured: Measure
 
 def kept_estimate(job: Job) -> Estimate | None:
     """The last estimate of a job; None where there is none."""
-    try:
-        return Estimate.model_validate_json(_file(job).read_bytes())
-    except (OSError, ValidationError):  # none, or one of another version
-        return None
+    return Estimate.read(_file(job))
 
 
 def _file(job: Job) -> Path:
