@@ -74,7 +74,7 @@ def dry_run(asked: EmbedRequest, plan: Plan, display: Display) -> Found:
         UserError: the engine or the dataset cannot do what is asked for.
     """
     request = asked.job
-    texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    texts = open_dataset(request.source)
     if not asked.engine.is_built():
         check(asked.engine)
         with (

@@ -79,7 +79,7 @@ class Run:
         put(engine=self.asked.engine.name)
         # It waits for its engine. On a GPU it would load the engine before the plan is built, which comes last.
         working = None if builder and gpu_count() else self._start_worker()
-        texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+        texts = open_dataset(request.source)
         if min(request.limit or texts.rows, texts.rows) <= _FEW:
             self._start_verifier()
         elif self._verifier:

@@ -207,11 +207,17 @@ def main(
     if dollars_per_hour is not None and not dry_run:
         raise UserError("--dollars-per-hour is for an estimate", hint="add --dry-run")
     request = JobRequest(
-        source=DatasetSource(dataset, config=config, split=split, revision=revision, stream=stream),
+        source=DatasetSource(
+            dataset,
+            config=config,
+            split=split,
+            revision=revision,
+            stream=stream,
+            text=template_of(text_column, text),
+            columns=columns_of(keep_columns),
+            csv=CsvOptions(separator=separator_of(separator), header=not no_header),
+        ),
         output=(output or settings().output).absolute(),
-        columns=columns_of(keep_columns),
-        csv=CsvOptions(separator=separator_of(separator), header=not no_header),
-        text=template_of(text_column, text),
         engine=engine,
         name=name,
         limit=limit,
@@ -245,7 +251,7 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     """
     spec = load_engine(request.engine)
     tokenizer = open_tokenizer(spec)  # one for the whole command: it gets faster with the words that it has met
-    texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    texts = open_dataset(request.source)
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
         calibrates = request.dtype == "int8" and ranges is None and request.earlier_ranges is None

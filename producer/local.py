@@ -21,17 +21,12 @@ from producer.texts import NOTHING, CsvOptions, DatasetSource, TextDataset
 _log = logging.getLogger("embedmill.producer")
 
 
-def open_files(
-    found: LocalFiles, source: DatasetSource, text: str | None, kept: tuple[str, ...], csv: CsvOptions
-) -> TextDataset:
+def open_files(found: LocalFiles, source: DatasetSource) -> TextDataset:
     """The texts of local files, read into the cache unless they are there.
 
     Args:
         found: the files.
         source: what the user says of them.
-        text: the template of a row's text; None for the text column.
-        kept: further columns.
-        csv: how csv files are written.
 
     Raises:
         UserError: they cannot be read, or have no such split or column, or no rows.
@@ -39,11 +34,11 @@ def open_files(
     split = choose_split(source.split, list(found.splits), found.dataset)
     files = found.splits[split]
     with hashing(found.root, found.all) as revision:
-        reader = _reader_of(found, files, csv)
+        reader = _reader_of(found, files, source.csv)
         schema = next(filter(len, map(reader.schema, files)), None)
         if schema is None:
             raise _no_rows(found, split)
-        columns = _columns_of(found.dataset, files, reader, schema, text, kept)
+        columns = _columns_of(source, found.dataset, files, reader, schema)
         table = cached(reader, files, reader.needed(files, schema, columns), revision)
         if not len(table):
             raise _no_rows(found, split)
@@ -57,9 +52,9 @@ def open_files(
             columns.text,
             revision(),
             table,
-            kept,
+            source.columns,
             reader.dialect,
-            features_of(schema, kept) if reader.has_features else {},
+            features_of(schema, source.columns) if reader.has_features else {},
         )
 
 
@@ -80,13 +75,14 @@ READERS: dict[str, Callable[[], Reader]] = {
 
 
 def _columns_of(
-    dataset: str, files: Sequence[Path], reader: Reader, schema: pa.Schema, text: str | None, kept: tuple[str, ...]
+    source: DatasetSource, dataset: str, files: Sequence[Path], reader: Reader, schema: pa.Schema
 ) -> Columns:
     """The columns of these files that are needed."""
-    reader.check_header(files, Columns(text, kept).texts if text is not None else ())
+    text = source.text
+    reader.check_header(files, Columns(text, source.columns).texts if text is not None else ())
     if text is None:
         text = choose_text(reader.text_columns(files, schema), schema, dataset)
-    columns = Columns(text, kept)
+    columns = Columns(text, source.columns)
     columns.check(schema, dataset, typed=reader.typed)
     return columns
 

@@ -27,8 +27,22 @@ NOTHING = "there must be something to embed"
 
 
 @dataclass(frozen=True)
+class CsvOptions:
+    """How csv files are written, as far as it is known before they are read."""
+
+    separator: str | None = None
+    """Between two fields; None to find it."""
+    header: bool = True
+    """Whether the first row names the columns."""
+
+
+ANY_CSV = CsvOptions()
+"""Nothing was said of csv files: the separator is found, and the first row names the columns."""
+
+
+@dataclass(frozen=True)
 class DatasetSource:
-    """Where a dataset's rows come from."""
+    """What a user says of a dataset before it is opened: where its rows are, and which columns are needed."""
 
     dataset: str
     """Hub id (``imdb``, ``stanfordnlp/imdb``); a csv, tsv, json, jsonl, parquet, arrow or text file, a folder or a glob
@@ -41,20 +55,13 @@ class DatasetSource:
     """Branch, tag or commit on the Hub; None for the latest, and for files."""
     stream: bool = False
     """Leave the rows on the Hub and fetch them as they are asked for; see ``producer.parquet_table``."""
-
-
-@dataclass(frozen=True)
-class CsvOptions:
-    """How csv files are written, as far as it is known before they are read."""
-
-    separator: str | None = None
-    """Between two fields; None to find it."""
-    header: bool = True
-    """Whether the first row names the columns."""
-
-
-ANY_CSV = CsvOptions()
-"""Nothing was said of csv files: the separator is found, and the first row names the columns."""
+    text: str | None = None
+    """A row's text: a template of ``contract.template``, such as ``{title} {body}``; None for the column ``text``, or
+    the only text column there is."""
+    columns: tuple[str, ...] = ()
+    """Further columns, of any type, which are carried into the shards."""
+    csv: CsvOptions = ANY_CSV
+    """How csv files are written."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def work_of(spec: EngineSpec, folder: Path, texts: Sequence[str | None], **optio
     folder.mkdir(exist_ok=True)
     rows = {"text": pa.array(texts, pa.string()), "n": [f"{folder.name} {row}" for row in range(len(texts))]}
     pq.write_table(pa.table(rows), folder / "texts.parquet")
-    opened = open_dataset(DatasetSource(str(folder / "texts.parquet")), text="{text}", columns=("n",))
+    opened = open_dataset(DatasetSource(str(folder / "texts.parquet"), text="{text}", columns=("n",)))
     fields = {"prefix": "", "batch_rows": 16, "limit": None} | options
     job = job_of(opened, spec, settings().output.absolute(), **fields)  # type: ignore[arg-type]
     return Work(job, opened, open_tokenizer(spec))

@@ -55,7 +55,7 @@ def finished_job(
     **options: object,
 ) -> Job:
     """A job with every shard, below the output folder; ``options`` are further fields of a ``Job``."""
-    texts = open_dataset(DatasetSource(str(dataset)), columns=columns, text=text)
+    texts = open_dataset(DatasetSource(str(dataset), columns=columns, text=text))
     tokenizer, embedder = open_tokenizer(spec), Embedder(threads=1)
     output = settings().output.absolute()
     job = job_of(texts, spec, output, limit=limit, prefix=prefix, batch_rows=batch_rows, **options)
