@@ -24,7 +24,7 @@ def build_engine(request: dict[str, Any], sender: Sender) -> None:
 
     Args:
         request: ``model``, and the fields of ``EngineOptions``.
-        sender: takes what happens.
+        sender: takes the events.
     """
     from engine_build.build import build
     from engine_build.prepare import EngineOptions
@@ -50,7 +50,7 @@ def verify_job(request: dict[str, Any], sender: Sender) -> None:
 
     Args:
         request: ``job``, a folder; ``sample``, rows, None for all; ``seed``.
-        sender: takes what happens.
+        sender: takes the events.
     """
     from contract.jobs import find_job
     from verify.command import ALL, run

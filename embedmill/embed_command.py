@@ -74,7 +74,7 @@ def _params() -> list[click.Parameter]:
         revision,
         *engine,
         *_of(verify.command.main, _VERIFY),
-        click.Option(["--events"], type=int, hidden=True, help="The number of a pipe that takes what happens."),
+        click.Option(["--events"], type=int, hidden=True, help="The number of a pipe that takes the events."),
     ]
 
 

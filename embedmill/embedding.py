@@ -175,7 +175,7 @@ def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int]) -> 
 
     Args:
         asked: what is asked for.
-        display: takes what happens.
+        display: takes the events.
         signals: gives the number of the signal that a ``KeyboardInterrupt`` came from.
 
     Returns:
