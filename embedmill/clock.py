@@ -1,6 +1,7 @@
 """How long the steps of a run take: kept for the next estimate, and compared with the last one."""
 
-import time
+from collections.abc import Callable
+from time import monotonic
 
 from contract.job import Job
 from producer.console import print_note
@@ -13,12 +14,17 @@ _LEAST = 2.0
 
 
 class Clock:
-    """Takes the time of one run, which begins when this is made."""
+    """Takes the time of one run, which begins when this is made.
 
-    def __init__(self) -> None:
+    Args:
+        now: the time in seconds, from any start.
+    """
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self.builds = False
         """Whether the run builds its engine first. No estimate includes that: a dry run builds the engine itself."""
-        self._began = time.monotonic()
+        self._now = now
+        self._began = now()
         self._computing = self._embedded = 0.0
         self._progress: Progress | None = None
 
@@ -26,8 +32,8 @@ class Clock:
         """Note how far the run is. Its computing begins when a worker first has a batch."""
         view = progress.view
         if not self._computing and ((view and any(worker.job for worker in view.alive())) or progress.new.rows):
-            self._computing = time.monotonic()
-        self._embedded, self._progress = time.monotonic(), progress
+            self._computing = self._now()
+        self._embedded, self._progress = self._now(), progress
 
     def verified(self, job: Job, sample: int | None) -> None:
         """Keep the pace of a run that has ended, and print how far off its estimate was.
@@ -36,7 +42,7 @@ class Clock:
             job: the job.
             sample: rows that were verified; None for all.
         """
-        ended, progress = time.monotonic(), self._progress
+        ended, progress = self._now(), self._progress
         if progress is None:
             return
         tokens, seconds = progress.totals.tokens, self._embedded - self._computing
