@@ -1,6 +1,7 @@
 """When the steps of one run began: what the next estimate begins with, and how far off the last one was."""
 
-import time
+from collections.abc import Callable
+from time import monotonic
 
 from contract.job import Job
 from producer.console import print_note
@@ -13,12 +14,17 @@ _LEAST = 2.0
 
 
 class Clock:
-    """Takes the time of a run, from its making on."""
+    """Takes the time of a run, from its making on.
 
-    def __init__(self) -> None:
+    Args:
+        now: the time in seconds, from any start.
+    """
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self.builds = False
         """Whether the run builds the engine first, which is in no estimate: a dry run builds it itself."""
-        self._began = time.monotonic()
+        self._now = now
+        self._began = now()
         self._computing = self._embedded = 0.0
         self._progress: Progress | None = None
 
@@ -26,8 +32,8 @@ class Clock:
         """The run is so far. It has begun to compute once a worker has a batch."""
         view = progress.view
         if not self._computing and ((view and any(worker.job for worker in view.alive())) or progress.new.rows):
-            self._computing = time.monotonic()
-        self._embedded, self._progress = time.monotonic(), progress
+            self._computing = self._now()
+        self._embedded, self._progress = self._now(), progress
 
     def verified(self, job: Job, sample: int | None) -> None:
         """The run has ended: keep its pace, and say how far off its estimate was.
@@ -36,7 +42,7 @@ class Clock:
             job: the job.
             sample: rows that were verified; None for all.
         """
-        ended, progress = time.monotonic(), self._progress
+        ended, progress = self._now(), self._progress
         if progress is None:
             return
         tokens, seconds = progress.totals.tokens, self._embedded - self._computing

@@ -192,6 +192,19 @@ def test_an_incomplete_job_is_of_use_and_rows_with_an_error_are_computed(tiny: E
     same(job, run(work_of(tiny, tmp_path / "b", TEXTS[:40])))
 
 
+def test_an_interrupted_job_goes_on_and_takes_what_it_would_have_taken(tiny: EngineSpec, tmp_path: Path) -> None:
+    first = run(work_of(tiny, tmp_path / "a", TEXTS))
+    changed = ["a new one", *TEXTS, *TEXTS[:20], "another"]
+    work = work_of(tiny, tmp_path / "b", changed, reuse=earlier(first))
+    run(work, range(2))
+    there = {batch: work.job.shard(batch).read_bytes() for batch in range(2)}
+    job = run(work_of(tiny, tmp_path / "b", changed, reuse=earlier(first)), range(2, work.job.batches))
+    assert job.id == work.job.id
+    assert {batch: job.shard(batch).read_bytes() for batch in range(2)} == there
+    assert computed(job) == 2
+    same(job, run(work_of(tiny, tmp_path / "b", changed)))
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [

@@ -145,9 +145,8 @@ def test_another_module_of_a_packages_name_is_told(name: str, tmp_path: Path) ->
 def test_a_run_tells_the_next_estimate_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     times = iter([100.0, 104.0, 104.0, 124.0, 140.0])
-    monkeypatch.setattr("embedmill.clock.time.monotonic", lambda: next(times))
     job = a_job(location(str(tmp_path)), rows=1000, batch_rows=100)
-    clock = Clock()  # at 100
+    clock = Clock(lambda: next(times))  # at 100
     begun = Heartbeat(worker="a:1:2/0", state="computing", beat=1.0, since=1.0, job=job.key, batch=0)
     view = View(job=job.key, now=1.0, timeout=30.0, workers=(begun,))
     clock.see(Progress(job, ShardTotals(), ShardTotals(), last_shard=0.0, view=view))  # at 104
@@ -164,9 +163,8 @@ def test_the_build_of_an_engine_is_no_part_of_the_next_estimate(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     times = iter([100.0, 150.0, 150.0, 170.0, 180.0])
-    monkeypatch.setattr("embedmill.clock.time.monotonic", lambda: next(times))
     job = a_job(location(str(tmp_path)), rows=1000, batch_rows=100)
-    clock = Clock()
+    clock = Clock(lambda: next(times))
     clock.builds = True
     clock.see(Progress(job, ShardTotals(), ShardTotals(shards=1, rows=1, tokens=1), last_shard=0.0))  # at 150
     clock.see(Progress(job, ShardTotals(), ShardTotals(shards=10, rows=1000, tokens=40_000), last_shard=0.0))

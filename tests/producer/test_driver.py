@@ -280,15 +280,14 @@ def test_what_is_published_before_a_producer_hears_that_its_job_is_cancelled_is_
     published: list[int] = []
 
     def report(progress: Progress) -> None:
-        if not published:  # the begin of a cancellation
+        if worker.messages and not published:  # by a cancellation that had read the ledger before
+            published.append(worker.messages)
             worker.redis.set(key_of(job.key, "cancelled"), "1", ex=KEPT_FOR)
-        published.append(worker.messages)
-        if len(published) == 2:  # and its end: it had read the ledger before
             worker.redis.delete(f"embedmill:{job.key}:out")
 
     with pytest.raises(UserError, match="was cancelled; 0 of 5 shards there"):
         drive(job, report, times=Times(look=0.5))
-    assert max(published) > 0
+    assert published
     assert worker.redis.keys(f"embedmill:{job.key}:*") == [f"embedmill:{job.key}:cancelled".encode()]
     assert worker.messages == 0
 
