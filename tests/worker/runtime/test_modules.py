@@ -21,14 +21,8 @@ from worker.runtime.packed_model import HALF
 VOCABULARY = 400
 
 
-@pytest.fixture(scope="module", params=["mpnet", "deberta-v2", "t5", "SPLADE"])
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A family's name, and the folder of its tiny model."""
-    return request.param, save_family(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def opened(family: tuple[str, Path], precision: str = "fp32") -> ModulesEngine:
-    name, folder = family
+def opened(name: str, folder: Path, precision: str = "fp32") -> ModulesEngine:
+    """Of a family's tiny model."""
     output = FAMILIES[name].output
     model = open_modules(folder, output, precision)
     sparse = output == "SparseEncoder"
@@ -52,18 +46,18 @@ def vectors(engine: ModulesEngine, *batches: Batch) -> Any:
     return engine._all_vectors(list(batches))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(("name", "precision"), [("mpnet", "fp16"), ("SPLADE", "bf16")])
 def test_an_encoder_computes_in_another_precision_and_what_follows_it_in_fp32(
-    precision: str, family: tuple[str, Path]
+    name: str, precision: str, tmp_path: Path
 ) -> None:
-    some = batch([64, 40, 7, 7, 2, 1])
-    engine = opened(family, precision)
+    some, folder = batch([64, 40, 7, 7, 2, 1]), save_family(name, tmp_path)
+    engine = opened(name, folder, precision)
     encoder, *others = engine._model
     assert {weights.dtype for weights in encoder.parameters()} == {HALF[precision]}
     assert {weights.dtype for one in others for weights in one.parameters()} <= {torch.float32}
     found = vectors(engine, some)
     assert found.dtype == np.float32
-    comparison = compare(found, vectors(opened(family), some))
+    comparison = compare(found, vectors(opened(name, folder), some))
     # Random weights round worse than real ones; whether a model's vectors are near enough is for the build to find.
     assert 0.99 < comparison.min_cosine < 1, comparison
 
@@ -77,12 +71,14 @@ def test_what_an_encoder_has_beside_its_weights_keeps_its_digits(tmp_path: Path)
     assert all(torch.equal(values, buffers[name]) for name, values in reduced[0].named_buffers())
 
 
-def test_compiled_layers_serve_rows_of_any_number_and_length(family: tuple[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["mpnet", "deberta-v2"])
+def test_compiled_layers_serve_rows_of_any_number_and_length(name: str, tmp_path: Path) -> None:
     from torch._dynamo.testing import CompileCounter  # here: it imports half a second of PyTorch's compiler
 
     torch.compiler.reset()
     some = [batch(lengths) for lengths in ([64] * 3, [64, 33, 32, 9], [17], [2, 2], [20] * 20, [50, *[20] * 30])]
-    plain, engine, counter = opened(family), opened(family), CompileCounter()
+    folder, counter = save_family(name, tmp_path), CompileCounter()
+    plain, engine = opened(name, folder), opened(name, folder)
     engine.compile(counter)
     graphs = counter.frame_count
     assert graphs
@@ -106,8 +102,7 @@ def test_layers_that_cannot_be_compiled_or_compute_something_else_stay_as_they_a
     backend: Callable[..., Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.compiler.reset()
-    family = ("mpnet", save_family("mpnet", tmp_path))
-    some, engine = batch([30, 20]), opened(family)
+    some, engine = batch([30, 20]), opened("mpnet", save_family("mpnet", tmp_path))
     expected = vectors(engine, some)
     with caplog.at_level(logging.WARNING):
         engine.compile(backend)

@@ -4,7 +4,7 @@ import itertools
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ def modules_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     settings.cache_clear()
 
 
-def vectors(engine: Engine, spec: EngineSpec, rows: list[str | None]) -> Any:
+def vectors(engine: Engine, spec: EngineSpec, rows: Sequence[str | None]) -> Any:
     """``[vectors, hidden]``, sparse ones with their zeros."""
-    return np.concatenate(list(engine.infer(batch(spec, rows)).rows.split(spec.hidden)))
+    return np.concatenate(list(engine.infer(batch(spec, list(rows))).rows.split(spec.hidden)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,12 +87,12 @@ def test_after_an_error_the_next_batch_has_its_own_vectors(monkeypatch: pytest.M
     monkeypatch.setattr("worker.runtime.modules._GPU_BUDGETS", (2048, 1 << 25))  # several of them
     spec = load_engine("own-mpnet")
     with open_engine(spec, threads=1) as engine:
-        expected = vectors(engine, spec, list(jargon(700)[600:]))
+        expected = vectors(engine, spec, jargon(700)[600:])
         with monkeypatch.context() as patch:
             patch.setattr(ModulesEngine, "_features", failing_third(ModulesEngine._features))
             with pytest.raises(ValueError, match="the third micro-batch"):
-                vectors(engine, spec, list(jargon(600)))
-        assert np.array_equal(vectors(engine, spec, list(jargon(700)[600:])), expected)
+                vectors(engine, spec, jargon(600))
+        assert np.array_equal(vectors(engine, spec, jargon(700)[600:]), expected)
 
 
 def failing_third(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +137,7 @@ def test_what_was_compiled_is_loaded_and_gives_the_same_vectors(caplog: pytest.L
     command = [sys.executable, "-m", "engine_build", "compile", "--engine", "own-mpnet"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    spec, rows = load_engine("own-mpnet"), list(jargon(30))
+    spec, rows = load_engine("own-mpnet"), jargon(30)
     (compiled,) = spec.compiled
     assert (spec.folder / compiled.file).is_file()
     with open_engine(spec.model_copy(update={"compiled": ()}), threads=1) as engine:
