@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from contract.engine import EngineSpec
+from contract.engines import record_compiled
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.tuned import CompiledSpec
@@ -57,7 +58,8 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
     file = f"compiled/torch{torch.__version__}-sm{sm}-{digest[:8]}.bin"
     (spec.folder / "compiled").mkdir(exist_ok=True)
     write_atomically(spec.folder / file, content)
-    return spec.with_compiled(
+    return record_compiled(
+        spec,
         CompiledSpec(
             file=file,
             sha256=digest,
@@ -68,7 +70,7 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
             attention=attention,
             seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        )
+        ),
     )
 
 

@@ -4,6 +4,7 @@ import click
 from rich.table import Table
 
 from contract.engine import EngineSpec
+from contract.engines import record_measurement
 from contract.errors import UserError
 from contract.tuned import Measurement
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
@@ -47,7 +48,7 @@ def tune(engine: str | None, gpu: int, seconds: float) -> None:
         for one in measure(spec, chosen, gpu=gpu, seconds=seconds, step=lambda text: status.update(f"{text} …")):
             found.append(one)
             if one.gpu:
-                spec = spec.with_measurement(one)
+                spec = record_measurement(spec, one)
     STDOUT.print(_table(spec, found))
     STDOUT.print(_kept(found), highlight=False)
 

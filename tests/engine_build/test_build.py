@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.compare import TOLERANCES, Comparison, Tolerance
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.graph import Pooling
@@ -30,7 +31,7 @@ from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.prepare import EngineOptions
 from engine_build.tiers import EXPORTED
-from producer.batches import open_tokenizer
+from producer.tokenizer import open_tokenizer
 from tests.commands import called, run
 from tests.conftest import build_engine
 from worker.runtime.interface import Engine

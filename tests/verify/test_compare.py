@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.shard import open_file
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_value

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec
+from contract.engines import engine_folder, load_engine
 from contract.settings import settings
 from tests.worker.runtime.test_torch_gpu import ROOT, batch, jargon
 from worker.runtime.choose import open_engine
@@ -113,7 +114,7 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
 import os
 import numpy as np
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.modules import modules_engine

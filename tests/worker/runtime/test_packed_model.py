@@ -160,7 +160,7 @@ def test_layers_of_one_kind_share_a_compiled_graph_whatever_the_rows_are(
         return torch.empty_like(query)
 
     # On a CPU the attention reads where rows end, which no graph can.
-    monkeypatch.setattr(attention, "_row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
+    monkeypatch.setattr(attention, "row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
     from torch._dynamo.testing import CompileCounter  # here: it imports half a second of PyTorch's compiler
 
     torch._dynamo.reset()

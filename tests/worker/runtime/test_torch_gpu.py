@@ -14,10 +14,11 @@ import pytest
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
@@ -127,7 +128,7 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
 import os
 import numpy as np
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.torch_gpu import torch_gpu_engine
@@ -150,7 +151,7 @@ os._exit(7)
 def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
     code = """
 import torch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker.runtime.torch_gpu import torch_gpu_engine
 spec = load_engine("packed")
