@@ -86,8 +86,11 @@ class EngineSpec(GrowingRecord, BaseModel):
     torch_sha256: str | None
     """SHA-256 of ``model.safetensors``."""
     torch_precision: Literal["fp16", "bf16"] | None
-    """What PyTorch computes packed rows in on a GPU: BF16 where values of this model are too large for FP16. None where
-    there is no ``model.safetensors``, or neither gives the vectors of ``encode()`` within its tolerance."""
+    """What PyTorch computes the model's encoder in on a GPU: BF16 where values of this model are too large for FP16.
+    None where neither gives the vectors of ``encode()`` within its tolerance: then packed rows are not computed on a
+    GPU, and the model's own modules compute in FP32, as those that have no encoder do."""
+    unused_precisions: dict[Literal["fp16", "bf16"], str] = {}
+    """Why ``torch_precision`` is none of these, to follow upon their names."""
     modules_sha256: str | None = None
     """Hash over the files in ``modules/``: ``contract.files.sha256_of_folder``."""
     unused: dict[Tier, str] = {}
@@ -168,6 +171,12 @@ class EngineSpec(GrowingRecord, BaseModel):
         what = {"onnx": "no ONNX file", "torch": "no model.safetensors", "modules": "no folder modules"}[tier]
         why = self.unused.get(tier, f"it has {' and '.join(self.tiers)}")
         return f"engine {self.name} has {what}: {why}"
+
+    @property
+    def precision_on_gpu(self) -> str:
+        """What PyTorch computes the engine in on a GPU, and why in nothing faster, in words."""
+        why_not = "; ".join(f"{name.upper()} {why}" for name, why in self.unused_precisions.items())
+        return f"{(self.torch_precision or 'fp32').upper()}{f' ({why_not})' if why_not else ''}"
 
     @property
     def layout(self) -> Layout:

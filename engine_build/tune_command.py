@@ -31,7 +31,7 @@ def tune(engine: str | None, gpu: int, seconds: float) -> None:
 
     Rows are short (mean 36 tokens), mixed (280) and long (512). What is measured on a GPU is kept in engine.json:
     workers on that kind of GPU then take the runtime that was fastest on mixed rows, if its vectors are those of FP32
-    within the tolerance for FP16. Runtimes that live in different Pythons are measured one after the other.
+    within the tolerance of its precision. Runtimes that live in different Pythons are measured one after the other.
     """
     from engine_build.tuning import measure, runtimes  # here: NumPy and the runtimes, of which --help needs none
 

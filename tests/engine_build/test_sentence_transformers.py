@@ -332,6 +332,7 @@ def test_a_static_model_as_model2vec_leaves_it(tmp_path: Path) -> None:
     said: list[str] = []
     spec = built(folder, said, max_length=None)
     assert (spec.tiers, spec.architecture, spec.max_length) == (("modules",), "StaticEmbedding", 512)
+    assert spec.precision_on_gpu == "FP32"
     assert said[0] == "sentence-transformers truncates none of this model's texts; this engine does at 512 tokens."
     texts = [text for text in TEXTS if text]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
