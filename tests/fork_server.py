@@ -139,7 +139,7 @@ def nest(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]
     theirs.close()
     forking = module_at(TESTS / "forking.py")
     forking.server = forking.Server(ours, environment, request["libraries"])
-    subprocess.Popen = forking.Popen
+    subprocess.Popen = forking.Popen  # type: ignore[misc]
     return request
 
 

@@ -31,7 +31,7 @@ _LIGHT = (
 _HEAVY = ("sentence_transformers", "onnx", "matplotlib.figure", "duckdb", "jinja2")
 _LIBRARIES = {
     **dict.fromkeys(["celery", "worker", "producer"], ()),
-    **dict.fromkeys(["embedmill", "embedmill.child", "engine_build", "verify"], _HEAVY),
+    **dict.fromkeys(["embedmill", "embedmill.child"], _HEAVY),
 }
 """What the programs that are forked need beside ``_LIGHT``."""
 
@@ -87,7 +87,14 @@ class Server:
         command = [sys.executable, "-P", script, str(theirs.fileno()), ",".join(_LIGHT), " " * 8192]
         env = _environment | {"REMAP_SIGTERM": "SIGQUIT", "ROOM": " " * 65536}
         with theirs:
-            _plain(command, env=env, cwd="/", pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            _plain(
+                command,
+                env=env,
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         return cls(ours, _environment)
 
     def takes(self, env: dict[str, str]) -> bool:
@@ -118,23 +125,27 @@ class Popen(subprocess.Popen[Any]):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):  # type: ignore[no-untyped-def]
         global server
-        words = [os.fspath(word) for word in args] if isinstance(args, list | tuple) else []
+        words = list(map(os.fspath, args)) if isinstance(args, list | tuple) else [""]
         safe = words[1:2] == ["-P"]
         python, dash_m, name = [*words[:1], *words[1 + safe : 3 + safe], "", "", ""][:3]
         whole = dict(os.environ if env is None else env)
+        shell, identity, (new_session, group) = rest[2], rest[10:14], rest[14:]
+        dies = getattr(preexec_fn, "__name__", None) == "die_with_parent"
+        usual = (executable, shell, *identity, group) == (None, False, None, None, None, -1, -1)
+        usual = usual and (dies or preexec_fn is None) and all(isinstance(one, str) for one in (*words, *whole))
         with _lock:
-            if cold or (python, dash_m) != (sys.executable, "-m") or name not in _LIBRARIES:
-                return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
-            # The kernel ends it when the thread ends that started the server.
-            if server is None and threading.current_thread() is threading.main_thread():
+            known = usual and (python, dash_m) == (sys.executable, "-m") and name in _LIBRARIES
+            # The kernel ends what is forked when the thread ends that started the server.
+            if known and server is None and not cold and threading.current_thread() is threading.main_thread():
                 server = Server.start()
-            if server is None or not server.takes(whole):
-                return super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
-            *_, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[:9]
+            if cold or not known or server is None or not server.takes(whole):
+                super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)  # type: ignore[misc]
+                return
+            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
             streams = [given if given >= 0 else own for own, given in enumerate((p2cread, c2pwrite, errwrite))]
             request = {
                 "name": name, "words": words, "safe": safe, "env": whole, "cwd": os.path.abspath(cwd or "."),
-                "files": [0, 1, 2, *pass_fds], "session": bool(rest[14]), "dies": preexec_fn is not None,
+                "files": [0, 1, 2, *pass_fds], "session": new_session, "dies": dies,
                 "nested": name == "embedmill", "libraries": _LIBRARIES[name],
             }  # fmt: skip
             self.pid = server.fork(request, [*streams, *pass_fds], _LIBRARIES[name])
