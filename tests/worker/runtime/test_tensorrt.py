@@ -145,7 +145,7 @@ def test_a_process_leaves_no_memory_behind(package: str) -> None:
     before = gpu_memory()
     code = (
         only(package)
-        + "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+        + "from contract.engines import load_engine as l; from worker.runtime.choose import open_engine as o\n"
     )
     code += "with o(l('minilm'), 1): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

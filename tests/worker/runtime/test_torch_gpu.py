@@ -115,7 +115,7 @@ def gpu_memory() -> int:
 def test_a_process_leaves_no_memory_behind() -> None:
     """Of two processes the second is the measure: this one has memory of its own."""
     before = gpu_memory()
-    code = "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+    code = "from contract.engines import load_engine as l; from worker.runtime.choose import open_engine as o\n"
     code += "with o(l('tiny'), 1): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
