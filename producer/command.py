@@ -191,12 +191,7 @@ def main(
     dollars_per_hour: float | None,
 ) -> None:
     """Tokenize a dataset into batches on Redis and see to it that each becomes a Parquet shard."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=STDERR, show_time=False, show_level=False, show_path=False)],
-    )
-    logging.getLogger("embedmill.producer").setLevel(logging.INFO)
+    _set_up_log()
     if context.invoked_subcommand:
         return
     if dataset is None:
@@ -238,6 +233,16 @@ def main(
 
 for _command in (status, retry, list_jobs, cancel, clean, push):
     main.add_command(_command)
+
+
+def _set_up_log() -> None:
+    """Warnings of any library, and what the producer itself has to say, on stderr as plain lines."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=STDERR, show_time=False, show_level=False, show_path=False)],
+    )
+    logging.getLogger("embedmill.producer").setLevel(logging.INFO)
 
 
 def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:

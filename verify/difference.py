@@ -188,7 +188,6 @@ def difference(left: Side, right: Side, *, sample: int, seed: int, least: float)
         nearest(side, wanted.tolist(), mine, scan.both, NEAREST)
         for side, mine in zip((left, right), vectors, strict=True)
     ]
-    found = [one.rows for one in nearby]
     kept, first_kept = _kept((left, right), vectors, nearby)
     shares = kept / NEAREST
     whole = len(wanted) == scan.both.sum()
@@ -209,7 +208,7 @@ def difference(left: Side, right: Side, *, sample: int, seed: int, least: float)
         first_kept=float(first_kept.mean()),
         cosines=None if scan.cosines is None else _summed(scan.cosines[scan.both]),
         least=least,
-        worst=_worst(left, wanted, kept, found, scan.cosines, texts),
+        worst=_worst(left, wanted, kept, [one.rows for one in nearby], scan.cosines, texts),
     )
 
 
