@@ -1,5 +1,6 @@
 """A small seeded model with a real tokenizer, for where the vectors' meaning does not matter."""
 
+import functools
 from pathlib import Path
 
 import transformers
@@ -49,6 +50,15 @@ def save_tiny_model(folder: Path, model_type: str = "bert", vocabulary: int = 10
 
 def save_tiny_tokenizer(folder: Path, vocabulary: int, padding_side: str = "right") -> None:
     """A WordPiece tokenizer of at most so many entries, trained on the Jargon File."""
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_trained(vocabulary),  # which it copies
+        **SPECIAL_TOKENS,
+        padding_side=padding_side,
+    ).save_pretrained(folder)
+
+
+@functools.cache
+def _trained(vocabulary: int) -> Tokenizer:
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = BertNormalizer()
     tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -58,11 +68,7 @@ def save_tiny_tokenizer(folder: Path, vocabulary: int, padding_side: str = "righ
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **SPECIAL_TOKENS,
-        padding_side=padding_side,
-    ).save_pretrained(folder)
+    return tokenizer
 
 
 def save_bert_base(folder: Path) -> Path:

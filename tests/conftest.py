@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from contract.deferred import deferred
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.graph import Pooling
 from contract.settings import settings
 from tests import forking

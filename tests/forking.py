@@ -150,4 +150,4 @@ class Popen(subprocess.Popen[Any]):
             }  # fmt: skip
             self.pid = server.fork(request, [*streams, *pass_fds], _LIBRARIES[name])
             self._child_created = True
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)

@@ -1,5 +1,6 @@
 """What two jobs of the same rows differ in: cosines, neighbours, and the rows that differ most."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,12 +10,14 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from contract.errors import UserError
 from contract.words import count
 from verify.comparison import excerpt
-from verify.neighbours import nearest
+from verify.neighbours import Neighbours, cosines_to, nearest
 from verify.two_jobs import Side, in_step, same_texts
 
 NEAREST = 10
 """Neighbours of a row that are compared."""
 
+_NOISE = 1e-6
+"""Cosines that differ by less are equal: so much the same engine's differ where rows were computed beside others."""
 _LISTED = 10
 """Rows that differ most."""
 _TEXT = 200
@@ -181,11 +184,12 @@ def difference(left: Side, right: Side, *, sample: int, seed: int, least: float)
         )
     with_both = scan.both[wanted]
     wanted, vectors = wanted[with_both], [one[with_both] for one in scan.vectors]
-    found = [
-        nearest(side, wanted.tolist(), mine, scan.both, NEAREST).rows
+    nearby = [
+        nearest(side, wanted.tolist(), mine, scan.both, NEAREST)
         for side, mine in zip((left, right), vectors, strict=True)
     ]
-    kept = np.array([len(set(first) & set(second)) for first, second in zip(*map(_lists, found), strict=True)])
+    found = [one.rows for one in nearby]
+    kept, first_kept = _kept((left, right), vectors, nearby)
     shares = kept / NEAREST
     whole = len(wanted) == scan.both.sum()
     return Difference(
@@ -202,15 +206,38 @@ def difference(left: Side, right: Side, *, sample: int, seed: int, least: float)
         overlap=float(shares.mean()),
         overlap_error=0.0 if whole else float(_Z * shares.std(ddof=1) / np.sqrt(len(shares))),
         kept=tuple(np.bincount(kept, minlength=NEAREST + 1).tolist()),
-        first_kept=float((found[0][:, 0] == found[1][:, 0]).mean()),
+        first_kept=float(first_kept.mean()),
         cosines=None if scan.cosines is None else _summed(scan.cosines[scan.both]),
         least=least,
         worst=_worst(left, wanted, kept, found, scan.cosines, texts),
     )
 
 
-def _lists(found: npt.NDArray[np.int64]) -> list[list[int]]:
-    return found.tolist()
+def _kept(
+    sides: Sequence[Side], vectors: Sequence[npt.NDArray[np.float32]], found: Sequence[Neighbours]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """How many of its neighbours each row keeps, and whether it keeps the nearest.
+
+    Neighbours that both jobs have at the same distance, but for noise, may have changed places.
+
+    Args:
+        sides: the two jobs.
+        vectors: of each, the rows' ``[n, elements]``.
+        found: of each, the rows' neighbours.
+    """
+    same = [(mine.rows[:, :, None] == other.rows[:, None, :]).any(2) for mine, other in (found, found[::-1])]
+    differ = np.flatnonzero((found[0].rows[:, 0] != found[1].rows[:, 0]) | ~same[0].all(1))
+    reach, first = np.zeros((2, len(differ)), np.int64), np.ones((2, len(differ)), bool)
+    if len(differ):
+        for number, other in ((0, 1), (1, 0)):  # of one job's neighbours, those that the other's could be as well
+            mine, theirs = found[number].rows[differ], found[other].cosines[differ]
+            cosines = cosines_to(sides[other], vectors[other][differ], mine)
+            reach[number] = ((cosines >= theirs[:, -1:] - _NOISE) & ~same[number][differ]).sum(1)
+            first[number] = cosines[:, 0] >= theirs[:, 0] - _NOISE
+    kept, first_kept = same[0].sum(1), np.ones(len(same[0]), bool)
+    kept[differ] += reach.min(0)
+    first_kept[differ] = first.all(0)
+    return kept, first_kept
 
 
 def _described(side: Side) -> Compared:

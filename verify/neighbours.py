@@ -58,6 +58,25 @@ def nearest(
     return best
 
 
+def cosines_to(side: Chunked, vectors: _Floats, rows: npt.NDArray[np.int64]) -> _Floats:
+    """Cosines of queries and chosen rows.
+
+    Args:
+        side: the job.
+        vectors: ``[n, elements]``, the queries'.
+        rows: ``[n, k]``: of each query the row ids, which have a vector.
+
+    Returns:
+        ``[n, k]``.
+    """
+    mine, found = unit(vectors), np.zeros(rows.shape, np.float32)
+    for chunk in side.chunks():
+        queries, places = np.nonzero((rows >= chunk.rows.start) & (rows < chunk.rows.stop))
+        theirs = unit(chunk.vectors[rows[queries, places] - chunk.rows.start])
+        found[queries, places] = np.einsum("ij,ij->i", mine[queries], theirs)
+    return found
+
+
 def _merged(best: Neighbours, cosines: _Floats, rows: npt.NDArray[np.int64], most: int) -> Neighbours:
     """The nearest of those that were found before and of these."""
     all_cosines = np.hstack([best.cosines, cosines])

@@ -1,5 +1,6 @@
 """``report.html``: the verdict and its pictures as one file that needs no network and runs no script."""
 
+import functools
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ LIBRARIES = (
 """Whose versions the page names."""
 
 
+@functools.cache
 def template(name: str) -> Template:
     """A page to fill in, a file beside this one; whatever is put into it is escaped."""
     environment = Environment(

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.tiny_model import save_tiny_model
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.graph import Pooling
@@ -25,7 +26,6 @@ from engine_build.export import onnx_from_torch
 from engine_build.model import Head
 from engine_build.packed import packed_onnx_from_torch
 from engine_build.profiles import PlanOptions, packed_shapes, padded_shapes
-from engine_build.tiers import EXPORTED
 from tests.conftest import JARGON
 from tests.engine_build.encoders import FAMILY, OTHERS, encoder_of
 from worker.runtime.gpus import tensorrt_package
@@ -39,12 +39,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each architecture. BERT's attention heads are 64 wide, so that it can be packed too."""
-    folder = tmp_path_factory.mktemp("models")
-    wide = {"hidden_size": 128, "num_attention_heads": 2}
-    return {name: save_tiny_model(folder / name, name, **(wide if name == "bert" else {})) for name in EXPORTED}
+def model_of(architecture: str, folder: Path) -> Path:
+    """A tiny model of one layer. BERT's attention heads are 64 wide, so that it can be packed too."""
+    wide = {"hidden_size": 128, "num_attention_heads": 2} if architecture == "bert" else {}
+    layers = "n_layers" if architecture == "distilbert" else "num_hidden_layers"
+    return save_tiny_model(folder / architecture, architecture, **{layers: 1}, **wide)
 
 
 @pytest.fixture
@@ -68,14 +67,13 @@ def run(*arguments: str) -> tuple[int, str]:
         *itertools.product(OTHERS, ("mean",)),
     ],
 )
-def test_every_padded_graph_is_parsed_and_built(
-    architecture: str, pooling: Pooling, models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_every_padded_graph_is_parsed_and_built(architecture: str, pooling: Pooling, tmp_path: Path) -> None:
     from engine_build.onnx_to_plan import plan_from_onnx
 
     file = tmp_path / "model.fp16.onnx"
     steps: list[tuple[str, int, int]] = []
-    onnx_from_torch(encoder_of(models[architecture]).half(), pooling, Head([], None, pooling != "tokens"), file)
+    encoder = encoder_of(model_of(architecture, tmp_path)).half()
+    onnx_from_torch(encoder, pooling, Head([], None, pooling != "tokens"), file)
     plan = plan_from_onnx(
         file,
         PROFILES,
@@ -91,12 +89,12 @@ def test_every_padded_graph_is_parsed_and_built(
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_packed_graph_needs_a_plugin_that_only_tensorrt_has(models: dict[str, Path], tmp_path: Path) -> None:
+def test_the_packed_graph_needs_a_plugin_that_only_tensorrt_has(tmp_path: Path) -> None:
     from engine_build.onnx_to_plan import has_attention_plugin, plan_from_onnx
 
     assert not has_attention_plugin()
     file = tmp_path / "model.packed.onnx"
-    packed_onnx_from_torch(encoder_of(models["bert"]).half(), "mean", Head([], None, True), file)
+    packed_onnx_from_torch(encoder_of(model_of("bert", tmp_path)).half(), "mean", Head([], None, True), file)
     shapes = [packed_shapes(PackedProfile(24, 1536), 512, "mean")]
     with pytest.raises(UserError, match=r"TensorRT RTX [\d.]+ cannot read .*CustomQKVToContextPluginDynamic"):
         plan_from_onnx(file, shapes, OPTIONS, sm=80, cache=tmp_path / "cache", step=lambda what, done, total: None)

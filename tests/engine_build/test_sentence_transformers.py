@@ -32,7 +32,7 @@ from contract.errors import UserError
 from contract.graph import OUTPUT
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
 from tests.contract.samples import a_job
 from verify.reference import open_model
@@ -99,10 +99,11 @@ def built(folder: Path, said: list[str] | None = None, max_length: int | None = 
 def saved(
     folder: Path, *after: Any, prompts: dict[str, str] | None = None, default: str | None = None, **of: Any
 ) -> Path:
-    """A folder as ``SentenceTransformer.save`` leaves it: a tiny BERT and these modules after it."""
-    first = Transformer(str(save_tiny_model(folder / "transformer")), **{"max_seq_length": LENGTH} | of)
+    """A folder as ``SentenceTransformer.save`` leaves it: a tiny BERT of one layer and these modules after it."""
+    encoder = save_tiny_model(folder / "transformer", num_hidden_layers=1)
+    first = Transformer(str(encoder), **{"max_seq_length": LENGTH} | of)
     model = SentenceTransformer(modules=[first, *after], prompts=prompts, default_prompt_name=default, device="cpu")
-    model.save(str(folder / "saved"))
+    model.save(str(folder / "saved"), create_model_card=False)
     return folder / "saved"
 
 
@@ -113,7 +114,7 @@ def edit(file: Path, change: Callable[[Any], Any]) -> None:
 def test_minilm_gives_the_vectors_of_sentence_transformers(minilm: EngineSpec) -> None:
     texts = [json.loads(line)["text"] for line in JARGON.read_text(encoding="utf-8").splitlines()]
     longest = sorted(texts, key=len)[-3:]
-    chosen = texts[:: len(texts) // 32] + longest
+    chosen = texts[:: len(texts) // 12] + longest
     reference = SentenceTransformer(str(MINILM), device="cpu")
     reference.max_seq_length = 512
     expected = reference.encode(chosen, batch_size=8, show_progress_bar=False)
@@ -315,7 +316,7 @@ def test_the_models_own_modules_leave_a_prompt_out_too(tmp_path: Path) -> None:
     model = SentenceTransformer(
         modules=[first, Pooling(32, "mean", include_prompt=False)], prompts={"doc": "A text: "}, device="cpu"
     )
-    model.save(str(tmp_path / "instructor"))
+    model.save(str(tmp_path / "instructor"), create_model_card=False)
     spec = built(tmp_path / "instructor")
     assert spec.tiers == ("modules",)
     expected = model.encode(TEXTS, prompt_name="doc", show_progress_bar=False)
@@ -331,6 +332,7 @@ def test_a_static_model_as_model2vec_leaves_it(tmp_path: Path) -> None:
     said: list[str] = []
     spec = built(folder, said, max_length=None)
     assert (spec.tiers, spec.architecture, spec.max_length) == (("modules",), "StaticEmbedding", 512)
+    assert spec.precision_on_gpu == "FP32"
     assert said[0] == "sentence-transformers truncates none of this model's texts; this engine does at 512 tokens."
     texts = [text for text in TEXTS if text]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
@@ -421,7 +423,7 @@ def test_the_encoder_of_a_folder_of_its_own_is_taken_and_not_other_weights_in_th
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, inner)
     edit(folder / "modules.json", lambda modules: [modules[0] | {"path": "0_Transformer"}, *modules[1:]])
-    save_tiny_model(tmp_path / "other", initializer_range=0.5)
+    save_tiny_model(tmp_path / "other", initializer_range=0.5, num_hidden_layers=1)
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     equal(folder)
     (folder / "config.json").unlink()

@@ -21,6 +21,8 @@ from tests.verify.jobs import finished_job, rewrite, save_texts, with_value
 from tests.verify.test_command import failed, failing_rows, verdict, verify
 from verify.readings import read_twice
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 _WHITE = re.findall(r"\s", "".join(map(chr, range(sys.maxunicode + 1))))
 _NEARLY = ["\u200b", "\u2060", "\ufeff", "\u180e", "\0", " \u200b ", "\t.", "a" + "\u3000" * 9, "\x1b", "\u2800"]
 """What looks blank in a terminal, and is not."""

@@ -31,6 +31,8 @@ from tests.verify.jobs import (
 )
 from verify.command import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def verify(*arguments: object) -> Result:
     """The command in this process; it must end by itself, and not by an error of its own."""

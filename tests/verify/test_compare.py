@@ -6,16 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.shard import open_file
 from tests.conftest import build_engine
-from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_value
+from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_column, with_value
 from verify.compare import main
 from verify.difference import NEAREST
 
@@ -99,6 +100,24 @@ def test_a_job_keeps_all_of_its_own_copys_neighbours(job: Job, tiny: EngineSpec,
     )
     assert found["cosines"]["lowest"] == pytest.approx(1, abs=1e-6)
     assert found == figures(job, copy)
+
+
+def test_neighbours_at_the_same_distance_but_for_noise_may_change_places(job: Job, tiny: EngineSpec) -> None:
+    """Five groups of 30 equal texts: the vectors of a group are equal up to noise, which is another in the copy."""
+    texts = save_texts(Path("groups"), [f"{'spam and ' * (row // 30)}eggs" for row in range(150)])
+    left, right = (finished_job(tiny, texts, batch_rows=size) for size in (150, 149))
+    chance = np.random.default_rng(3)
+
+    def noisy(table: pa.Table) -> pa.Table:
+        kind = table.schema.field("embedding").type
+        rows = np.stack(table["embedding"].to_numpy())
+        rows = rows * (1 + chance.normal(size=rows.shape) * 1e-7)
+        return with_column(table, "embedding", pa.array(list(rows.astype(np.float32)), kind))
+
+    rewrite(right, 0, noisy)
+    assert compare(left.folder, right.folder, "--sample", "all").exit_code == 0
+    found = figures(left, right)
+    assert (found["overlap"], found["first_kept"], found["worst"]) == (1, 1, [])
 
 
 def test_a_changed_vector_is_the_row_that_differs_most(job: Job, tiny: EngineSpec, dataset: Path) -> None:

@@ -21,6 +21,8 @@ from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, with_value
 from tests.verify.test_command import failed, failing_rows, verdict, verify
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 _WITH = [text for text in TEXTS if text is not None]
 
 

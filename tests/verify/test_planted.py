@@ -14,6 +14,8 @@ from contract.job import Job
 from tests.verify.jobs import finished_job, plant, save_texts, scaled, with_column, with_element, with_value
 from verify.command import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS, BATCH_ROWS = 2500, 256
 
 

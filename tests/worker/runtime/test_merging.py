@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 import transformers
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
@@ -88,14 +89,16 @@ def test_a_weight_that_is_computed_is_left_alone() -> None:
     torch.testing.assert_close(found, model(hidden).detach())
 
 
-@pytest.mark.slow
 def test_what_is_compiled_of_a_merged_graph_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Else a worker traces anew at each start what ``engine_build compile`` has kept."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     counters["aot_autograd"].clear()
+    # By PyTorch's own kernels: that of each operation a C++ compiler makes one takes ten times the time of all else.
+    monkeypatch.setattr(torch._inductor.config, "fallback_by_default", True)
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # and no processes that wait to compile some
     model = transformers.BertModel(
-        transformers.BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2)
+        transformers.BertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=100)
     ).eval()
     layer = model.encoder.layer[0]
     layer.compile(dynamic=False, backend=merging_backend)
