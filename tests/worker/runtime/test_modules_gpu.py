@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec
-from contract.engines import engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.settings import settings
 from tests.worker.runtime.test_torch_gpu import ROOT, batch, jargon
 from worker.runtime.choose import open_engine
