@@ -76,20 +76,25 @@ def begin(request: dict[str, Any], files: list[int], connection: socket.socket) 
         connection.send(pid)
         connection.close()
         return serve(socket.socket(fileno=files[0]))
-    become(request, files)
+    become(request)
     connection.send(pid)
-    connection.close()
+    connection.close()  # before another file gets its number
+    take(files, request["files"])
     return request
 
 
-def become(request: dict[str, Any], files: list[int]) -> None:
-    """Make this process what was asked for."""
+def take(files: list[int], numbers: list[int]) -> None:
+    """Give the files these numbers."""
     high = [fcntl.fcntl(file, fcntl.F_DUPFD, 200) for file in files]
     for file in files:
         os.close(file)
-    for source, target in zip(high, request["files"], strict=True):
+    for source, target in zip(high, numbers, strict=True):
         os.dup2(source, target)
         os.close(source)
+
+
+def become(request: dict[str, Any]) -> None:
+    """Make this process what was asked for, but for its files."""
     if request["session"]:
         os.setsid()
     if request["dies"]:

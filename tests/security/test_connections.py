@@ -153,7 +153,7 @@ def test_a_server_that_is_not_who_it_should_be_is_refused(
         began = time.monotonic()
         with ThreadPoolExecutor() as both:
             refusals = list(both.map(lambda command: run(*command, expect=1), (COMMAND, WORKER)))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50  # of the 60 s of patience
     for refusal in refusals:
         line = refusal.stderr.strip().splitlines()[-1]
         assert line.startswith(f"Error: Redis at rediss://localhost:{port}/0 is not trusted (")
