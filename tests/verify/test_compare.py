@@ -103,7 +103,7 @@ def test_a_job_keeps_all_of_its_own_copys_neighbours(job: Job, tiny: EngineSpec,
 
 
 def test_neighbours_at_the_same_distance_but_for_noise_may_change_places(job: Job, tiny: EngineSpec) -> None:
-    """Five groups of 30 equal texts: each group has vectors that are equal up to noise, which is another in the copy."""
+    """Five groups of 30 equal texts, whose vectors are equal up to noise, which is another in the copy."""
     texts = save_texts(Path("groups"), [f"{'spam and ' * (row // 30)}eggs" for row in range(150)])
     left, right = (finished_job(tiny, texts, batch_rows=size) for size in (150, 149))
     chance = np.random.default_rng(3)
