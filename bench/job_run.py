@@ -21,11 +21,11 @@ from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
 from embedmill.processes import celery_worker, die_with_parent, process, redis_server
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.request import JobRequest, resolve
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 
 _SAMPLED = 8
 """Batches that the engine's own speed is measured on."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.plan import BatchShape
 from engine_build.bench.tensorrt import tensorrt_bench
 from engine_build.options import ShapeType

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from bench.families import save_family
 from bench.machine import machine
+from bench.options import records_in
 from bench.tiny_model import JARGON
 from bench.watched import families_of_processes, memory_of
 from contract.engine import EngineSpec
@@ -38,12 +39,11 @@ from contract.store import location
 from embedmill.processes import celery_worker, process, redis_server
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 
-_ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (512, 8192)
 _REVIEW, _EVERY = 280, 200
 """Tokens of a row of the mixed dataset, but for every so-manieth, which has as many as the longer engine takes."""
@@ -231,13 +231,7 @@ def table(found: list[Held]) -> str:
 
 @click.command()
 @click.option("--only", help="Only the cases computed by this: nothing, torch. The others' records stay.")
-@click.option(
-    "--json",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=_ROOT / "docs" / "benchmarks" / "memory.json",
-    help="Where the records go.  [default: docs/benchmarks/memory.json]",
-)
+@records_in("memory.json")
 def main(only: str | None, target: Path) -> None:
     """Measure the memory of producer, Redis and worker with rows of 512 and of 8,192 tokens."""
     console = Console(stderr=True, highlight=False)

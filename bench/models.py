@@ -26,7 +26,7 @@ from engine_build.compare_export import truncate_at
 from engine_build.model import longest
 from engine_build.outputs import opened_parts
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from worker.runtime.choose import RUNTIMES
 from worker.runtime.interface import Engine
 from worker.runtime.modules import ModulesEngine

@@ -17,7 +17,7 @@ from bench.records import Record
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from embedmill.processes import die_with_parent
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 
 Base = Callable[..., Record]
 """Makes a record of this dataset, machine and model."""

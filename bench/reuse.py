@@ -15,19 +15,20 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.job import Job
 from contract.settings import put
 from contract.shard import read_info
 from contract.store import location
 from contract.verdict import summary
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.repeats import repeated_work
 from producer.request import JobRequest, resolve
 from producer.reuse import index_of
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from verify.command import run
 from verify.terminal import Terminal
 from worker.embed import Embedder

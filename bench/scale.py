@@ -24,8 +24,8 @@ from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.store import location
 from embedmill.processes import redis_server
+from producer.batches import Work
 from producer.driver import Driver
-from producer.making import Work
 from producer.tokenizing import tokenizing_apart
 
 _EPILOG = """\b

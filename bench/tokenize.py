@@ -30,17 +30,17 @@ from tokenizers.trainers import WordPieceTrainer
 from bench.machine import machine
 from bench.texts import JARGON, KINDS, write
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.working import WorkerLedger
 from contract.settings import settings
 from contract.store import location
 from embedmill.processes import redis_server
-from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenizer_from
+from producer.batches import Work, batch_of
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.texts import DatasetSource, TextDataset
+from producer.tokenizer import RowTokenizer, open_tokenizer, tokenizer_from
 from producer.tokenizing import Made, tokenizing_apart
 
 _EPILOG = """\b

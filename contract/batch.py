@@ -39,7 +39,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from contract.graph import INPUTS
-from contract.origins import BYTES, Origins, of_fixed, to_fixed
+from contract.origins import BYTES, Origins, fixed_of_hashes, hashes_of_fixed
 from contract.tokens import Int32, TokenRows
 from contract.words import count
 
@@ -172,7 +172,7 @@ class Batch:
     def _origin_columns(self, rows: slice) -> list[pa.Array]:
         origins = self.origins or Origins.unknown(len(self))
         numbers = (origins.job, origins.batch, origins.row)
-        return [to_fixed(origins.hashes[rows]), *(pa.array(values[rows]) for values in numbers)]
+        return [fixed_of_hashes(origins.hashes[rows]), *(pa.array(values[rows]) for values in numbers)]
 
     @classmethod
     def from_bytes(cls, payload: bytes) -> "Batch":
@@ -238,7 +238,7 @@ class _Part(NamedTuple):
 
 def _origins(record: pa.RecordBatch) -> Origins:
     columns = (record.column(name).to_numpy() for name in _FROM)
-    return Origins(of_fixed(record.column("text_hash")), *columns)
+    return Origins(hashes_of_fixed(record.column("text_hash")), *columns)
 
 
 def _kept_columns(schema: pa.Schema) -> list[str]:

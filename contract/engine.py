@@ -14,17 +14,14 @@ engines/<name>/
 Not every engine has all of them: see ``Tier``.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from contract.errors import UserError, first_fault
+from contract.errors import UserError
 from contract.files import sha256_of, sha256_of_folder, write_atomically
 from contract.graph import Pooling
 from contract.plan import PlanSpec
@@ -89,8 +86,11 @@ class EngineSpec(GrowingRecord, BaseModel):
     torch_sha256: str | None
     """SHA-256 of ``model.safetensors``."""
     torch_precision: Literal["fp16", "bf16"] | None
-    """What PyTorch computes packed rows in on a GPU: BF16 where values of this model are too large for FP16. None where
-    there is no ``model.safetensors``, or neither gives the vectors of ``encode()`` within its tolerance."""
+    """What PyTorch computes the model's encoder in on a GPU: BF16 where values of this model are too large for FP16.
+    None where neither gives the vectors of ``encode()`` within its tolerance: then packed rows are not computed on a
+    GPU, and the model's own modules compute in FP32, as those that have no encoder do."""
+    unused_precisions: dict[Literal["fp16", "bf16"], str] = {}
+    """Why ``torch_precision`` is none of these, to follow upon their names."""
     modules_sha256: str | None = None
     """Hash over the files in ``modules/``: ``contract.files.sha256_of_folder``."""
     unused: dict[Tier, str] = {}
@@ -171,6 +171,12 @@ class EngineSpec(GrowingRecord, BaseModel):
         what = {"onnx": "no ONNX file", "torch": "no model.safetensors", "modules": "no folder modules"}[tier]
         why = self.unused.get(tier, f"it has {' and '.join(self.tiers)}")
         return f"engine {self.name} has {what}: {why}"
+
+    @property
+    def precision_on_gpu(self) -> str:
+        """What PyTorch computes the engine in on a GPU, and why in nothing faster, in words."""
+        why_not = "; ".join(f"{name.upper()} {why}" for name, why in self.unused_precisions.items())
+        return f"{(self.torch_precision or 'fp32').upper()}{f' ({why_not})' if why_not else ''}"
 
     @property
     def layout(self) -> Layout:
@@ -307,44 +313,6 @@ class EngineSpec(GrowingRecord, BaseModel):
         """
         return self._checked(compiled.file, compiled.sha256, self._compile)
 
-    def with_plan(self, plan: PlanSpec) -> "EngineSpec":
-        """Record a plan in ``engine.json``; it replaces one for the same TensorRT and compute capability, which is
-        removed.
-
-        Returns:
-            What ``engine.json`` says now.
-        """
-        return self._with("plans", plan, lambda other: (other.tensorrt, other.sm) == (plan.tensorrt, plan.sm))
-
-    def with_compiled(self, compiled: CompiledSpec) -> "EngineSpec":
-        """Record compiled graphs, as ``with_plan``."""
-        return self._with("compiled", compiled, lambda other: (other.torch, other.sm) == (compiled.torch, compiled.sm))
-
-    def with_measurement(self, measured: Measurement) -> "EngineSpec":
-        """Record a measurement; it replaces one of the same GPU and runtime."""
-        return self._with(
-            "measured", measured, lambda other: (other.gpu, other.runtime) == (measured.gpu, measured.runtime)
-        )
-
-    def _with(self, field: str, record: BaseModel, replaces: Callable[[Any], bool]) -> "EngineSpec":
-        """Add a record to one of the last three fields, instead of those that it replaces, whose files are removed, and
-        of those that cannot be used, whose files stay."""
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)  # two GPUs' builds may end at once
-            now = _read(self.folder)
-            others: tuple[BaseModel, ...] = getattr(now, field)
-            replaced = [other for other in others if replaces(other)]
-            kept = [other for other in others if other not in replaced]
-            now = now.with_entries(field, (*kept, record))
-            now.write()
-            old = {getattr(other, "file", None) for other in replaced} - {getattr(record, "file", None)}
-            for file in filter(None, old):
-                (self.folder / file).unlink(missing_ok=True)
-        finally:
-            os.close(folder)
-        return now
-
     def write(self, folder: Path | None = None) -> None:
         """Write ``engine.json``.
 
@@ -365,40 +333,3 @@ def engine_folder(name: str) -> Path:
         raise UserError(f"{name!r} is no engine name", "expected a plain folder name, such as bert-base-cased")
     folder, kept = settings().engines / name, engines_in_cache() / name
     return kept if not folder.exists() and (kept / "engine.json").is_file() else folder
-
-
-def load_engine(name: str | None = None) -> EngineSpec:
-    """The engine of this name; without one, ``EMBEDMILL_ENGINE``, or else the engine that was built last.
-
-    Raises:
-        UserError: there is no such engine, or its ``engine.json`` cannot be read.
-    """
-    name = name or settings().engine
-    if name:
-        return _read(engine_folder(name))
-    found = [_read(file.parent) for file in settings().engines.glob("*/engine.json")]
-    if not found:
-        raise UserError(
-            f"no engine in {settings().engines.absolute()}",
-            "an engine must be built before anything can be embedded",
-            "build one: python -m engine_build --model bert-base-cased",
-        )
-    return max(found, key=lambda spec: spec.created)
-
-
-def _read(folder: Path) -> EngineSpec:
-    file = folder / "engine.json"
-    try:
-        return EngineSpec.model_validate_json(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        built = sorted(path.parent.name for path in settings().engines.glob("*/engine.json"))
-        raise UserError(
-            f"no engine {folder.name} in {settings().engines.absolute()}",
-            f"there: {', '.join(built) or 'none'}",
-            f"build it: python -m engine_build --model MODEL --name {folder.name}",
-        ) from None
-    except ValidationError as error:
-        raise UserError(
-            f"{file} is not an engine of this version ({first_fault(error)})",
-            hint=f"build it again: rm -r {folder} && python -m engine_build --model MODEL --name {folder.name}",
-        ) from None

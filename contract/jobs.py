@@ -1,35 +1,12 @@
-"""Finding a job: by its folder, its id or its name, or the latest one; and the engine that it was begun with."""
+"""Finding a job: by its folder, its id or its name, or the latest one."""
 
 import contextlib
 import re
 
-from contract.engine import EngineSpec, load_engine
 from contract.errors import UserError
 from contract.job import NAME, Job, load_job
 from contract.settings import settings
 from contract.store import Location, location
-
-_THAT_ENGINE = "point EMBEDMILL_ENGINES to the folder that holds that engine, or run the producer again for a new job"
-
-
-def engine_of(job: Job, hint: str = _THAT_ENGINE) -> EngineSpec:
-    """The engine that a job was begun with.
-
-    Args:
-        job: the job.
-        hint: what to do where another engine has its name by now.
-
-    Raises:
-        UserError: it is gone, or is another one by now.
-    """
-    spec = load_engine(job.engine)
-    if spec.fingerprint != job.fingerprint:
-        raise UserError(
-            f"engine {spec.name} has fingerprint {spec.fingerprint}",
-            f"job {job.id} was made with fingerprint {job.fingerprint}",
-            hint,
-        )
-    return spec
 
 
 def latest_job() -> Job:

@@ -1,7 +1,7 @@
-"""Which text each row of a batch has, and where a vector that is there already is taken from.
+"""Of each row of a batch: which text it has, and which earlier job has that text's vector.
 
-Two rows have the same text if the first 128 bits of the SHA-256 of their texts are the same. The hash is a
-cryptographic one, so that nobody can write a text that takes another one's vector.
+Two rows have the same text if the first 128 bits of the SHA-256 of their texts are equal. The hash is cryptographic, so
+nobody can write a text that is given another text's vector.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ Hashes = npt.NDArray[np.uint64]
 BYTES = 16
 """Of a hash."""
 
-HERE = -1
-"""The number of the earlier job of a row whose vector is not taken from any."""
+NO_JOB = -1
+"""In place of an earlier job's number: the row takes no vector."""
 
 
 def hashes_of(texts: Sequence[str | None]) -> Hashes:
-    """The hashes of ``n`` texts, each without a prefix; None for a row without a text."""
+    """The hashes of ``n`` texts without their prefix; None for a row without a text."""
     nothing = bytes(BYTES)
     # Half of a surrogate pair, which a Python string can hold and UTF-8 cannot, is hashed as it is.
     parts = [
@@ -36,20 +36,20 @@ def hashes_of(texts: Sequence[str | None]) -> Hashes:
     return np.frombuffer(b"".join(parts), "<u8").reshape(-1, 2)
 
 
-def to_fixed(hashes: Hashes) -> pa.Array:
+def fixed_of_hashes(hashes: Hashes) -> pa.Array:
     """The hashes as they travel in a batch: 16 bytes each, zeros for a row without a text."""
     data = np.ascontiguousarray(hashes, "<u8")
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(BYTES), len(hashes), [None, pa.py_buffer(data)])
 
 
-def of_fixed(column: pa.Array) -> Hashes:
-    """The inverse of ``to_fixed``."""
+def hashes_of_fixed(column: pa.Array) -> Hashes:
+    """The inverse of ``fixed_of_hashes``."""
     if not len(column):
         return np.empty((0, 2), np.uint64)
     return np.frombuffer(column.buffers()[1] or b"", "<u8", 2 * len(column), BYTES * column.offset).reshape(-1, 2)
 
 
-def to_column(hashes: Hashes) -> pa.Array:
+def column_of_hashes(hashes: Hashes) -> pa.Array:
     """A shard's ``text_hash``: binary, null for a row without a text."""
     there = pa.array(hashes.any(axis=1))
     ends = np.arange(len(hashes) + 1, dtype=np.int32) * BYTES
@@ -59,8 +59,8 @@ def to_column(hashes: Hashes) -> pa.Array:
     )
 
 
-def of_column(column: pa.Array) -> Hashes:
-    """The inverse of ``to_column``.
+def hashes_of_column(column: pa.Array) -> Hashes:
+    """The inverse of ``column_of_hashes``.
 
     Raises:
         ValueError: a value is no hash.
@@ -77,31 +77,31 @@ def of_column(column: pa.Array) -> Hashes:
 
 @dataclass(frozen=True, eq=False)
 class Origins:
-    """Of each of ``n`` rows of a batch its text's hash, and where its vector comes from."""
+    """Of each of ``n`` rows of a batch: its text's hash, and where its vector is taken from."""
 
     hashes: Hashes
     """``[n, 2]``"""
     job: Int32
-    """``[n]``: the number of the earlier job in ``Job.sources`` that has the row's vector; ``HERE`` for none."""
+    """``[n]``: the earlier job that has the row's vector, by its number in ``Job.sources``; ``NO_JOB`` for none."""
     batch: Int32
-    """``[n]``: the number of the batch there."""
+    """``[n]``: which of that job's batches has it."""
     row: Int32
-    """``[n]``: the index of the row in that batch's shard."""
+    """``[n]``: the row's index in that batch's shard."""
 
     @classmethod
     def of(cls, hashes: Hashes) -> "Origins":
-        """Of rows whose vectors are in no earlier job."""
+        """Rows with these texts, of which none takes its vector from an earlier job."""
         zeros = np.zeros(len(hashes), np.int32)
-        return cls(hashes, np.full(len(hashes), HERE, np.int32), zeros, zeros)
+        return cls(hashes, np.full(len(hashes), NO_JOB, np.int32), zeros, zeros)
 
     @classmethod
     def unknown(cls, rows: int) -> "Origins":
-        """Of rows of which no text is known."""
+        """Rows whose texts are not known."""
         return cls.of(np.zeros((rows, 2), np.uint64))
 
     @classmethod
     def joined(cls, parts: "Sequence[Origins]") -> "Origins":
-        """The rows of one after the other's."""
+        """The rows of several, one after the other."""
         columns = ([getattr(part, name) for part in parts] for name in ("hashes", "job", "batch", "row"))
         return cls(*map(np.concatenate, columns))
 
@@ -115,11 +115,11 @@ class Origins:
     @property
     def taken(self) -> npt.NDArray[np.bool_]:
         """``[n]``: whether the row takes its vector from an earlier job."""
-        return self.job != HERE
+        return self.job != NO_JOB
 
     @property
     def firsts(self) -> npt.NDArray[np.intp]:
-        """``[n]``: the first row with the same text; a row whose text is not known is alone."""
+        """``[n]``: the first row of the batch with the same text; for a row without a known text the row itself."""
         _, index, inverse = np.unique(self.hashes[:, 0], return_index=True, return_inverse=True)
         first = index[inverse]
         same = (self.hashes == self.hashes[first]).all(axis=1) & self.hashes.any(axis=1)
@@ -127,5 +127,5 @@ class Origins:
 
     @property
     def repeated(self) -> npt.NDArray[np.bool_]:
-        """``[n]``: whether the row has the text of an earlier row of the batch, whose vector it gets."""
+        """``[n]``: whether the row has the same text as an earlier row of the batch, and so gets that row's vector."""
         return ~self.taken & (self.firsts != np.arange(len(self)))

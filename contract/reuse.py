@@ -1,22 +1,23 @@
-"""Of which earlier jobs a job may take vectors, and what of a shard may be taken."""
+"""Which earlier jobs a job may take vectors from, and reading their shards."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from contract.digest import ColumnDigest
+from contract.digest import digests_of
 from contract.errors import UserError
 from contract.job import Job, load_job
-from contract.shard import ShardInfo
+from contract.shard import ShardInfo, info_of, open_file
+from contract.store import Location
 from contract.words import count
 
 
 def load_sources(job: Job) -> list[Job]:
-    """The jobs whose folders are ``Job.sources``; the one of the repeated texts only where it is there.
+    """The jobs in the folders of ``Job.sources``, in that order; the job of the repeated texts only if it exists.
 
     Raises:
-        UserError: an earlier job is gone, is another one by now, or has other vectors of the same texts.
+        UserError: an earlier job is gone, its folder holds another job, or its vectors do not fit.
     """
     found = []
     for earlier in job.reuse:
@@ -36,16 +37,16 @@ def load_sources(job: Job) -> list[Job]:
 
 
 def check_fits(source: Job, job: Job) -> None:
-    """See that the same text has the same vector in two jobs.
+    """Check that a text has the same vector in both jobs.
 
     Args:
-        source: the earlier one.
-        job: the one that is to take its vectors.
+        source: the earlier job.
+        job: the job that is to take its vectors.
 
     Raises:
-        UserError: it has not.
+        UserError: the engine, the prefix, the form or the treatment of long texts differs.
     """
-    there, here = _making(source), _making(job)
+    there, here = _decisive(source), _decisive(job)
     for what in (what for what in here if there[what] != here[what]):
         raise UserError(
             f"the vectors of job {source.id} are of another {what} ({there[what]})",
@@ -54,8 +55,8 @@ def check_fits(source: Job, job: Job) -> None:
         )
 
 
-def _making(job: Job) -> dict[str, str]:
-    """All that a text's vector follows from, besides the text: what → what it is, for people."""
+def _decisive(job: Job) -> dict[str, str]:
+    """What decides a text's vector, besides the text: name → value, in words."""
     # Hundreds of numbers: in a message their hash is enough to see that they differ.
     digest = hashlib.sha256(repr(job.form.ranges).encode()).hexdigest()[:8]
     ranges = f" with the ranges {digest}" if job.form.ranges else ""
@@ -68,20 +69,21 @@ def _making(job: Job) -> dict[str, str]:
     }
 
 
-def check_digests(table: pa.Table, info: ShardInfo, names: Iterable[str]) -> None:
-    """See that columns of a shard are as its worker wrote them.
+def read_unchanged(shard: Location, names: Sequence[str]) -> tuple[ShardInfo, pa.Table]:
+    """A shard's footer, and some of its columns, compared with the digests that their worker took.
 
     Args:
-        table: with these columns.
-        info: the shard's footer.
+        shard: its file.
         names: of the columns.
 
     Raises:
-        ValueError: one is not.
+        ValueError: the file is no shard, or a column is not as the worker wrote it.
+        OSError: the file cannot be read.
     """
+    with open_file(shard) as file:
+        info, table = info_of(file.schema_arrow.metadata), file.read(columns=list(names))
+    found = digests_of(table)
     for name in names:
-        digest = ColumnDigest()
-        for part in table.column(name).chunks:
-            digest.update(part)
-        if digest.hexdigest() != info.digests.get(name):
+        if name not in found or found[name] != info.digests.get(name):
             raise ValueError(f"its column {name} is not as its worker wrote it")
+    return info, table

@@ -1,5 +1,5 @@
-"""``embedmill.embed``: the command from Python, in a process of its own. So it works in a notebook and in a thread,
-and whatever becomes of it leaves this process as it was."""
+"""``embedmill.embed``: runs the command in a process of its own, so that it works in a notebook and in a thread, and
+leaves the calling process as it was."""
 
 import json
 import os
@@ -171,7 +171,7 @@ def _run(command: list[str], show: Callable[[Event], None]) -> dict[str, Any]:
 
     Args:
         command: without the interpreter.
-        show: takes what happens.
+        show: takes the events.
 
     Returns:
         ``job``, its folder, or ``estimate``.
@@ -223,7 +223,7 @@ def _listen(lines: IO[bytes], show: Callable[[Event], None]) -> dict[str, Any] |
 
 
 def _pass_on(stream: IO[bytes], said: deque[str]) -> None:
-    """Show what the command notes, but not its error, which becomes an exception."""
+    """Show the command's notes, but not its error, which becomes an exception."""
     with stream:
         for raw in stream:
             line = raw.decode(errors="replace").rstrip()

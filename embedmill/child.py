@@ -1,9 +1,9 @@
 """``python -m embedmill.child``: builds an engine, or verifies a job, for the process that started it.
 
-PyTorch stays out of that one. Here it is imported once, which takes longer than anything else in a small job; then each
-task is done by a process that is forked from this one. Nothing but libraries was imported until then, and nothing was
-called, so that the verifier shares neither a module nor a value with what made the engine. A task is one line of JSON,
-and its process writes ``embedmill.events`` into a pipe. What libraries print goes to its log.
+So the process that started it needs no PyTorch. Here PyTorch is imported once, which takes longer than anything else in
+a small job, and each task runs in a process that is forked from this one. Before the fork only libraries are imported
+and none of their functions is called, so the verifier shares no module of embedmill's and no value with the build. A
+task is one line of JSON. Its process writes ``embedmill.events`` into a pipe; what libraries print goes to its log.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def build_engine(request: dict[str, Any], sender: Sender) -> None:
 
     Args:
         request: ``model``, and the fields of ``EngineOptions``.
-        sender: takes what happens.
+        sender: takes the events.
     """
     from engine_build.build import build
     from engine_build.prepare import EngineOptions
@@ -50,7 +50,7 @@ def verify_job(request: dict[str, Any], sender: Sender) -> None:
 
     Args:
         request: ``job``, a folder; ``sample``, rows, None for all; ``seed``.
-        sender: takes what happens.
+        sender: takes the events.
     """
     from contract.jobs import find_job
     from verify.command import ALL, run
@@ -60,7 +60,7 @@ def verify_job(request: dict[str, Any], sender: Sender) -> None:
 
 
 class _Sent:
-    """Sends what the verifier does."""
+    """Passes on what the verifier does."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
@@ -84,10 +84,10 @@ class _Sent:
         self._sender.event(Event("verification", "writing the report", rows, rows))
 
     def judged(self, verdict: object, folder: object) -> None:
-        """The verdict is in the job's folder, where whoever shows it reads it."""
+        """Nothing: the verdict is read from the job's folder."""
 
     def reported(self, report: object) -> None:
-        """Likewise."""
+        """Nothing, likewise."""
 
 
 def _import_build() -> None:
@@ -107,11 +107,11 @@ _TASKS: dict[str, tuple[Callable[[], None], Callable[[dict[str, Any], Sender], N
 
 
 def main(*tasks: str) -> None:
-    """Import PyTorch, and have each task done by a process of its own.
+    """Import PyTorch, and run each task in a process of its own.
 
     Args:
-        tasks: of each its name, the pipe that it comes from, the pipe for what happens, and its log, with colons
-            between them.
+        tasks: ``NAME:READ:WRITE:LOG`` for each: its name, the descriptor of the pipe that brings the task, that of the
+            pipe that takes its events, and the path of its log.
     """
     with uncollected():
         import sentence_transformers  # noqa: F401  and with it PyTorch and transformers
@@ -132,7 +132,7 @@ def main(*tasks: str) -> None:
 
 
 def _become(what: str, reading: int, sender: Sender, log: str) -> None:
-    """Be the process of a task: import what it needs while it may still be waiting for the task, and do it."""
+    """Run a task in this process: import what it needs, which may be before the task comes, then read it and do it."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -142,7 +142,7 @@ def _become(what: str, reading: int, sender: Sender, log: str) -> None:
     with open(reading) as tasks:
         line = tasks.readline()
     if not line:
-        return  # there is nothing to do any more
+        return  # the task was cancelled
     try:
         do(json.loads(line), sender)
     except UserError as error:

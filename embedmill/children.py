@@ -1,4 +1,4 @@
-"""Starts ``embedmill.child`` and listens to what is forked from it."""
+"""Starts ``embedmill.child``, gives tasks to the processes that it forks, and reads their events."""
 
 import contextlib
 import json
@@ -26,17 +26,17 @@ class Child:
 
     Args:
         task: the pipe that takes the task.
-        events: the pipe that what happens comes from.
-        log: what its libraries print.
+        events: the pipe that gives its events.
+        log: the file that has what its libraries print.
     """
 
     def __init__(self, task: IO[bytes], events: IO[bytes], log: Path) -> None:
         self._task, self._events, self._log = task, events, log
         self.finished = False
-        """Whether it has nothing more to do."""
+        """Whether its task is done or cancelled."""
 
     def run(self, request: dict[str, Any], show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
-        """Have the task done.
+        """Run the task.
 
         Args:
             request: the task.
@@ -64,15 +64,15 @@ class Child:
             else:
                 self.finished = True
                 return record["result"]
-        raise self._died("", killed=False)  # with the one that it is forked from
+        raise self._died("", killed=False)  # together with its parent
 
-    def dismiss(self) -> None:
-        """There is no task for it: it ends."""
+    def cancel(self) -> None:
+        """Cancel its task; the process ends."""
         self._task.close()
         self.finished = True
 
     def _died(self, status: str, *, killed: bool) -> UserError:
-        # What it is forked from writes to the log beside it.
+        # Its parent's log is beside its own.
         logs = [log for log in (self._log, self._log.with_name(_LOG)) if log.is_file()]
         said = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").strip().splitlines()]
         last = f": {said[-1]}" if said else ""
@@ -85,10 +85,10 @@ _LOG = "libraries.log"
 
 @contextlib.contextmanager
 def children(folder: Path, *tasks: Literal["build", "verify"]) -> Iterator[list[Child]]:
-    """A child for each task, gone when the ``with`` block ends. PyTorch is imported once for all of them.
+    """A child process for each task, all of them ended when the ``with`` block ends. PyTorch is imported once.
 
     Args:
-        folder: where their output goes, and what their libraries leave behind when they are killed.
+        folder: for their logs and temporary files.
         tasks: what they do.
     """
     with contextlib.ExitStack() as stack:
@@ -127,8 +127,7 @@ def _start(folder: Path, given: list[str], inherited: list[int]) -> "subprocess.
 
 
 def _end(started: "subprocess.Popen[bytes]", begun: list[Child]) -> None:
-    """End the processes: by themselves if they have done their tasks, so that their libraries remove their temporary
-    files."""
+    """End the processes. If all tasks are done, they may exit by themselves, and so remove their temporary files."""
     if all(child.finished for child in begun):
         with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(_EXIT)

@@ -1,4 +1,4 @@
-"""When the steps of one run began: what the next estimate begins with, and how far off the last one was."""
+"""How long the steps of a run take: kept for the next estimate, and compared with the last one."""
 
 from collections.abc import Callable
 from time import monotonic
@@ -10,11 +10,11 @@ from producer.pace import START, Pace
 from producer.progress import Progress
 
 _LEAST = 2.0
-"""Seconds of computing that tell a speed."""
+"""Seconds of computing from which on a speed is measured."""
 
 
 class Clock:
-    """Takes the time of a run, from its making on.
+    """Takes the time of one run, which begins when this is made.
 
     Args:
         now: the time in seconds, from any start.
@@ -22,21 +22,21 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = monotonic) -> None:
         self.builds = False
-        """Whether the run builds the engine first, which is in no estimate: a dry run builds it itself."""
+        """Whether the run builds its engine first. No estimate includes that: a dry run builds the engine itself."""
         self._now = now
         self._began = now()
         self._computing = self._embedded = 0.0
         self._progress: Progress | None = None
 
     def see(self, progress: Progress) -> None:
-        """The run is so far. It has begun to compute once a worker has a batch."""
+        """Note how far the run is. Its computing begins when a worker first has a batch."""
         view = progress.view
         if not self._computing and ((view and any(worker.job for worker in view.alive())) or progress.new.rows):
             self._computing = self._now()
         self._embedded, self._progress = self._now(), progress
 
     def verified(self, job: Job, sample: int | None) -> None:
-        """The run has ended: keep its pace, and say how far off its estimate was.
+        """Keep the pace of a run that has ended, and print how far off its estimate was.
 
         Args:
             job: the job.

@@ -18,7 +18,7 @@ from producer.display import LINE_EVERY
 
 
 class Display(Protocol):
-    """Takes what happens, between ``__enter__`` and ``__exit__``."""
+    """Shows events, between ``__enter__`` and ``__exit__``."""
 
     def __enter__(self) -> Self: ...
 
@@ -26,7 +26,7 @@ class Display(Protocol):
         pass
 
     def show(self, event: Event) -> None:
-        """A step is so far."""
+        """Show how far a step is."""
 
     def paused(self) -> contextlib.AbstractContextManager[object]:
         """In the ``with`` block something else has the terminal."""
@@ -62,7 +62,7 @@ class Live:
 
     Args:
         console: a terminal.
-        steps: those that are going to be.
+        steps: those that the run will have.
     """
 
     def __init__(self, console: Console, steps: Sequence[Step]) -> None:
@@ -171,7 +171,7 @@ class Notebook:
 
 
 class Piped:
-    """Sends what happens to another process.
+    """Sends the events to another process.
 
     Args:
         sender: takes it.
@@ -191,7 +191,7 @@ class Piped:
 
 
 def display_on(console: Console, steps: Sequence[Step] = STEPS) -> Display:
-    """What fits where this process runs."""
+    """The display that fits where this process runs: a notebook, a terminal, or neither."""
     if "ipykernel" in sys.modules:
         return Notebook()
     return Live(console, steps) if console.is_terminal else Lines(console)

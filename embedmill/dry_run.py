@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.job import Job
 from contract.settings import settings
 from contract.shard import read_info
@@ -16,24 +17,24 @@ from contract.store import location
 from contract.words import count
 from embedmill.children import children
 from embedmill.display import Display
-from embedmill.embedding import Asked
+from embedmill.embedding import EmbedRequest
 from embedmill.engines import build, check
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.console import print_note
 from producer.dataset import open_dataset
 from producer.estimate import Estimate, Measured, Plan, estimate
-from producer.making import Work
 from producer.request import resolve, with_stand_ins
 from producer.survey import survey
+from producer.tokenizer import open_tokenizer
 from worker.embed import Embedder
 from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count
 
 _ENOUGH, _LEAST = 4.0, 3
-"""Seconds of computing that are measured, or as many rows as the job has, and batches at least."""
+"""Batches are measured until they took so many seconds, or the job's rows are used up; at least so many batches."""
 _FIRST = 2048
-"""Tokens of the first batch, which is not counted: memory is still being asked for. The next ones have twice as many
-each, up to the job's own batches."""
+"""Tokens of the first batch. It does not count, because the runtime is still allocating memory. Each further batch has
+twice as many as the last, up to the size of the job's own batches."""
 _SEED = 0
 
 
@@ -61,7 +62,7 @@ class Found(NamedTuple):
     """Its engine."""
 
 
-def dry_run(asked: Asked, plan: Plan, display: Display) -> Found:
+def dry_run(asked: EmbedRequest, plan: Plan, display: Display) -> Found:
     """Estimate a run, and keep the estimate for its end. The engine is built unless it is there: the run will use it.
 
     Args:
@@ -73,7 +74,7 @@ def dry_run(asked: Asked, plan: Plan, display: Display) -> Found:
         UserError: the engine or the dataset cannot do what is asked for.
     """
     request = asked.job
-    texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    texts = open_dataset(request.source)
     if not asked.engine.is_built():
         check(asked.engine)
         with (

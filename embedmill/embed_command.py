@@ -21,7 +21,7 @@ from contract.settings import engines_in_cache, is_set, put, settings
 from contract.store import Location
 from contract.verdict import load_verdict
 from embedmill.display import Display, Piped, display_on
-from embedmill.embedding import Asked, embed
+from embedmill.embedding import EmbedRequest, embed
 from embedmill.engines import EngineRequest
 from embedmill.events import Sender
 from producer.console import STDERR, print_line, print_note
@@ -74,7 +74,7 @@ def _params() -> list[click.Parameter]:
         revision,
         *engine,
         *_of(verify.command.main, _VERIFY),
-        click.Option(["--events"], type=int, hidden=True, help="The number of a pipe that takes what happens."),
+        click.Option(["--events"], type=int, hidden=True, help="The number of a pipe that takes the events."),
     ]
 
 
@@ -113,7 +113,7 @@ def main(
 
     def begin(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:
         display: Display = Piped(sender) if sender else display_on(STDERR)
-        asked = Asked(wanted, request, ranges, rows, seed)
+        asked = EmbedRequest(wanted, request, ranges, rows, seed)
         if plan:
             from embedmill.dry_run import dry_run  # here: it has a worker's libraries
 

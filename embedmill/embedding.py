@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.settings import put
@@ -20,27 +20,27 @@ from embedmill.display import Display
 from embedmill.engines import EngineRequest, build, check
 from embedmill.events import Event
 from embedmill.repair import set_faulty_aside
-from embedmill.station import Worker, private_redis, worker
-from producer.batches import open_tokenizer
+from embedmill.services import Worker, private_redis, worker
+from producer.batches import Work
 from producer.console import STDERR, print_note
 from producer.dataset import open_dataset
 from producer.display import StallReport
-from producer.making import Work
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
 from producer.request import JobRequest
 from producer.running import begin, drive, job_for
+from producer.tokenizer import open_tokenizer
 from worker.runtime.gpus import gpu_count
 
 _WARM_UP = 30.0
-"""Seconds before a job's end, as far as that is known, at which the verifier begins to import PyTorch."""
+"""Seconds before the estimated end of the job at which the verifier begins to import PyTorch."""
 
 _FEW = 2000
-"""Rows up to which it begins at once, beside all else: that import is the longest step of a small job."""
+"""Rows up to which the verifier begins that at once: the import is the longest step of a small job."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class EmbedRequest:
     """What a user asks for."""
 
     engine: EngineRequest
@@ -55,9 +55,9 @@ class Asked:
 
 @dataclass
 class Run:
-    """One run, whose processes are gone when ``stack`` is closed."""
+    """One run. Its processes end when ``stack`` is closed."""
 
-    asked: Asked
+    asked: EmbedRequest
     display: Display
     folder: Path
     """For logs; this user's alone."""
@@ -69,7 +69,7 @@ class Run:
     _worker: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def embed(self) -> Job:
-        """See to it that every row has its vector.
+        """Give every row its vector.
 
         Raises:
             UserError: of any of the programs.
@@ -77,13 +77,13 @@ class Run:
         request, builder = self.asked.job, self._start_builder()
         self.stack.enter_context(private_redis(self.folder))
         put(engine=self.asked.engine.name)
-        # It waits for its engine. On a GPU that would be one without the plan, which is built last.
+        # It waits for its engine. On a GPU it would load the engine before the plan is built, which comes last.
         working = None if builder and gpu_count() else self._start_worker()
-        texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+        texts = open_dataset(request.source)
         if min(request.limit or texts.rows, texts.rows) <= _FEW:
             self._start_verifier()
         elif self._verifier:
-            self._verifier.dismiss()
+            self._verifier.cancel()
             self._verifier = None
         if builder:
             build(self.asked.engine, builder, self.display.show, print_note)
@@ -110,7 +110,8 @@ class Run:
         return self._worker.enter_context(worker(self.folder))
 
     def _start_builder(self) -> Child | None:
-        """With a verifier, for which PyTorch is imported too; None where the engine is there."""
+        """A process that builds the engine; None if it is built already. The verifier is started with it, so that both
+        share the import of PyTorch."""
         if self.asked.engine.is_built():
             return None
         check(self.asked.engine)
@@ -157,7 +158,7 @@ class Run:
 
 
 def _check(progress: Progress) -> None:
-    """See that every batch has its shard."""
+    """Check that every batch has its shard."""
     job, dead = progress.job, progress.dead
     if dead:
         raise UserError(
@@ -169,12 +170,12 @@ def _check(progress: Progress) -> None:
         raise UserError(f"{count(missing, 'shard')} of {job.id} missing", hint="run the same command again")
 
 
-def embed(asked: Asked, display: Display, signals: Callable[[], int]) -> tuple[Job, bool]:
+def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int]) -> tuple[Job, bool]:
     """Embed a dataset and verify the result. No process is left behind, however this ends.
 
     Args:
         asked: what is asked for.
-        display: takes what happens.
+        display: takes the events.
         signals: gives the number of the signal that a ``KeyboardInterrupt`` came from.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Where embedmill's packages are, and how another Python process is started that has the same ones."""
+"""Where embedmill's packages are, and how to start another Python process that finds the same ones."""
 
 import importlib.util
 import os
@@ -15,11 +15,11 @@ PACKAGES = ("contract", "embedmill", "engine_build", "producer", "verify", "work
 
 
 def check_packages() -> None:
-    """See that each top-level package is embedmill's. Their names are plain words: a file ``worker.py`` in the current
-    folder, or another project's package, may come first on Python's path.
+    """Check that each top-level package is embedmill's. Their names are common words: a file ``worker.py`` in the
+    current folder, or another project's package, may come first on Python's path.
 
     Raises:
-        UserError: one is not.
+        UserError: Python finds another module of one of these names.
     """
     for name in PACKAGES:
         found = importlib.util.find_spec(name)
@@ -38,7 +38,7 @@ def python(*arguments: str) -> list[str]:
 
 
 def python_path() -> dict[str, str]:
-    """The variables with which such a command finds embedmill's packages: none, unless they are a clone's that is not
+    """The environment variables with which such a command finds embedmill's packages; empty where embedmill is
     installed."""
     if not (ROOT / "pyproject.toml").is_file():
         return {}

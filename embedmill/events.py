@@ -1,4 +1,4 @@
-"""What happens in a run, as small records that also go from process to process: one line of JSON each."""
+"""The events of a run: small records that also go from process to process, each as a line of JSON."""
 
 import json
 import os
@@ -16,7 +16,7 @@ EXPORT_STEPS: tuple[Step, ...] = ("copy", "index", "check")
 
 @dataclass(frozen=True)
 class Event:
-    """How far a step is."""
+    """An event: how far a step is."""
 
     step: Step
     text: str = ""

@@ -1,4 +1,4 @@
-"""What an earlier run left that is no good is moved out of the way, so that this one makes it again."""
+"""Moves the faulty files of an earlier run aside, so that this run makes them again."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,13 +8,13 @@ from contract.shard import read_info
 from contract.verdict import at_fault
 from producer.console import print_note
 
-_SIDE_BY_SIDE = 16
-"""Footers that are read at once: an object store takes its time for each."""
+_CONCURRENT = 16
+"""Footers that are read at the same time: an object store takes its time for each."""
 
 
 def set_faulty_aside(job: Job) -> None:
-    """Move files that the last verdict found at fault, and those that are no shards, to the job's ``aside/``, and name
-    each. Nothing is deleted.
+    """Move files that the last verdict found at fault, and those that are no shards, to the job's ``aside/``, and print
+    where each is now. Nothing is deleted.
 
     Raises:
         UserError: the job's ``verify.json`` is another job's.
@@ -25,7 +25,7 @@ def set_faulty_aside(job: Job) -> None:
 
 def _no_shards(job: Job) -> Iterator[str]:
     batches = sorted(job.committed())
-    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
         for batch, whole in zip(batches, pool.map(lambda batch: _is_shard(job, batch), batches), strict=True):
             if not whole:
                 yield job.shard(batch).name
@@ -34,6 +34,6 @@ def _no_shards(job: Job) -> Iterator[str]:
 def _is_shard(job: Job, batch: int) -> bool:
     try:
         read_info(job.shard(batch))
-    except ValueError:  # what cannot be reached is no fault of the file's: the producer says so
+    except ValueError:  # an OSError is not the file's fault, and the producer reports it
         return False
     return True

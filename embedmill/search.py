@@ -18,16 +18,17 @@ from rich.text import Text
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.errors import UserError
 from contract.job import Job
-from contract.jobs import engine_of, find_job
+from contract.jobs import find_job
 from contract.settings import settings
 from contract.shard import open_file
 from contract.store import Location
 from contract.vectors import RowVectors
 from embedmill.similarity import Cosine, DotProduct, Similarity
-from producer.batches import open_tokenizer, tokenize
 from producer.dataset import dataset_of
+from producer.tokenizer import open_tokenizer, tokenize
 from worker.runtime.choose import open_engine
 
 _EPILOG = """\b

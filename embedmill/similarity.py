@@ -13,7 +13,7 @@ from contract.vectors import RowVectors
 
 
 class Similarity(Protocol):
-    """Of some queries to rows.
+    """How similar some queries are to the rows of a shard.
 
     Args:
         queries: their vectors, as the engine gives them.
@@ -23,7 +23,7 @@ class Similarity(Protocol):
 
     name: str
     columns: Sequence[str]
-    """Of a shard, those that are needed; null in the same rows."""
+    """The columns of a shard that it needs; all of them are null in the same rows."""
 
     @property
     def queries(self) -> int:
@@ -31,10 +31,10 @@ class Similarity(Protocol):
         ...
 
     def of(self, table: pa.Table) -> npt.NDArray[np.float32]:
-        """``[queries, rows]``.
+        """The similarities, ``[queries, rows]``.
 
         Args:
-            table: ``columns``, without nulls, at least one row.
+            table: at least one row, with ``columns``, in which nothing is null.
         """
         ...
 

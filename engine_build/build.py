@@ -12,7 +12,8 @@ import tokenizers
 import tokenizers.processors
 
 from contract.compare import Comparison
-from contract.engine import DECISIVE, EngineSpec, engine_folder, load_engine
+from contract.engine import DECISIVE, EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
@@ -21,7 +22,7 @@ from engine_build.long_rows import long_rows_line
 from engine_build.model import layers, linear_weights, position_pad_id
 from engine_build.prepare import EngineOptions, Prepared, Say, prepare
 from engine_build.tiers import fp16_warning, make, tiers_line
-from producer.batches import RowTokenizer, tokenizer_from
+from producer.tokenizer import RowTokenizer, tokenizer_from
 
 
 def build(

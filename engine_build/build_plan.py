@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from contract.engine import EngineSpec
+from contract.engines import record_plan
 from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile, PlanSpec
 from engine_build.onnx_to_plan import Step, has_attention_plugin, plan_from_onnx, write_whole
@@ -120,7 +121,7 @@ def _add(spec: EngineSpec, options: PlanOptions, target: Target, step: Step) -> 
         build_seconds=round(seconds, 1),
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
-    return spec.with_plan(record)
+    return record_plan(spec, record)
 
 
 def _is_packed(spec: EngineSpec, options: PlanOptions) -> bool:

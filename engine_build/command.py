@@ -120,6 +120,8 @@ def _table(spec: EngineSpec, comparisons: Mapping[str, Comparison], seconds: flo
     table.add_row("vectors", _vectors(spec))
     table.add_row("longest row", spec.longest_row)
     table.add_row("computed by", _RUNTIMES[spec.tiers[0]])
+    if spec.tiers != ("onnx",):
+        table.add_row("PyTorch on a GPU", spec.precision_on_gpu)
     table.add_row("prefix", repr(spec.prefix) if spec.prefix else "none")
     table.add_row("fingerprint", spec.fingerprint)
     for name, comparison in comparisons.items():

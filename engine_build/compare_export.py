@@ -12,7 +12,7 @@ from contract.compare import TOLERANCES, Comparison, compare
 from contract.errors import UserError
 from contract.words import count
 from engine_build.model import Parts
-from producer.batches import RowTokenizer, tokenize
+from producer.tokenizer import RowTokenizer, tokenize
 from worker.runtime.interface import Engine
 
 _BATCH = 8
@@ -62,7 +62,7 @@ class Expected:
         truncate_at(parts.reference, rows.length)
         self.rows, self.prompts = rows, tuple(dict.fromkeys(("", *prompts)))
         # Of a model that takes long texts, what may change with the position is seen in a long one alone.
-        self.texts = (*TEXTS, *([_long_text(rows)] if rows.length > _LONG else []))
+        self.texts = (*TEXTS, *([long_text(rows)] if rows.length > _LONG else []))
         self._encoded = {prompt: _encoded(parts, self.texts, prompt) for prompt in self.prompts}
 
     def of(self, prompt: str) -> list[npt.NDArray[np.float32]]:
@@ -70,7 +70,7 @@ class Expected:
         return self._encoded[prompt]
 
 
-def _long_text(rows: RowTokenizer) -> str:
+def long_text(rows: RowTokenizer) -> str:
     """Of as many tokens as a row may have, or more; where it may have more than ``_LONGEST``, of at most that, as the
     memory of an exported graph's attention grows by the square."""
     _, (each,) = tokenize(TEXTS[-1:], rows)

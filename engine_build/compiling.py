@@ -5,13 +5,18 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from contract.engine import EngineSpec
+from contract.engines import record_compiled
 from contract.errors import UserError
 from contract.files import write_atomically
 from contract.tuned import CompiledSpec
+
+if TYPE_CHECKING:
+    import torch
 
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Name the folders that PyTorch compiles into."""
@@ -34,16 +39,12 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
         import torch  # here: it reads the names of its caches' folders
 
         from worker.runtime.compiled import Compiled
-        from worker.runtime.cuda import cuda_device
-        from worker.runtime.flash import faster_profiles
-        from worker.runtime.packed_model import attention_shape
-        from worker.runtime.torch_gpu import compute_capability, profiles_on, torch_gpu_engine
+        from worker.runtime.cuda import compute_capability, cuda_device
 
         device = cuda_device(gpu)
-        heads, width = attention_shape(spec.check_file("model.safetensors", spec.torch_sha256))
-        flash_4, attention = faster_profiles(profiles_on(device, spec), heads, width, device)
+        flash_4, attention, opened = (_packed if "torch" in spec.tiers else _modules)(spec, device)
         began = time.monotonic()
-        with torch_gpu_engine(spec, gpu, flash_4=flash_4):
+        with opened:
             seconds = time.monotonic() - began
             compiled = Compiled.of_this_process()
     if compiled is None:
@@ -57,7 +58,8 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
     file = f"compiled/torch{torch.__version__}-sm{sm}-{digest[:8]}.bin"
     (spec.folder / "compiled").mkdir(exist_ok=True)
     write_atomically(spec.folder / file, content)
-    return spec.with_compiled(
+    return record_compiled(
+        spec,
         CompiledSpec(
             file=file,
             sha256=digest,
@@ -68,8 +70,28 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
             attention=attention,
             seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
-        )
+        ),
     )
+
+
+_Opened = tuple[tuple[str, ...], str, AbstractContextManager[object]]
+"""``CompiledSpec.flash_attention_4`` and ``attention``, and the engine, which is compiled once it is entered."""
+
+
+def _packed(spec: EngineSpec, device: "torch.device") -> _Opened:
+    from worker.runtime.flash import faster_profiles
+    from worker.runtime.packed_model import attention_shape
+    from worker.runtime.torch_gpu import profiles_on, torch_gpu_engine
+
+    heads, width = attention_shape(spec.check_file("model.safetensors", spec.torch_sha256))
+    flash_4, attention = faster_profiles(profiles_on(device, spec), heads, width, device)
+    return flash_4, attention, torch_gpu_engine(spec, device.index, flash_4=flash_4)
+
+
+def _modules(spec: EngineSpec, device: "torch.device") -> _Opened:
+    from worker.runtime.modules import modules_engine
+
+    return (), "the model's own modules have their own", modules_engine(spec, 1, device.index, anew=True)
 
 
 @contextmanager

@@ -109,39 +109,79 @@ def parts_of(model: SentenceTransformer, pooling: Pooling | None, normalize: boo
     Raises:
         UserError: the model has no such choice.
     """
-    modules: list[Any] = list(model)
-    first, *others = modules
-    own_pooling = others[0] if others and type(others[0]) is PoolingModule else None
-    after = others[1:] if own_pooling else others
-    unknown = _unknown(first, own_pooling, after)
-    own_mode = _mode(own_pooling) if own_pooling else "own"
-    mode = pooling or own_mode
-    if mode != own_mode and not (isinstance(first, Transformer) and (own_pooling or mode == "tokens")):
-        raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {unknown}")
-    if pooling == "tokens" and any(_of_tokens(module) for module in after):
-        raise UserError(
-            "--pooling tokens",
-            f"the model {unknown}, which would be left out",
-            "save it as a MultiVectorEncoder, whose token vectors are taken as they are",
-        )
-    per_token = mode == "tokens"
-    width = None if per_token else model.truncate_dim
-    steps = [] if per_token else [one for one in after if not isinstance(one, Dropout)]  # which does nothing here
-    norm = _norm(steps, normalize, width)
-    head = head_of(norm.steps, width, norm.chosen and norm.wanted) if per_token or not unknown else None
-    kept = [first, *_pooling_modules(own_pooling, mode, norm.wanted), *norm.steps]
-    chosen: dict[Choice, bool] = {"pooling": mode != own_mode, "normalize": norm.chosen}
+    own = _modules_of(model)
+    mode = pooling or own.mode
+    if mode != own.mode:
+        _check_choice(own, mode)
+    left = own.with_token_vectors() if mode == "tokens" else own
+    norm = _norm(left.steps, normalize, left.truncate_dim)
+    chosen: dict[Choice, bool] = {"pooling": mode != own.mode, "normalize": norm.chosen}
+    kept = [left.first, *_pooling_modules(left, mode, norm.wanted), *norm.steps]
     return Parts(
-        encoder=first.auto_model if isinstance(first, Transformer) else None,
+        encoder=left.first.auto_model if isinstance(left.first, Transformer) else None,
         pooling=mode,
-        head=head,
-        unknown="" if per_token else unknown,
+        head=None if left.unknown else head_of(norm.steps, left.truncate_dim, norm.chosen and norm.wanted),
+        unknown=left.unknown,
         normalize=norm.wanted,
         chosen=tuple(name for name, by_user in chosen.items() if by_user),
-        include_prompt=per_token or own_pooling is None or own_pooling.include_prompt,
-        truncate_dim=width,
-        reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=width),
+        include_prompt=left.pooling is None or left.pooling.include_prompt,
+        truncate_dim=left.truncate_dim,
+        reference=SentenceTransformer(modules=kept, device="cpu", truncate_dim=left.truncate_dim),
     )
+
+
+class _Modules(NamedTuple):
+    """A model's modules."""
+
+    first: Any
+    pooling: Any | None
+    """The ``Pooling`` that follows the first one; None where another module does."""
+    after: list[Any]
+    """Those behind these."""
+    unknown: str
+    """Which of them ``Parts.pooling`` and ``Head`` do not have, in words; empty if none."""
+    truncate_dim: int | None
+
+    @property
+    def mode(self) -> Pooling:
+        """The model's own pooling."""
+        if self.pooling is None:
+            return "own"
+        modes = self.pooling.pooling_mode
+        return modes if isinstance(modes, str) else "+".join(modes)
+
+    @property
+    def steps(self) -> list[Any]:
+        """Those of ``after`` that change a vector."""
+        return [module for module in self.after if not isinstance(module, Dropout)]  # which does nothing here
+
+    def with_token_vectors(self) -> "_Modules":
+        """The model of which nothing is left behind its encoder."""
+        return self._replace(pooling=None, after=[], unknown="", truncate_dim=None)
+
+
+def _modules_of(model: SentenceTransformer) -> _Modules:
+    modules: list[Any] = list(model)
+    first, *others = modules
+    pooling = others[0] if others and type(others[0]) is PoolingModule else None
+    after = others[1:] if pooling else others
+    return _Modules(first, pooling, after, _unknown(first, pooling, after), model.truncate_dim)
+
+
+def _check_choice(own: _Modules, pooling: Pooling) -> None:
+    """See whether a model can have another pooling than its own.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not isinstance(own.first, Transformer) or (own.pooling is None and pooling != "tokens"):
+        raise UserError(f"--pooling {pooling}", f"the model has no Pooling module to change: it {own.unknown}")
+    if pooling == "tokens" and any(map(_changes_tokens, own.after)):
+        raise UserError(
+            "--pooling tokens",
+            f"the model {own.unknown}, which would be left out",
+            "save it as a MultiVectorEncoder, whose token vectors are taken as they are",
+        )
 
 
 class _Norm(NamedTuple):
@@ -164,25 +204,18 @@ def _norm(steps: list[Any], normalize: bool | None, width: int | None) -> _Norm:
     return _Norm(wanted, chosen, left)
 
 
-def _of_tokens(module: Any) -> bool:
+def _changes_tokens(module: Any) -> bool:
     """Whether a module, such as ColBERT's Dense, changes each token's vector, but for its norm."""
     return getattr(module, "module_input_name", "") == "token_embeddings" and not isinstance(module, Normalize)
 
 
-def _pooling_modules(own: Any | None, pooling: Pooling, normalize: bool) -> list[Any]:
-    """The modules between the encoder and what follows the pooling, of a model whose own pooling is ``own``."""
-    if pooling == "tokens":
+def _pooling_modules(left: _Modules, mode: Pooling, normalize: bool) -> list[Any]:
+    """The modules between the encoder and what follows the pooling, for this pooling."""
+    if mode == "tokens":
         return [Normalize(module_input_name="token_embeddings")] if normalize else []
-    if own is None:
-        return []
-    if pooling == _mode(own):
-        return [own]
-    return [PoolingModule(own.embedding_dimension, pooling, include_prompt=own.include_prompt)]
-
-
-def _mode(pooling: Any) -> Pooling:
-    modes = pooling.pooling_mode
-    return modes if isinstance(modes, str) else "+".join(modes)
+    if left.pooling is None or mode == left.mode:
+        return [left.pooling] if left.pooling else []
+    return [PoolingModule(left.pooling.embedding_dimension, mode, include_prompt=left.pooling.include_prompt)]
 
 
 def _unknown(first: Any, pooling: Any, after: Sequence[Any]) -> str:

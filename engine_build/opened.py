@@ -39,7 +39,6 @@ def open_folder(folder: Path) -> Any:
             _check_config(folder, adapter_of(folder).get("base_model_name_or_path", encoder))
         try:
             model = open_modules(folder, kind)
-            model.eval().float()  # also modules that know no dtype
         except Exception as error:
             raise UserError(
                 f"{folder} cannot be loaded ({first_line(error)})", "expected a model that sentence-transformers opens"

@@ -5,7 +5,8 @@ from typing import Literal
 import click
 from rich.console import Console
 
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.plan import BatchShape
 
 STDOUT, STDERR = Console(markup=False), Console(stderr=True, markup=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,8 +57,8 @@ _POOLED = ("mean", "cls", "tokens")
 class Made:
     """What an engine is computed with."""
 
-    fields: dict[str, str | None] = field(default_factory=dict)
-    """Of ``EngineSpec``: its files' hashes, and ``torch_precision``."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Of ``EngineSpec``: its files' hashes, ``torch_precision`` and ``unused_precisions``."""
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     """What computes, such as ``ONNX FP32`` → how far it is from ``encode()``."""
     unused: dict[Tier, str] = field(default_factory=dict)
@@ -131,7 +132,7 @@ def _remove_unused(folder: Path, made: Made) -> None:
         shutil.rmtree(folder / "modules", ignore_errors=True)
 
 
-_Attempt = tuple[dict[str, str | None], dict[str, Comparison]]
+_Attempt = tuple[dict[str, Any], dict[str, Comparison]]
 
 
 def why_not_exported(model: Prepared) -> str:
@@ -208,24 +209,40 @@ def _torch(
     encoder, head = read_model(file, torch.float32)
     packed = PackedModel(encoder, spec.pooling, head)
     comparisons = check_export({"PyTorch FP32": TorchCpuEngine(spec, packed)}, expected)
-    precision, half = _half_precision(spec, file, expected, step)
-    return {"torch_sha256": sha256_of(file), "torch_precision": precision}, comparisons | half
+
+    def in_half(precision: str) -> Engine:
+        encoder, head = read_model(file, HALF[precision])
+        return TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head), precision)
+
+    chosen, half = _half_precision("PyTorch", in_half, expected, step)
+    return {"torch_sha256": sha256_of(file), **chosen}, comparisons | half
 
 
 def _half_precision(
-    spec: EngineSpec, file: Path, expected: Expected, step: Callable[[str], None]
-) -> tuple[str | None, dict[str, Comparison]]:
-    """What a GPU computes the model in: FP16, or BF16 if that is too far from ``encode()``; None if both are."""
+    name: str, in_half: Callable[[str], Engine], expected: Expected, step: Callable[[str], None]
+) -> _Attempt:
+    """What a GPU computes the model in: FP16, or BF16 if that is too far from ``encode()``; None if both are.
+
+    Args:
+        name: of what computes, for people.
+        in_half: opens the engine in a precision.
+        expected: what ``encode()`` gives.
+        step: takes the name of the step that begins.
+    """
     found: dict[str, Comparison] = {}
+    unused: dict[str, str] = {}
     for precision in HALF:
-        name = f"PyTorch {precision.upper()}"
-        step(f"comparing {name} with sentence-transformers")
-        encoder, head = read_model(file, HALF[precision])
-        model = PackedModel(encoder, spec.pooling, head)
-        found |= check_export({name: TorchCpuEngine(spec, model, precision)}, expected)
-        if found[name].within(TOLERANCES[precision]):
-            return precision, found
-    return None, found
+        what = f"{name} {precision.upper()}"
+        step(f"comparing {what} with sentence-transformers")
+        try:
+            found |= check_export({what: in_half(precision)}, expected)
+        except RuntimeError as error:  # PyTorch's, of a module that takes FP32 alone
+            unused[precision] = f"cannot be computed ({reason(error)})"
+            continue
+        if found[what].within(TOLERANCES[precision]):
+            return {"torch_precision": precision, "unused_precisions": unused}, found
+        unused[precision] = f"is too far from encode(): {found[what]}"
+    return {"torch_precision": None, "unused_precisions": unused}, found
 
 
 def _modules(
@@ -234,10 +251,18 @@ def _modules(
     step("comparing the model's modules with sentence-transformers")
     model.parts.reference.save_pretrained(str(folder / "modules"), create_model_card=False)
     as_umask_says(*(path for path in (folder / "modules").rglob("*") if path.is_file()))
-    with quietly():
-        again = open_modules(folder / "modules", spec.opened_by)
-    comparisons = check_export({"modules FP32": ModulesEngine(spec, again)}, expected)
-    return {"modules_sha256": sha256_of_folder(folder / "modules")}, comparisons
+
+    def opened(precision: str) -> Engine:
+        with quietly():
+            again = open_modules(folder / "modules", spec.opened_by, precision)
+        return ModulesEngine(spec, again, precision)
+
+    comparisons = check_export({"modules FP32": opened("fp32")}, expected)
+    hashed = {"modules_sha256": sha256_of_folder(folder / "modules")}
+    if model.parts.encoder is None:  # a static model has nothing that would be faster
+        return hashed, comparisons
+    chosen, half = _half_precision("modules", opened, expected, step)
+    return {**hashed, **chosen}, comparisons | half
 
 
 _Make = Callable[[Prepared, EngineSpec, Expected, Path, Callable[[str], None]], _Attempt]

@@ -4,6 +4,7 @@ import click
 from rich.table import Table
 
 from contract.engine import EngineSpec
+from contract.engines import record_measurement
 from contract.errors import UserError
 from contract.tuned import Measurement
 from engine_build.options import ENGINE, GPU, STDERR, STDOUT, engine_to_add_to
@@ -30,7 +31,7 @@ def tune(engine: str | None, gpu: int, seconds: float) -> None:
 
     Rows are short (mean 36 tokens), mixed (280) and long (512). What is measured on a GPU is kept in engine.json:
     workers on that kind of GPU then take the runtime that was fastest on mixed rows, if its vectors are those of FP32
-    within the tolerance for FP16. Runtimes that live in different Pythons are measured one after the other.
+    within the tolerance of its precision. Runtimes that live in different Pythons are measured one after the other.
     """
     from engine_build.tuning import measure, runtimes  # here: NumPy and the runtimes, of which --help needs none
 
@@ -47,7 +48,7 @@ def tune(engine: str | None, gpu: int, seconds: float) -> None:
         for one in measure(spec, chosen, gpu=gpu, seconds=seconds, step=lambda text: status.update(f"{text} …")):
             found.append(one)
             if one.gpu:
-                spec = spec.with_measurement(one)
+                spec = record_measurement(spec, one)
     STDOUT.print(_table(spec, found))
     STDOUT.print(_kept(found), highlight=False)
 

@@ -7,20 +7,19 @@ from typing import Literal, get_args
 import click
 from rich.logging import RichHandler
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.form import Dtype
 from contract.job import PRIORITIES
 from contract.settings import settings
 from contract.store import Location
 from contract.words import count
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDERR, print_line
 from producer.dataset import open_dataset
 from producer.estimate import Plan, estimate, show_estimate
 from producer.jobs_commands import cancel, clean, list_jobs
-from producer.making import Work
 from producer.options import Folder, columns_of, in_utf8, job_name, separator_of, template_of
 from producer.push_command import push
 from producer.request import OVERLAP, JobRequest, earlier_jobs, resolve, with_stand_ins
@@ -30,6 +29,7 @@ from producer.sizing import LEAST_BATCHES, PER_TOKEN_ROWS, TOKENS
 from producer.status_command import status
 from producer.survey import survey
 from producer.texts import CsvOptions, DatasetSource
+from producer.tokenizer import open_tokenizer
 from producer.tokenizing import get_ready
 
 _EPILOG = """\b
@@ -207,11 +207,17 @@ def main(
     if dollars_per_hour is not None and not dry_run:
         raise UserError("--dollars-per-hour is for an estimate", hint="add --dry-run")
     request = JobRequest(
-        source=DatasetSource(dataset, config=config, split=split, revision=revision, stream=stream),
+        source=DatasetSource(
+            dataset,
+            config=config,
+            split=split,
+            revision=revision,
+            stream=stream,
+            text=template_of(text_column, text),
+            columns=columns_of(keep_columns),
+            csv=CsvOptions(separator=separator_of(separator), header=not no_header),
+        ),
         output=(output or settings().output).absolute(),
-        columns=columns_of(keep_columns),
-        csv=CsvOptions(separator=separator_of(separator), header=not no_header),
-        text=template_of(text_column, text),
         engine=engine,
         name=name,
         limit=limit,
@@ -245,7 +251,7 @@ def _embed(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan 
     """
     spec = load_engine(request.engine)
     tokenizer = open_tokenizer(spec)  # one for the whole command: it gets faster with the words that it has met
-    texts = open_dataset(request.source, text=request.text, columns=request.columns, csv=request.csv)
+    texts = open_dataset(request.source)
     if plan:
         work = Work(resolve(with_stand_ins(request, spec), texts, spec, tokenizer), texts, tokenizer)
         calibrates = request.dtype == "int8" and ranges is None and request.earlier_ranges is None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from contract.errors import UserError
 from contract.redis.claims import Claims, Division
@@ -17,9 +17,8 @@ from contract.redis.ledger import DeadBatch
 from contract.redis.messages import Held
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.dividing import adrift, claims_at_once, missing, next_claims, share_of_bytes
 from producer.lost import MISSING_AFTER, Sighting, all_in_sight, batch_states, lost, sightings
-from producer.messages import byte_budget, message_sender
+from producer.outbox import Outbox
 from producer.progress import Progress, ShardTotals
 from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made
@@ -39,18 +38,6 @@ class Times:
     """Between two looks at the workers and at the state of each batch."""
     missing_after: float = MISSING_AFTER
     """For which a batch's message must be nowhere until the batch is published again."""
-
-
-class Putting(NamedTuple):
-    """A batch that is being put into Redis."""
-
-    made: Made
-    done: Future[bool]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.made.size
 
 
 class Driver:
@@ -80,8 +67,7 @@ class Driver:
         """Most that were alive at once."""
         self._made = 0
         """Batches that this producer has made."""
-        self._budget = byte_budget(ledger)
-        self._send = message_sender(job, ledger)
+        self._outbox = Outbox(job, ledger, claims.producer)
         self._shards = ShardWatch(job)
         self._before: ShardTotals | None = None
         """Over the shards that the first look found; None until then."""
@@ -91,16 +77,6 @@ class Driver:
         """Batches that this producer has claimed and not begun, the first one last."""
         self._begun: dict[Future[Made], int] = {}
         """Batches that are being made, or are made and wait for room in Redis."""
-        self._putting: dict[int, Putting] = {}
-        """Batches whose bytes are on their way into Redis; their messages are not sent yet."""
-        self._out: dict[int, int] = {}
-        """Batches that are published and have no shard → their bytes."""
-        self._bytes_out = 0
-        """Of both."""
-        self._limit = 0
-        """Of these, up to the next look."""
-        self._full = False
-        """Whether a batch waits for room in Redis."""
         self._dead: Mapping[int, DeadBatch] = {}
         self._view: View | None = None
         self._seen: dict[int, Sighting] = {}
@@ -128,7 +104,7 @@ class Driver:
                     break
             self._prepare()
             self._publish()
-            self._announce()
+            self._outbox.announce()
             report(self._progress())
         self._clean_up()
         last = self._progress()
@@ -137,15 +113,15 @@ class Driver:
 
     def _ended(self) -> bool:
         """Asked right after a look, which has just listed the shards if nothing is under way."""
-        if self._todo or self._begun or self._putting:
+        if self._todo or self._begun or self._outbox.putting:
             return False
         if self._detach and self._division.next >= self._job.batches and not self._division.orphans:
             return True
-        return not self._out and len(self._shards.batches) + len(self._dead) == self._job.batches
+        return not self._outbox.out and len(self._shards.batches) + len(self._dead) == self._job.batches
 
     def _progress(self) -> Progress:
         before = self._before or ShardTotals()
-        begun = self._view.rows_begun(self._job, self._out) if self._view else 0
+        begun = self._view.rows_begun(self._job, self._outbox.out) if self._view else 0
         return Progress(
             self._job,
             before,
@@ -163,8 +139,8 @@ class Driver:
         pause = max(0.0, self._next_look - time.monotonic())
         if self._may_begin():
             return
-        awaited: list[Future[Any]] = [put.done for put in self._putting.values()]
-        if not self._full:
+        awaited: list[Future[Any]] = [*self._outbox.puts]
+        if not self._outbox.full:
             awaited += self._begun
         if awaited:
             wait(awaited, pause, FIRST_COMPLETED)
@@ -175,31 +151,30 @@ class Driver:
         """Find the shards that have come, and what Redis has of the job."""
         job, ledger = self._job, self._ledger
         if ledger.cancelled(job):
-            self._take_back()
+            self._outbox.take_back()
             raise UserError(
                 f"job {job.id} was cancelled; {len(job.committed())} of {count(job.batches, 'shard')} there",
                 hint="run the same command again: the job goes on where it was",
             )
         anew = self._join()
         out, dead = ledger.sizes(job), ledger.dead(job)
-        for batch in self._putting:  # its message is not there yet
+        putting = self._outbox.putting
+        for batch in putting:  # its message is not there yet
             out.pop(batch, None)
         # Nothing is under way: what is missing then, such as a batch that a worker withdrew, is to be made again.
-        nowhere = not (self._todo or self._begun or self._putting or out or self._division.claims)
+        nowhere = not (self._todo or self._begun or putting or out or self._division.claims)
         quiet = nowhere and self._division.next >= job.batches
-        self._take_in_shards(settled=None if anew or quiet else self._out.keys() - out.keys())
+        self._take_in_shards(settled=None if anew or quiet else self._outbox.out.keys() - out.keys())
         for batch in out.keys() & self._shards.batches:
             ledger.settle(job.key, batch)  # its worker died between the shard and the last word about it
             del out[batch]
-        self._out = out
+        self._outbox.look(out, producers=len(self._division.alive))
         # Where one worker gave a batch up, another, slower one may have made it.
         self._dead = {batch: record for batch, record in dead.items() if batch not in self._shards.batches}
         if anew or quiet:
             self._free_missing()
-        in_hand = (self._todo, self._begun.values(), self._putting)
-        self._todo[:0] = adrift(self._division, self._claims.producer, *in_hand)[::-1]
-        self._bytes_out = sum(self._out.values()) + sum(put.size for put in self._putting.values())
-        self._limit = share_of_bytes(self._budget, self._bytes_out, len(self._division.alive))
+        in_hand = (self._todo, self._begun.values(), putting)
+        self._todo[:0] = self._division.unknown_to(self._claims.producer, *in_hand)[::-1]
         self._next_look = time.monotonic() + self._times.look * self._seldom
 
     def _join(self) -> bool:
@@ -221,7 +196,8 @@ class Driver:
         return gone or self._before is None
 
     def _free_missing(self) -> None:
-        gone = missing(self._division, self._job.batches, self._out, self._putting, self._dead, self._shards.batches)
+        known = (self._outbox.out, self._outbox.putting, self._dead, self._shards.batches)
+        gone = self._division.missing(self._job.batches, *known)
         if gone:
             self._claims.free(gone)
             self._division = self._claims.division()
@@ -253,16 +229,16 @@ class Driver:
             return
         ledger.set_rows(job, self._progress().totals.rows)
         if self._looks_after and (
-            gone := [one for one in ledger.vanished(job, self._out) if ledger.withdraw(job.key, one)]
+            gone := [one for one in ledger.vanished(job, self._outbox.out) if ledger.withdraw(job.key, one)]
         ):
             self._claims.free(gone)
             for batch in gone:
-                self._bytes_out -= self._out.pop(batch)
-        view = view_of(job, ledger, frozenset(self._out))
+                self._outbox.drop(batch)
+        view = view_of(job, ledger, frozenset(self._outbox.out))
         division = self._division
         self._view = replace(
             view,
-            making=len(self._begun) + len(self._putting),
+            making=len(self._begun) + len(self._outbox.putting),
             unpublished=len(self._todo) + max(0, job.batches - division.next),
             producers=len(division.alive),
             elsewhere=len(division.claims) - len(division.of(self._claims.producer)),
@@ -288,7 +264,7 @@ class Driver:
     def _publish_again(self, gone: Mapping[int, Held | None]) -> None:
         for batch, message in gone.items():
             if message is None:
-                self._send(batch)
+                self._outbox.send(batch)
             elif self._ledger.take_back(message):
                 self._ledger.put_first(message)
             del self._seen[batch]
@@ -301,7 +277,7 @@ class Driver:
             if not self._todo:
                 break
             batch = self._todo.pop()
-            if any(batch in one for one in (self._out, self._shards.batches, self._dead)):
+            if any(batch in one for one in (self._outbox.out, self._shards.batches, self._dead)):
                 self._claims.release(batch)
             else:
                 self._begun[self._source.make(batch)] = batch
@@ -309,9 +285,8 @@ class Driver:
     def _claim(self) -> None:
         """Claim further batches. Those that others have by now are seen again at the next look, if they are orphans
         then."""
-        many = claims_at_once(self._source.ahead)
-        known = (self._out, self._shards.batches, self._dead)
-        batches, beyond = next_claims(self._division, self._job.batches, many, *known)
+        known = (self._outbox.out, self._shards.batches, self._dead)
+        batches, beyond = self._division.next_claims(self._job.batches, self._source.claims_at_once, *known)
         claimed = self._claims.claim(batches, beyond)
         if claimed is None:
             self._next_look = 0.0  # and join again
@@ -325,39 +300,16 @@ class Driver:
     def _may_begin(self) -> bool:
         division = self._division
         more = self._todo or division.next < self._job.batches or division.orphans
-        return bool(more) and len(self._begun) + len(self._putting) < self._source.ahead
+        return bool(more) and len(self._begun) + len(self._outbox.putting) < self._source.ahead
 
     def _publish(self) -> None:
         """Have what is made put into Redis, as far as there is room for it."""
-        self._full = False
+        self._outbox.full = False
         for future in [future for future in self._begun if future.done()]:
-            made = future.result()
-            self._full = self._bytes_out > 0 and self._bytes_out + made.size > self._limit
-            if self._full:
+            if not self._outbox.put(self._begun[future], future.result()):
                 break
-            self._putting[self._begun.pop(future)] = Putting(made, made.put(self._claims.producer))
+            del self._begun[future]
             self._made += 1
-            self._bytes_out += made.size
-
-    def _announce(self) -> None:
-        """Send the messages of the batches whose bytes are in Redis."""
-        for batch, put in [(batch, put) for batch, put in self._putting.items() if put.done.done()]:
-            if self._is_own(put):
-                self._send(batch)
-            self._out[batch] = put.size  # this driver's, or another's who has claimed it since
-            del self._putting[batch]
-
-    def _is_own(self, put: Putting) -> bool:
-        """Whether it was this driver's put that published a batch. Where Redis did not take its bytes, it is asked
-        again, and only that with the ledger's patience: of many puts that fail at once one line tells."""
-        if put.done.exception():
-            return self._ledger.connection.ask(lambda redis: put.made.put(self._claims.producer).result())
-        return put.done.result()
-
-    def _take_back(self) -> None:
-        """Take out of a job that was cancelled what this driver has published since, or is just putting into Redis."""
-        wait([put.done for put in self._putting.values()])
-        self._ledger.forget(self._job, also={*self._out, *self._putting})
 
     def _clean_up(self) -> None:
         """Forget a job that is at its end, and remove what killed workers left of shards that others made."""

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -15,12 +14,12 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import cache_folder, settings
 from contract.words import count
+from producer.batches import Work
+from producer.cached_record import CachedRecord
 from producer.calibrate import CALIBRATION_ROWS
 from producer.console import STDOUT, print_line
-from producer.kept import keep
-from producer.making import Work
 from producer.pace import START, VERIFICATION, last_pace
-from producer.repeats import looked_for, to_compute
+from producer.repeats import search_pays, to_compute
 from producer.reuse import index_of
 from producer.survey import Figure, Survey
 
@@ -47,10 +46,8 @@ class Plan(NamedTuple):
         return self._replace(measured=measured)
 
 
-class Estimate(BaseModel):
+class Estimate(CachedRecord):
     """What a job takes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
     """Its id."""
@@ -89,7 +86,7 @@ class Estimate(BaseModel):
 
     def keep(self, job: Job) -> None:
         """Keep it for the run's summary."""
-        keep(_file(job), self.model_dump_json())
+        self.write(_file(job))
 
 
 def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample: int, calibrates: bool) -> Estimate:
@@ -106,7 +103,7 @@ def estimate(work: Work, spec: EngineSpec, found: Survey, plan: Plan, *, sample:
     job, pace = work.job, last_pace(spec.fingerprint)
     with index_of(job) as index:
         work = work._replace(known=index)
-        computed = to_compute(work, index) if not job.stream and (index or looked_for(work)) else None
+        computed = to_compute(work, index) if not job.stream and (index or search_pays(work)) else None
         batch_bytes = _batch_bytes(work)
     measured = plan.measured
     if measured is None and pace:
@@ -153,10 +150,7 @@ def _output_bytes(work: Work, spec: EngineSpec, found: Survey, measured: Measure
 
 def kept_estimate(job: Job) -> Estimate | None:
     """The last estimate of a job; None where there is none."""
-    try:
-        return Estimate.model_validate_json(_file(job).read_bytes())
-    except (OSError, ValidationError):  # none, or one of another version
-        return None
+    return Estimate.read(_file(job))
 
 
 def _file(job: Job) -> Path:

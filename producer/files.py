@@ -1,9 +1,10 @@
-"""Which files make a local dataset: of one kind, in splits, in an order, and which are left out."""
+"""Which files a dataset's name means: where they are, of which kind, in which splits and order, which are left out."""
 
 import glob
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from contract.entry import importing
 from contract.errors import UserError, reason
 from producer.hashing import hash_of
 from producer.library import library
+from producer.remote import SCHEMES, downloaded
 
 KINDS = {
     ".csv": "csv",
@@ -57,9 +59,28 @@ def kind_of(name: str) -> tuple[str | None, str]:
     return kind, compression
 
 
-def is_pattern(dataset: str) -> bool:
-    """Whether it is a glob pattern that matches something."""
-    return glob.has_magic(dataset) and any(glob.iglob(os.path.expanduser(dataset), recursive=True))
+def find_local(dataset: str) -> tuple[str, Path] | None:
+    """Where a dataset of files is; None for one on the Hub.
+
+    Returns:
+        What the job calls it, and the path of its file, its folder, or a glob pattern.
+
+    Raises:
+        UserError: the name means files, and there are none.
+    """
+    if dataset.startswith(SCHEMES):
+        return dataset, downloaded(dataset)
+    path = Path(os.path.expanduser(dataset))  # pathlib's fails for a user that is not there
+    if path.exists():
+        return str(path.resolve()), path.resolve()
+    if glob.has_magic(dataset) and any(glob.iglob(os.path.expanduser(dataset), recursive=True)):
+        return os.path.abspath(path), Path(os.path.abspath(path))
+    if "://" in dataset:
+        raise UserError(f"{dataset} is no address that can be read", f"expected one of {', '.join(SCHEMES)}")
+    known = path.suffix.lower() in (*KINDS, *COMPRESSIONS) or kind_of(path.name)[0]
+    if path.is_absolute() or dataset.startswith(("./", "../", "~")) or known or any(each in dataset for each in "*?["):
+        raise UserError(f"no dataset {dataset}", "expected a Hub id, a file or a folder", f"look: ls {path.parent}")
+    return None
 
 
 def files_of(name: str, path: Path, config: str | None = None) -> LocalFiles:
@@ -73,15 +94,35 @@ def files_of(name: str, path: Path, config: str | None = None) -> LocalFiles:
     Raises:
         UserError: there is none that can be read, or there are several configurations.
     """
+    root, found, splits = _candidates(path, config)
+    kind = _main_kind(name, splits)
+    chosen = {split: [file for file in files if kind_of(file.name)[0] == kind] for split, files in splits.items()}
+    chosen = {split: files for split, files in chosen.items() if files}
+    taken = {file for files in chosen.values() for file in files}
+    left = [str(file.relative_to(root)) for file in found if file not in taken and _is_data(file)]
+    if left:
+        more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
+        _log.warning("%s: the dataset is made of its %s files; left out: %s%s", name, kind, ", ".join(left[:10]), more)
+    return LocalFiles(name, kind, chosen, root, found)
+
+
+def _candidates(path: Path, config: str | None) -> tuple[Path, list[Path], dict[str, list[Path]]]:
+    """The folder that the files' names are relative to, all files, and those of each split, of whatever kind."""
     if path.is_file():
-        root, found, splits = path.parent, [path], {"train": [path]}
-    elif path.is_dir():
-        root, found = path, _walk(path)
-        splits = _splits(path, config)
-    else:
-        matched = [Path(file) for file in sorted(glob.glob(str(path), recursive=True)) if Path(file).is_file()]
-        root = Path(os.path.commonpath([file.parent for file in matched])) if matched else path.parent
-        found, splits = matched, {"train": matched}
+        return path.parent, [path], {"train": [path]}
+    if path.is_dir():
+        return path, _walk(path), _splits(path, config)
+    matched = [Path(file) for file in sorted(glob.glob(str(path), recursive=True)) if Path(file).is_file()]
+    root = Path(os.path.commonpath([file.parent for file in matched])) if matched else path.parent
+    return root, matched, {"train": matched}
+
+
+def _main_kind(name: str, splits: Mapping[str, Sequence[Path]]) -> str:
+    """The kind that most files have.
+
+    Raises:
+        UserError: no file has a kind that can be read.
+    """
     kinds = Counter(kind for files in splits.values() for file in files if (kind := kind_of(file.name)[0]))
     if not kinds:
         raise UserError(
@@ -89,15 +130,7 @@ def files_of(name: str, path: Path, config: str | None = None) -> LocalFiles:
             f"expected {', '.join(KINDS)}, or one of them with {', '.join(COMPRESSIONS)} after it",
             "rename the file, or name another",
         )
-    kind = max(KINDS.values(), key=lambda each: kinds[each])
-    splits = {split: [file for file in files if kind_of(file.name)[0] == kind] for split, files in splits.items()}
-    splits = {split: files for split, files in splits.items() if files}
-    taken = {file for files in splits.values() for file in files}
-    left = [str(file.relative_to(root)) for file in found if file not in taken and _is_data(file)]
-    if left:
-        more = f" and {len(left) - 10:,} more" if len(left) > 10 else ""
-        _log.warning("%s: the dataset is made of its %s files; left out: %s%s", name, kind, ", ".join(left[:10]), more)
-    return LocalFiles(name, kind, splits, root, found)
+    return max(KINDS.values(), key=lambda each: kinds[each])
 
 
 def revision_of(folder: Path) -> str:

@@ -3,11 +3,12 @@
 import click
 
 from contract.errors import UserError
+from contract.redis.producing import ProducerLedger
 from contract.settings import settings
 from contract.words import count
-from producer.console import STDOUT, list_table, print_line, print_note
+from producer.console import STDOUT, print_line, print_note
 from producer.jobs import cleaned, find_to_cancel, listed
-from producer.opening import open_ledger
+from producer.tables import list_table
 
 
 @click.command("list")
@@ -18,7 +19,7 @@ def list_jobs() -> None:
     """
     ledger = None
     try:
-        ledger = open_ledger(at_once=True)
+        ledger = ProducerLedger.open(at_once=True)
     except UserError as fault:
         print_note(f"Only the jobs in {settings().output.absolute()} are listed: {fault.found}")
     found = listed(ledger)
@@ -36,7 +37,7 @@ def cancel(job: str) -> None:
     Workers finish the batches that they have in hand. A producer of it that runs ends. Running the same producer
     command again goes on with the job.
     """
-    ledger = open_ledger(at_once=True)
+    ledger = ProducerLedger.open(at_once=True)
     found = find_to_cancel(job, ledger)
     out = ledger.cancel(found)
     print_line(f"Cancelled {found.id}: {count(out, 'batch', 'batches')} taken back; shards stay in {found.folder}")
@@ -45,7 +46,7 @@ def cancel(job: str) -> None:
 @click.command()
 def clean() -> None:
     """Remove what finished and cancelled jobs left on Redis and in their folders' staging/. No shard is touched."""
-    found = cleaned(open_ledger(at_once=True))
+    found = cleaned(ProducerLedger.open(at_once=True))
     for one in found:
         print_line(f"Cleaned: {one.id}")
     print_line(f"{count(len(found), 'job')} cleaned")

@@ -11,7 +11,6 @@ import threading
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from typing import NamedTuple
@@ -21,39 +20,11 @@ from redis import RedisError
 
 from contract.errors import UserError
 from contract.job import Job
-from contract.origins import Origins
 from contract.redis.connection import client
 from contract.redis.producing import Publication
 from contract.redis.refusals import refusal
 from contract.settings import settings
-from producer.batches import RowTokenizer, batch_of, readable
-from producer.reuse import Index
-from producer.texts import TextDataset
-
-
-class Work(NamedTuple):
-    """What batches are made of."""
-
-    job: Job
-    texts: TextDataset
-    """Pickled it names its memory-mapped files: no text is copied."""
-    tokenizer: RowTokenizer
-    known: Index | None = None
-    """Where the vectors of earlier jobs are."""
-
-    def payload(self, batch: int) -> bytes:
-        """A batch's bytes; always the same.
-
-        Raises:
-            UserError: its rows cannot be read or tokenized.
-        """
-        rows = self.job.row_range(batch)
-        with readable(self.job.dataset, rows):
-            texts, kept = self.texts.read(rows)
-            find = self.known.find if self.known else Origins.of
-            made = batch_of(self.job, batch, texts, self.tokenizer, kept, find)
-            made = replace(made, features=self.texts.features)
-            return made.to_bytes(self.tokenizer.length, self.tokenizer.pad_id)
+from producer.batches import Work
 
 
 class Maker:

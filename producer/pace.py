@@ -5,19 +5,15 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from contract.settings import cache_folder
-from producer.kept import keep
+from producer.cached_record import CachedRecord
 
 START, VERIFICATION = 5.0, 8.0
 """Seconds where no run was measured: on an idle machine of two cores."""
 
 
-class Pace(BaseModel):
+class Pace(CachedRecord):
     """What was measured of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens_per_second: float
     """While vectors were computed."""
@@ -35,15 +31,12 @@ class Pace(BaseModel):
 
     def save(self, fingerprint: str) -> None:
         """Keep it for this machine and the engine of this fingerprint."""
-        keep(_file(fingerprint), self.model_dump_json())
+        self.write(_file(fingerprint))
 
 
 def last_pace(fingerprint: str) -> Pace | None:
     """Of the last run of an engine on this machine; None where there was none."""
-    try:
-        return Pace.model_validate_json(_file(fingerprint).read_bytes())
-    except (OSError, ValidationError):  # none, or one of another version
-        return None
+    return Pace.read(_file(fingerprint))
 
 
 def _file(fingerprint: str) -> Path:

@@ -11,9 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from tqdm.contrib.concurrent import thread_map
 
+from contract.engines import engine_of
 from contract.errors import UserError, reason
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.store import Location
 from contract.verdict import doubt, load_verdict
 from contract.words import count

@@ -1,7 +1,7 @@
-"""Texts that a job has more than once, and how many it has to compute.
+"""Texts that a job has more than once, and how many texts it computes.
 
-A batch computes each of its texts once. A text that several batches have would be computed by each of them: such texts
-are a job of their own, which is run first, and of which all batches take the vectors.
+A batch computes each of its texts once. A text that several batches have would be computed by each of them, so those
+texts are embedded first, by a job of their own, from which all batches take the vectors.
 """
 
 import contextlib
@@ -18,28 +18,27 @@ import xxhash
 from contract.blank import unless_blank
 from contract.job import Job
 from contract.origins import hashes_of
-from producer.batches import readable
-from producer.making import Work
+from producer.batches import Work
 from producer.reuse import Index
 from producer.sizing import LEAST_BATCHES, sampled
-from producer.texts import TextDataset
+from producer.texts import TextDataset, readable
 
 Rows = npt.NDArray[np.int64]
 
 _PART = 1 << 22
-"""Rows that are sorted at once, about."""
+"""Rows whose keys are sorted at once, about."""
 _GAP = 64
-"""Rows between two that are wanted which are read along."""
+"""Two wanted rows that are at most so many rows apart are read in one go."""
 _LEAST_ROWS = 64
-"""Of a batch of repeated texts, unless there are fewer."""
+"""Rows of a batch of repeated texts, at least, unless there are fewer."""
 FEW = 200_000
-"""Rows that are read through within a second or two. More are read through only where a sample has repeated texts: a
-job of a billion rows would begin an hour later."""
+"""Most rows of a dataset that is searched in any case, which takes a second or two. A larger one is searched only if a
+sample has repeated texts: the search would delay a job of a billion rows by an hour."""
 
 
 @dataclass(frozen=True, eq=False)
 class SomeRows(TextDataset):
-    """Some of a dataset's texts, without further columns."""
+    """Some rows of a dataset, with their texts alone."""
 
     row_ids: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     """``[n]``: where they are in the dataset, ascending."""
@@ -57,7 +56,7 @@ class SomeRows(TextDataset):
 
 
 def repeated_work(work: Work) -> Work | None:
-    """The job of the texts that several batches of a job have, each of them once; None where there is none.
+    """A job of the texts that several batches of a job have, each text once; None where there is no such text.
 
     Raises:
         UserError: a row cannot be read.
@@ -74,10 +73,9 @@ def repeated_work(work: Work) -> Work | None:
     return Work(_job_of(work.job, rows), texts, work.tokenizer)
 
 
-def looked_for(work: Work) -> bool:
-    """Whether the dataset is read through for texts that several batches have: not if it is not on this machine, since
-    it would be fetched twice, and of more than 200,000 rows only if two of the 1,024 of ``sizing.sampled`` have the
-    same text.
+def search_pays(work: Work) -> bool:
+    """Whether the dataset is searched for texts that several batches have. A streamed one is not, because it would be
+    fetched twice. One of more than 200,000 rows is if two of the 1,024 rows of ``sizing.sampled`` have the same text.
 
     Raises:
         UserError: a row of the sample cannot be read.
@@ -90,7 +88,7 @@ def looked_for(work: Work) -> bool:
 
 
 def to_compute(work: Work, index: Index | None) -> int:
-    """How many texts a job computes: each that is not in an earlier job, once.
+    """How many texts a job computes: those that no earlier job has, each counted once.
 
     Raises:
         UserError: a row cannot be read.
@@ -115,8 +113,8 @@ def _job_of(job: Job, rows: Rows) -> Job:
 
 @contextlib.contextmanager
 def _keys(work: Work, index: Index | None) -> Iterator[npt.NDArray[np.uint64]]:
-    """A number for each row's text, in a file that is mapped: equal for equal texts, and for others nearly never; 0 for
-    a row that has no text, or one that is found in the index."""
+    """A key for each row, in a memory-mapped file: a hash of its text, 0 for a row without a text or with one that the
+    index has. Different texts have the same key next to never."""
     job = work.job
     with tempfile.TemporaryFile() as file:
         for batch in range(job.batches):
@@ -139,7 +137,7 @@ def _key(text: str | None) -> int:
 
 
 def _parts(keys: npt.NDArray[np.uint64]) -> Iterator[Rows]:
-    """The rows with a key, in parts: those with the same key are in the same one."""
+    """The rows whose key is not 0, in parts. Rows with the same key are in the same part."""
     bits = (len(keys) // _PART).bit_length()
     for part in range(1 << bits):
         mine = keys >> np.uint64(64 - bits) == part if bits else np.ones(len(keys), bool)
@@ -147,7 +145,13 @@ def _parts(keys: npt.NDArray[np.uint64]) -> Iterator[Rows]:
 
 
 def _in_several_batches(keys: npt.NDArray[np.uint64], rows: Rows, batch_rows: int) -> Rows:
-    """The first row of each key that rows of several batches have; ``rows`` ascend."""
+    """The first row of each key that rows of several batches have.
+
+    Args:
+        keys: ``[n]``.
+        rows: ``[n]``, their rows, ascending.
+        batch_rows: rows of a batch.
+    """
     order = np.argsort(keys, kind="stable")
     keys, rows = keys[order], rows[order]
     if not len(keys):

@@ -12,12 +12,12 @@ from contract.jobs import find_job
 from contract.reuse import check_fits
 from contract.store import Location
 from contract.words import count
-from producer.batches import RowTokenizer
 from producer.calibrate import Ranges
 from producer.console import print_note
 from producer.options import refuse_taken
 from producer.sizing import PER_TOKEN_ROWS, batch_size
-from producer.texts import ANY_CSV, CsvOptions, DatasetSource, TextDataset
+from producer.texts import DatasetSource, TextDataset
+from producer.tokenizer import RowTokenizer
 
 OVERLAP = 64
 """Tokens that two windows share by default."""
@@ -30,11 +30,6 @@ class JobRequest:
     source: DatasetSource
     output: Location
     """The folder of the jobs' folders, absolute."""
-    text: str | None = None
-    """A template of ``contract.template``; None for the dataset's text column."""
-    columns: tuple[str, ...] = ()
-    """Columns to be carried into the shards."""
-    csv: CsvOptions = ANY_CSV
     engine: str | None = None
     name: str | None = None
     limit: int | None = None
@@ -147,7 +142,7 @@ def _refuse_sparse(request: JobRequest, spec: EngineSpec) -> None:
     """Refuse what sparse vectors have not."""
     if spec.layout != "sparse":
         return
-    refuse_taken(request.columns, spec.layout)
+    refuse_taken(request.source.columns, spec.layout)
     wanted = {
         f"--dtype {request.dtype}": request.dtype not in ("float32", "float16"),
         f"--dimensions {request.dimensions}": request.dimensions is not None,

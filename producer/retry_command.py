@@ -2,14 +2,15 @@
 
 import click
 
-from contract.jobs import engine_of, find_job
+from contract.engines import engine_of
+from contract.jobs import find_job
+from contract.redis.producing import ProducerLedger
 from contract.verdict import at_fault
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.console import print_line, print_note
 from producer.dataset import dataset_of
-from producer.making import Work
-from producer.opening import open_ledger
 from producer.running import NEXT, run
+from producer.tokenizer import open_tokenizer
 
 
 @click.command()
@@ -24,7 +25,7 @@ def retry(job: str | None) -> None:
     spec, texts = engine_of(found), dataset_of(found)
     tokenizer = open_tokenizer(spec)
     names = at_fault(found)
-    ledger = open_ledger()
+    ledger = ProducerLedger.open()
     found.save()  # a copy of its folder may lack the empty ones
     ledger.announce(found)
     ledger.revive(found)

@@ -1,6 +1,6 @@
-"""Finds the rows of earlier jobs by their texts' hashes.
+"""An index of earlier jobs' rows by the hashes of their texts.
 
-The hashes lie in files, sorted and memory-mapped: what is in memory at once is a part of them, however many there are.
+It lies in sorted files that are memory-mapped, so only a part of it is in memory, however many rows there are.
 """
 
 import contextlib
@@ -16,22 +16,21 @@ import numpy.typing as npt
 
 from contract.errors import UserError, reason
 from contract.job import Job
-from contract.origins import Hashes, Origins, of_column
-from contract.reuse import check_digests, load_sources
-from contract.shard import info_of, open_file
+from contract.origins import Hashes, Origins, hashes_of_column
+from contract.reuse import load_sources, read_unchanged
 
 _PART = 1 << 22
-"""Rows of a file, about: 128 MiB while it is sorted."""
-_SIDE_BY_SIDE = 16
+"""Rows of a file, about. While it is sorted, its rows take 128 MiB of memory."""
+_CONCURRENT = 16
 """Shards that are read at once: an object store takes its time for each."""
 
 _PLACE = [("low", "<u8"), ("job", "<i4"), ("batch", "<i4"), ("row", "<i4")]
 _ENTRY = np.dtype([("high", "<u8"), *_PLACE])
-"""A row: the two halves of its text's hash, and where it lies."""
+"""A row of an earlier job: the two halves of its text's hash, and where the row is."""
 
 
 class _Part(NamedTuple):
-    """The entries of a file, sorted: the file has the one column after the other."""
+    """The entries of one file, sorted by ``high``. The file has one column after the other."""
 
     high: npt.NDArray[np.uint64]
     place: npt.NDArray[np.void]
@@ -44,7 +43,7 @@ class _Part(NamedTuple):
 
     @classmethod
     def sort(cls, file: Path) -> None:
-        """Bring a file of entries in any order into this form; those with the same hash keep their order."""
+        """Sort a file of unsorted entries into this form. Entries with the same hash keep their order."""
         entries = np.fromfile(file, _ENTRY)
         entries = entries[np.argsort(entries["high"], kind="stable")]
         with file.open("wb") as target:
@@ -53,11 +52,11 @@ class _Part(NamedTuple):
 
 
 class Index:
-    """Where the vectors of texts are. Pickled it is its folder's name.
+    """Finds which row of which earlier job has a text's vector. Pickled, it is its folder's name.
 
     Args:
-        folder: its files, of which each has the entries whose hashes begin alike, sorted.
-        bits: the first ones of a hash that say which file.
+        folder: of the index's files; a file has the entries of all hashes with the same first bits.
+        bits: how many first bits of a hash decide its file.
     """
 
     def __init__(self, folder: Path, bits: int) -> None:
@@ -68,7 +67,7 @@ class Index:
         return Index, (self._folder, self._bits)
 
     def find(self, hashes: Hashes) -> Origins:
-        """Where the vectors of texts with these hashes are."""
+        """Where the vectors of the texts with these hashes are, ``[n, 2]``."""
         found = Origins.of(hashes)
         columns = {name: getattr(found, name).copy() for name in ("job", "batch", "row")}
         parts, known = _parts(hashes[:, 0], self._bits), hashes.any(axis=1)
@@ -84,7 +83,7 @@ class Index:
         return Origins(hashes, **columns)
 
     def _part(self, part: int) -> _Part | None:
-        """None where there are no entries."""
+        """The entries of one file, opened on first use; None where the index has no such file."""
         if part not in self._open:
             file = _file(self._folder, part)
             self._open[part] = _Part.opened(file) if file.exists() else None
@@ -93,27 +92,27 @@ class Index:
 
 @contextlib.contextmanager
 def index_of(job: Job) -> Iterator[Index | None]:
-    """The index of all rows of which a job may take vectors, gone when the ``with`` block ends; None where it takes
-    from no job.
+    """The index of all rows whose vectors a job may take; None for a job that takes no vectors, or has all its shards.
+    It is gone when the ``with`` block ends.
 
     Raises:
-        UserError: an earlier job is gone, is of no use to this one, or has a shard that is not as it was written.
+        UserError: an earlier job is gone or does not fit, or one of its shards is not as its worker wrote it.
     """
     sources = load_sources(job)
     if not sources or len(job.committed()) == job.batches:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="embedmill-") as folder:
-        yield built(sources, Path(folder))
+        yield build_index(sources, Path(folder))
 
 
-def built(sources: Sequence[Job], folder: Path) -> Index:
-    """An index of all rows of these jobs that have a text and a vector. Of two rows with the same text it has the one
-    of the job that comes first.
+def build_index(sources: Sequence[Job], folder: Path) -> Index:
+    """Index all rows of these jobs that have a text and a vector. Of several rows with the same text, that of the first
+    job is found.
 
     Args:
-        sources: the jobs, of which the shards that are there are read.
-        folder: an empty one for the index.
+        sources: the jobs, whose committed shards are read.
+        folder: an empty folder for the index.
 
     Raises:
         UserError: a shard is not as its worker wrote it.
@@ -136,25 +135,23 @@ def _file(folder: Path, part: int) -> Path:
 
 
 def _parts(high: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:
-    """Which part each hash belongs to."""
+    """The number of each hash's file."""
     return high >> np.uint64(64 - bits) if bits else np.zeros_like(high)
 
 
 def _entries_of(source: Job) -> Iterator[npt.NDArray[np.void]]:
-    """The entries of each shard of a job, in the shards' order; some are in memory at once."""
+    """The entries of each of a job's shards, in the shards' order. Those of a few shards are in memory at once."""
     left = iter(sorted(source.committed()))
-    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-        while some := list(itertools.islice(left, _SIDE_BY_SIDE)):
-            yield from pool.map(lambda batch: _of_shard(source, batch), some)
+    with ThreadPoolExecutor(_CONCURRENT) as pool:
+        while some := list(itertools.islice(left, _CONCURRENT)):
+            yield from pool.map(lambda batch: _entries_of_shard(source, batch), some)
 
 
-def _of_shard(source: Job, batch: int) -> npt.NDArray[np.void]:
+def _entries_of_shard(source: Job, batch: int) -> npt.NDArray[np.void]:
     shard, names = source.shard(batch), ["text_hash", "n_tokens", "error"]
     try:
-        with open_file(shard) as file:
-            table, info = file.read(columns=names), info_of(file.schema_arrow.metadata)
-        check_digests(table, info, names)
-        hashes = of_column(table.column("text_hash").combine_chunks())
+        _, table = read_unchanged(shard, names)
+        hashes = hashes_of_column(table.column("text_hash").combine_chunks())
     except (OSError, ValueError) as error:
         raise UserError(
             f"vectors cannot be taken from {shard} ({reason(error)})",

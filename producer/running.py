@@ -10,20 +10,20 @@ from contract.job import Job
 from contract.redis.claims import Claims
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.batches import RowTokenizer
+from producer.batches import Work
 from producer.calibrate import CALIBRATION_ROWS, Ranges, ranges_from, ranges_of
-from producer.console import STDERR, STDOUT, print_line, print_note, summary
+from producer.console import STDERR, STDOUT, print_line, print_note
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
-from producer.making import Work
-from producer.opening import open_ledger
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
-from producer.repeats import FEW, looked_for, repeated_work
+from producer.repeats import FEW, repeated_work, search_pays
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
+from producer.tables import summary
 from producer.texts import TextDataset
+from producer.tokenizer import RowTokenizer
 from producer.tokenizing import processes_for, tokenizing
 from producer.view import view_of
 
@@ -39,7 +39,7 @@ def begin(job: Job) -> ProducerLedger:
     Raises:
         UserError: Redis does not answer or refuses this user, or the folder cannot be made.
     """
-    ledger = open_ledger()
+    ledger = ProducerLedger.open()
     ledger.queued(job.key)  # before the folder is made: without a Redis nothing is left behind
     job.save()
     ledger.announce(job)  # after it: workers look into the folder
@@ -110,7 +110,7 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
         How far the job is at the end.
     """
     job = work.job
-    if not detach and len(job.committed()) < job.batches and looked_for(work):
+    if not detach and len(job.committed()) < job.batches and search_pays(work):
         if job.rows > FEW:
             print_note(f"First {count(job.rows, 'row')} are read for texts that come again: a sample has some")
         if repeated := repeated_work(work):

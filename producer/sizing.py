@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from contract.blank import unless_blank
 from contract.words import count
-from producer.batches import RowTokenizer, readable, tokenize_windows
-from producer.texts import TextDataset
+from producer.texts import TextDataset, readable
+from producer.tokenizer import RowTokenizer, tokenize_windows
 
 TOKENS = 300_000
 """Most tokens of a batch, on average: after truncation, or in all windows; padding is not counted."""

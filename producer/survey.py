@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from contract.blank import unless_blank
 from contract.job import Job
-from producer.batches import readable, tokenize_windows
-from producer.making import Work
+from producer.batches import Work
 from producer.sizing import sampled
+from producer.texts import readable
+from producer.tokenizer import tokenize_windows
 
 _ALL = 4096
 """Rows up to which a dataset is read as a whole."""

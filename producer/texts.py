@@ -1,13 +1,15 @@
 """The texts of one split of a dataset, and what a user says of it before it is opened."""
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from contract.errors import UserError
 from contract.job import CsvDialect
 from contract.template import Template, parse
 from producer.arrow_cache import ArrowTable
@@ -25,8 +27,22 @@ NOTHING = "there must be something to embed"
 
 
 @dataclass(frozen=True)
+class CsvOptions:
+    """How csv files are written, as far as it is known before they are read."""
+
+    separator: str | None = None
+    """Between two fields; None to find it."""
+    header: bool = True
+    """Whether the first row names the columns."""
+
+
+ANY_CSV = CsvOptions()
+"""Nothing was said of csv files: the separator is found, and the first row names the columns."""
+
+
+@dataclass(frozen=True)
 class DatasetSource:
-    """Where a dataset's rows come from."""
+    """What a user says of a dataset before it is opened: where its rows are, and which columns are needed."""
 
     dataset: str
     """Hub id (``imdb``, ``stanfordnlp/imdb``); a csv, tsv, json, jsonl, parquet, arrow or text file, a folder or a glob
@@ -39,20 +55,13 @@ class DatasetSource:
     """Branch, tag or commit on the Hub; None for the latest, and for files."""
     stream: bool = False
     """Leave the rows on the Hub and fetch them as they are asked for; see ``producer.parquet_table``."""
-
-
-@dataclass(frozen=True)
-class CsvOptions:
-    """How csv files are written, as far as it is known before they are read."""
-
-    separator: str | None = None
-    """Between two fields; None to find it."""
-    header: bool = True
-    """Whether the first row names the columns."""
-
-
-ANY_CSV = CsvOptions()
-"""Nothing was said of csv files: the separator is found, and the first row names the columns."""
+    text: str | None = None
+    """A row's text: a template of ``contract.template``, such as ``{title} {body}``; None for the column ``text``, or
+    the only text column there is."""
+    columns: tuple[str, ...] = ()
+    """Further columns, of any type, which are carried into the shards."""
+    csv: CsvOptions = ANY_CSV
+    """How csv files are written."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,18 @@ class TextDataset:
     def texts(self, rows: range) -> list[str | None]:
         """The texts alone."""
         return self.read(rows)[0]
+
+
+@contextlib.contextmanager
+def readable(dataset: str, rows: range) -> Iterator[None]:
+    """What reading or tokenizing these rows raises becomes a ``UserError`` that names them."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, OverflowError) as error:  # what Arrow, tokenizers and a lost file raise
+        raise UserError(
+            f"rows {rows.start} to {rows.stop - 1} of {dataset} cannot be tokenized ({error})",
+            hint="correct them, or leave them out with --limit",
+        ) from None
 
 
 def _decoded(column: pa.Array) -> list[str | None]:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from contract.errors import UserError
 from contract.settings import settings
+from producer.batches import Work
 from producer.forking import start_server, without_interrupts
-from producer.making import Answer, Maker, Order, Work, serve
+from producer.making import Answer, Maker, Order, serve
 
 _PAYS_FROM = 8
 """Batches for each process from which on it is worth its start and the words that it has to meet."""
@@ -45,6 +46,12 @@ class BatchSource(NamedTuple):
     """Has a batch made. Its result may be a ``UserError``: a row is wrong, the process died."""
     ahead: int
     """Most batches that are being made, or made and not yet in Redis: what bounds the memory."""
+
+    @property
+    def claims_at_once(self) -> int:
+        """How many batches a producer claims at once: half of those that are made at once. Fewer would cost more
+        questions to Redis, and more would be kept from the other producers for a while if this one died."""
+        return max(1, self.ahead // 2)
 
 
 def processes_for(batches: int, producers: int = 1, here: int = 1) -> int:

@@ -22,7 +22,7 @@ from bench.scale import Plan, Units, table
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 
 ROOT = Path(__file__).parent.parent
 

@@ -204,7 +204,7 @@ def test_the_dashboard_asks_for_metrics_that_a_worker_has() -> None:
     targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
     asked = {name for target in targets for name in re.findall(r"embedmill_\w+", target["expr"])}
     counters = [value for value in vars(metrics).values() if isinstance(value, Counter)]
-    told = {f"{next(iter(counter.describe())).name}_total" for counter in [*counters, *metrics._SUMS.values()]}
+    told = {f"{next(iter(counter.describe())).name}_total" for counter in [*counters, *metrics.SUMS.values()]}
     told |= {f"embedmill_batch_seconds_{what}" for what in ("sum", "count", "bucket")}
     told |= {"embedmill_gpu_memory_used_bytes", "embedmill_gpu_memory_total_bytes"}
     told |= {f"embedmill_{name}" for name in ("build_info", "queued_batches", "job_rows", "job_rows_done", "workers")}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.job import Job, load_job
 from contract.jobs import latest_job
 from contract.settings import settings

@@ -16,7 +16,7 @@ from contract.jobs import latest_job
 from contract.settings import settings
 from contract.verdict import load_verdict
 from embedmill.processes import celery_worker, redis_server
-from producer.batches import open_tokenizer
+from producer.tokenizer import open_tokenizer
 from tests.commands import called
 from tests.conftest import JARGON, build_engine
 

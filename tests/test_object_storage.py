@@ -23,6 +23,8 @@ from tests.commands import called, wait_until
 from tests.conftest import JARGON
 from tests.contract.samples import WholeLedger
 from tests.hub import WRITER, Hub
+from tests.test_reuse import computed, earlier, run, same, work_of
+from tests.verify.jobs import TEXTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -215,3 +217,18 @@ def test_a_worker_ends_in_time_while_the_bucket_does_not_answer(
         finally:
             server.resume()
     assert log.read_text().count("The worker stops: ") == 1
+
+
+def test_a_job_takes_the_vectors_of_an_earlier_one_that_lies_in_a_bucket(
+    bucket: str, tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", f"s3://{BUCKET}/jobs")
+    settings.cache_clear()
+    first = run(work_of(tiny, tmp_path / "a", TEXTS))
+    assert str(first.folder).startswith("s3://")
+    monkeypatch.setenv("EMBEDMILL_OUTPUT", str(tmp_path / "output"))
+    settings.cache_clear()
+    changed = ["a new one", *TEXTS]
+    job = run(work_of(tiny, tmp_path / "b", changed, reuse=earlier(first)))
+    assert (str(job.folder).startswith(str(tmp_path)), computed(job)) == (True, 1)
+    same(job, run(work_of(tiny, tmp_path / "b", changed)))

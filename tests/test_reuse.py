@@ -19,16 +19,17 @@ from contract.form import VectorForm
 from contract.job import EarlierJob, Job, load_job
 from contract.reuse import check_fits, load_sources
 from contract.settings import settings
-from contract.shard import read_info, vectors_of
+from contract.shard import read_info
 from contract.store import location
+from contract.vector_columns import vectors_of
 from contract.verdict import load_verdict
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
-from producer.repeats import looked_for, repeated_work, to_compute
+from producer.repeats import repeated_work, search_pays, to_compute
 from producer.request import job_of
 from producer.reuse import index_of
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from tests.commands import called
 from tests.conftest import build_engine
 from tests.contract.samples import packed
@@ -43,7 +44,7 @@ def work_of(spec: EngineSpec, folder: Path, texts: Sequence[str | None], **optio
     folder.mkdir(exist_ok=True)
     rows = {"text": pa.array(texts, pa.string()), "n": [f"{folder.name} {row}" for row in range(len(texts))]}
     pq.write_table(pa.table(rows), folder / "texts.parquet")
-    opened = open_dataset(DatasetSource(str(folder / "texts.parquet")), text="{text}", columns=("n",))
+    opened = open_dataset(DatasetSource(str(folder / "texts.parquet"), text="{text}", columns=("n",)))
     fields = {"prefix": "", "batch_rows": 16, "limit": None} | options
     job = job_of(opened, spec, settings().output.absolute(), **fields)  # type: ignore[arg-type]
     return Work(job, opened, open_tokenizer(spec))
@@ -192,6 +193,19 @@ def test_an_incomplete_job_is_of_use_and_rows_with_an_error_are_computed(tiny: E
     same(job, run(work_of(tiny, tmp_path / "b", TEXTS[:40])))
 
 
+def test_an_interrupted_job_goes_on_and_takes_what_it_would_have_taken(tiny: EngineSpec, tmp_path: Path) -> None:
+    first = run(work_of(tiny, tmp_path / "a", TEXTS))
+    changed = ["a new one", *TEXTS, *TEXTS[:20], "another"]
+    work = work_of(tiny, tmp_path / "b", changed, reuse=earlier(first))
+    run(work, range(2))
+    there = {batch: work.job.shard(batch).read_bytes() for batch in range(2)}
+    job = run(work_of(tiny, tmp_path / "b", changed, reuse=earlier(first)), range(2, work.job.batches))
+    assert job.id == work.job.id
+    assert {batch: job.shard(batch).read_bytes() for batch in range(2)} == there
+    assert computed(job) == 2
+    same(job, run(work_of(tiny, tmp_path / "b", changed)))
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
@@ -274,6 +288,6 @@ def test_many_rows_are_read_through_only_where_a_sample_has_repeated_texts(
 ) -> None:
     monkeypatch.setattr("producer.repeats.FEW", 1999)
     different = [f"text {number}" for number in range(2000)]
-    assert not looked_for(work_of(tiny, tmp_path / "a", different))
-    assert looked_for(work_of(tiny, tmp_path / "b", different[:1999]))
-    assert looked_for(work_of(tiny, tmp_path / "c", ["the same"] * 200 + different))
+    assert not search_pays(work_of(tiny, tmp_path / "a", different))
+    assert search_pays(work_of(tiny, tmp_path / "b", different[:1999]))
+    assert search_pays(work_of(tiny, tmp_path / "c", ["the same"] * 200 + different))

@@ -16,7 +16,7 @@ ALLOWED = {
     # A plan is built and timed for the runtime that runs it.
     "engine_build": {
         "contract",
-        "producer.batches",  # the export is checked with rows as the producer makes them
+        "producer.tokenizer",  # the export is checked with rows as the producer makes them
         "worker.runtime",
     },
     "producer": {"contract"},

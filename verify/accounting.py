@@ -8,11 +8,14 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from contract.findings import Findings
 from contract.job import Job
 from contract.verdict import RowAccounting
-from verify.shards import BadShard, ForeignShard, MissingShard, open_shard, read_concurrently, row_ids
+from contract.words import count
+from verify.shards import BadShard, ForeignShard, MissingShard, open_shard, read_concurrently
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def _of_shard(job: Job, batch: int) -> RowAccounting:
     expected = RowAccounting(expected_shards=1, expected_rows=len(wanted))
     try:
         with open_shard(job, batch) as (file, _):
-            ids = row_ids(file)
+            ids = _row_ids(file)
     except MissingShard:
         return expected + RowAccounting(missing_rows=Findings.of(wanted), missing_shards=Findings.of([name]))
     except BadShard as error:
@@ -71,3 +74,17 @@ def _of_shard(job: Job, batch: int) -> RowAccounting:
         foreign_rows=Findings.of(found[~belongs].tolist()),
         disordered=Findings.of([name] if (ids[1:] < ids[:-1]).any() else []),
     )
+
+
+def _row_ids(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
+    """The rows' ids, int64 ``[rows]``.
+
+    Raises:
+        ValueError: some are null, or there are not as many as the footer says rows.
+    """
+    ids = file.read(columns=["row_id"]).column("row_id")
+    if ids.null_count or len(ids) != file.metadata.num_rows:
+        raise ValueError(
+            f"{count(len(ids) - ids.null_count, 'value')} of row_id for {count(file.metadata.num_rows, 'row')}"
+        )
+    return ids.to_numpy()

@@ -9,7 +9,7 @@ from contract.job import REPEATED, Job
 from contract.verdict import Check, RowAccounting
 from contract.words import count
 from verify.comparison import ComparedRow, total
-from verify.made import Made
+from verify.reuse import Reuse
 from verify.stats import ShardStats, VectorRules
 
 if TYPE_CHECKING:
@@ -76,17 +76,17 @@ def source_check(readings: "Readings", job: Job) -> Check:
     return _check("source", figures, wrong, passed=readings.rows == job.rows)
 
 
-def reuse_check(made: Made) -> list[Check]:
-    """Of which rows was the vector not computed? None is no check; that they are right, the others tell, which look at
-    these rows as at all."""
-    if not made.spared:
+def reuse_check(reuse: Reuse) -> list[Check]:
+    """How many vectors were taken? No check if none was. Whether they are right is for the other checks to say, which
+    look at every row alike."""
+    if not reuse.spared:
         return []
-    parts = [f"{made.computed:,} of {count(made.with_text, 'text')} computed"]
-    parts += [f"{rows:,} taken from job {job}" for job, rows in made.taken.items()]
-    if made.repeated:
-        once = f", {count(made.shared, 'text')} of them in {REPEATED}/" if made.shared else ""
-        parts.append(f"{made.repeated:,} with the text of another row, computed once{once}")
-    return [_check("reuse", "; ".join(parts), {}, passed=made.computed >= 0)]
+    parts = [f"{reuse.computed:,} of {count(reuse.with_text, 'text')} computed"]
+    parts += [f"{rows:,} taken from job {job}" for job, rows in reuse.taken.items()]
+    if reuse.repeated:
+        once = f", {count(reuse.shared, 'text')} of them in {REPEATED}/" if reuse.shared else ""
+        parts.append(f"{reuse.repeated:,} with the text of another row, computed once{once}")
+    return [_check("reuse", "; ".join(parts), {}, passed=reuse.computed >= 0)]
 
 
 def sample_check(compared: int, stats: ShardStats, job: Job) -> Check:

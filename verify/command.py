@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from contract.engines import engine_of
 from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job
-from contract.jobs import engine_of, find_job
+from contract.jobs import find_job
 from contract.store import Location
 from contract.verdict import FILE, Verdict
 from verify.accounting import Accounting, account

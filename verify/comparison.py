@@ -2,17 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from contract.compare import TOLERANCES, Comparison, Tolerance, compare
 from contract.form import VectorForm
-from contract.job import Job
 from contract.words import count
 from verify.sample import SampledRow
-from verify.shards import BadShard, ShardRow, rows_at
+from verify.sampled_rows import ShardRow, read_sampled
 from verify.stats import VectorRules
 from verify.values import same
 
@@ -46,7 +45,6 @@ class ComparedRow:
     """Its text's beginning, one printable line."""
     kept_problem: str = ""
     """How its kept columns differ from the dataset's; empty if they are the same."""
-
     hash_problem: str = ""
     """How its ``text_hash`` is not its text's; empty if it is."""
 
@@ -86,32 +84,19 @@ def compare_sample(
     unreadable: dict[int, str] = {}
     in_order = sorted((row for row in rows if row.row_id in readings.texts), key=lambda row: (row.batch, row.index))
     for start in range(0, len(in_order), _CHUNK):
-        found, bad = _read_rows(reference.job, in_order[start : start + _CHUNK])
+        found, bad = read_sampled(reference.job, in_order[start : start + _CHUNK])
         unreadable |= bad
         for expected in reference.recompute(found, readings.texts):
-            kept, text = readings.kept[expected.row.row_id], readings.texts[expected.row.row_id]
-            one = compare_row(found[expected.row], expected, rules, kept)
-            compared.append(replace(one, hash_problem=_wrong_hash(found[expected.row], text)))
+            row_id = expected.row.row_id
+            text, kept = readings.texts[row_id], readings.kept[row_id]
+            compared.append(compare_row(found[expected.row], expected, rules, text, kept))
             step()
     return ComparedSample(tuple(sorted(compared, key=lambda one: one.row.row_id)), unreadable)
 
 
-def _read_rows(job: Job, rows: Iterable[SampledRow]) -> tuple[dict[SampledRow, ShardRow], dict[int, str]]:
-    """What the shards hold of these rows, read one shard at a time; and which shards could not be read, with why."""
-    by_batch: dict[int, list[SampledRow]] = {}
-    for row in rows:
-        by_batch.setdefault(row.batch, []).append(row)
-    found: dict[SampledRow, ShardRow] = {}
-    unreadable: dict[int, str] = {}
-    for batch, some in sorted(by_batch.items()):
-        try:
-            found |= zip(some, rows_at(job, batch, [row.index for row in some]), strict=True)
-        except BadShard as error:
-            unreadable[batch] = str(error)
-    return found, unreadable
-
-
-def compare_row(found: ShardRow, expected: "ExpectedRow", rules: VectorRules, kept: Sequence[Any] = ()) -> ComparedRow:
+def compare_row(
+    found: ShardRow, expected: "ExpectedRow", rules: VectorRules, text: str | None = None, kept: Sequence[Any] = ()
+) -> ComparedRow:
     """Compare one row.
 
     Of a quantized vector, the nearest vector that quantizes to the same values is compared (``VectorForm.nearest``), so
@@ -121,6 +106,7 @@ def compare_row(found: ShardRow, expected: "ExpectedRow", rules: VectorRules, ke
         found: what its shard holds.
         expected: what PyTorch gives.
         rules: what the vectors must be.
+        text: the dataset's, without the prefix.
         kept: the dataset's values of the kept columns.
     """
     comparison, power, problem = _compare_vectors(found, expected, rules.form)
@@ -133,6 +119,7 @@ def compare_row(found: ShardRow, expected: "ExpectedRow", rules: VectorRules, ke
         vector_problem=problem,
         text=excerpt(expected.text or "", _TEXT),
         kept_problem="" if same(list(found.kept), list(kept)) else "a kept column has another value",
+        hash_problem=_wrong_hash(found, text),
     )
 
 

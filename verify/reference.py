@@ -148,7 +148,7 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
 
     Args:
         job: the job.
-        spec: from ``contract.jobs.engine_of``.
+        spec: from ``contract.engines.engine_of``.
 
     Raises:
         UserError: the model is gone or was changed.

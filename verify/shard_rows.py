@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from contract.digest import ColumnDigest
 from contract.form import VectorForm
-from contract.shard import is_per_token, vector_types
+from contract.vector_columns import is_per_token, vector_types
 from contract.vectors import Layout
 from contract.words import count
 

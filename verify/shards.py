@@ -1,24 +1,19 @@
-"""Opening the shards of a job, saying what is wrong with a file that is none, and reading some of its rows."""
+"""Opening the shards of a job, and saying what is wrong with a file that is none."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.compare import TOLERANCES
-from contract.form import Quantized
 from contract.job import Job
-from contract.shard import ShardInfo, info_of, is_per_token, open_file, vector_types
-from contract.vectors import Layout, dense_of
-from contract.words import count
-from verify.values import value_at
+from contract.shard import ShardInfo, info_of, open_file
+from contract.vector_columns import vector_types
+from contract.vectors import Layout
 
 CONCURRENT = 16
 """Shards that are read at the same time: an object store takes its time for each."""
@@ -108,72 +103,3 @@ def _check_origin(info: ShardInfo, job: Job, batch: int) -> None:
         raise ForeignShard(f"made by engine {info.engine}, the job's is {job.fingerprint}")
     if info.precision not in TOLERANCES:
         raise ForeignShard(f"made in precision {info.precision}, which has no tolerance here ({', '.join(TOLERANCES)})")
-
-
-def row_ids(file: pq.ParquetFile) -> npt.NDArray[np.int64]:
-    """The rows' ids, int64 ``[rows]``.
-
-    Raises:
-        ValueError: some are null, or there are not as many as the footer says rows.
-    """
-    ids = file.read(columns=["row_id"]).column("row_id")
-    if ids.null_count or len(ids) != file.metadata.num_rows:
-        raise ValueError(
-            f"{count(len(ids) - ids.null_count, 'value')} of row_id for {count(file.metadata.num_rows, 'row')}"
-        )
-    return ids.to_numpy()
-
-
-@dataclass(frozen=True, eq=False)
-class ShardRow:
-    """One row of a shard, as it is compared."""
-
-    vectors: Quantized
-    """``[1, width]``, or ``[tokens, width]`` at token level, in the job's form; of a sparse vector the elements that
-    are not zero, ``[1, active]``."""
-    precision: str
-    """A key of ``TOLERANCES``."""
-    kept: Sequence[Any] = ()
-    """The values of the job's kept columns, as ``verify.values`` gives them."""
-    text_hash: bytes | None = None
-    """Null where the worker knew of no text."""
-    indices: npt.NDArray[np.int32] | None = None
-    """Of a sparse vector: which of its elements they are, ``[active]``."""
-
-    def with_zeros(self, elements: int) -> Quantized:
-        """``vectors``; a sparse one as ``[1, elements]``."""
-        return self.vectors if self.indices is None else dense_of(self.indices, self.vectors[0], elements)
-
-
-def rows_at(job: Job, batch: int, indices: Sequence[int]) -> list[ShardRow]:
-    """The rows at these indices of a batch's shard.
-
-    Raises:
-        BadShard: the shard cannot be read.
-    """
-    with open_shard(job, batch) as (file, info):
-        kept = _kept(file, job.columns, indices)
-        hashes = file.read(columns=["text_hash"]).column("text_hash").take(pa.array(indices, pa.int64())).to_pylist()
-        if "embedding" in file.schema_arrow.names:
-            found = zip(_lists(file, "embedding", indices), kept, hashes, strict=True)
-            return [ShardRow(vectors, info.precision, values, text) for vectors, values, text in found]
-        weights, places = (_lists(file, name, indices) for name in ("weights", "indices"))
-        return [
-            ShardRow(vectors, info.precision, values, text, where[0])
-            for vectors, values, text, where in zip(weights, kept, hashes, places, strict=True)
-        ]
-
-
-def _kept(file: pq.ParquetFile, columns: Sequence[str], indices: Sequence[int]) -> list[list[Any]]:
-    table = file.read(columns=list(columns)).take(pa.array(indices, pa.int64()))
-    return [[value_at(column, row) for column in table.columns] for row in range(len(indices))]
-
-
-def _lists(file: pq.ParquetFile, name: str, indices: Iterable[int]) -> list[npt.NDArray[Any]]:
-    column = file.read(columns=[name]).column(name).combine_chunks()
-    per_token = is_per_token(column.type)
-    rows = (column[index].values for index in indices)
-    values = ((row.flatten() if per_token else row).to_numpy(zero_copy_only=False) for row in rows)
-    shape = (-1, column.type.value_type.list_size) if per_token else (1, -1)
-    # A copy each: a view of one row would keep the whole shard in memory.
-    return [row.reshape(shape).copy() for row in values]

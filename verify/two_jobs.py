@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from contract.engines import engine_of
 from contract.entry import importing
 from contract.errors import UserError
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.words import count
 from verify.shards import BadShard, open_shard
 

@@ -16,7 +16,7 @@ from contract.verdict import Check, Figures, RowResult, Verdict
 from verify.accounting import Accounting
 from verify.checks import accounting_checks, reuse_check, sample_check, sample_checks, source_check, whole_checks
 from verify.comparison import ComparedRow, ComparedSample, total
-from verify.made import made_of
+from verify.reuse import reuse_of
 from verify.sample import Sample, SampledRow
 from verify.stats import VectorRules
 
@@ -71,11 +71,11 @@ def judge(
     job, rows = request.job, compared.rows
     damaged = Findings.of([f"{job.shard(batch).name}: {reason}" for batch, reason in compared.unreadable.items()])
     with_text = [row for row in sample.without_text if readings.texts.get(row.row_id) is not None]
-    made = made_of(job, sample.shards)
+    reuse = reuse_of(job, sample.shards)
     checks = [
         *accounting_checks(accounting.counts, sample.stats.unreadable + damaged),
         source_check(readings, job),
-        *reuse_check(made),
+        *reuse_check(reuse),
         *whole_checks(sample.stats, rules, Findings.of([row.row_id for row in with_text])),
         sample_check(len(rows), sample.stats, job),
         *sample_checks(rows, job),
@@ -83,7 +83,7 @@ def judge(
     bad_rows = [*with_text, *(one.row for one in rows if one.problem)]
     at_fault = _at_fault(job, accounting, {*sample.at_fault, *compared.unreadable}, bad_rows)
     verdict = _without_sample(request, accounting, checks)
-    update = {"at_fault": at_fault, "taken": dict(made.taken), "repeated": made.repeated}
+    update = {"at_fault": at_fault, "taken": dict(reuse.taken), "repeated": reuse.repeated}
     update |= {**_of_all_rows(sample), **_of_sample(sample.strata, rows)}
     return verdict.model_copy(update=update)
 

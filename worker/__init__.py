@@ -2,14 +2,16 @@
 
 from typing import Any
 
+# Here, not below: Celery has the working directory in the path while it imports this package, and no longer when it
+# asks for the app. In a container, whose packages are not installed but lie there, ``contract`` would not be found.
+from contract.entry import end_at_once, uncollected
+
 
 def __getattr__(name: str) -> Any:
     """``app``, which Celery asks for, and which takes most of a second to import: in that time Ctrl-C ends the
     process."""
     if name != "app":
         raise AttributeError(name)
-    from contract.entry import end_at_once, uncollected
-
     end_at_once()
     with uncollected():  # the children that are forked from this process need no copy of what stays as it is
         return _app()

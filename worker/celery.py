@@ -6,7 +6,6 @@ a message names a batch, the batch becomes a shard, and the message is acknowled
 
 import logging
 import os
-import traceback
 
 from billiard import current_process
 from celery import Celery, Task
@@ -16,23 +15,19 @@ from celery.signals import celeryd_init, worker_process_init, worker_process_shu
 from celery.worker.consumer import Gossip, Mingle
 
 from contract.errors import UserError
-from contract.job import Job, JobKey
+from contract.job import JobKey
 from contract.redis.connection import Connection, tls_options
-from contract.redis.keys import queue_of
-from contract.redis.ledger import DeadBatch
-from contract.redis.messages import TASK, direct_queue, ignore_celery_variables, ignored, transport_options
-from contract.redis.working import AlteredBatch, WorkerLedger
+from contract.redis.messages import TASK, ignore_celery_variables, ignored, transport_options
 from contract.settings import settings
-from contract.words import count
 from worker import consuming, environment, holding, metrics, starting
 from worker.embed import Embedder
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
+from worker.message import make_shard, shown
 from worker.runtime.choose import gpu_usable
 from worker.runtime.gpus import gpu_count
 from worker.runtime.interface import EngineDead
 from worker.serving import CannotServe
-from worker.stages import Stages
 from worker.stopping import Stop, grace
 
 log = logging.getLogger("embedmill.worker")
@@ -75,9 +70,6 @@ starting.tell_concurrency("Child processes. The default is three for each GPU, a
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.
 Mingle.compatible_transports = Gossip.compatible_transports = frozenset()
-
-_SEARCH_ATTEMPTS = 64
-"""Deaths of the process that the search for failing rows may cost: a row that kills it costs two for each halving."""
 
 _children = 1
 _embedder: Embedder | None = None
@@ -132,7 +124,7 @@ def _before_start(instance: Worker, options: dict[str, object], **_: object) -> 
         _heartbeat.close()
         error.show()
         raise SystemExit(1) from None
-    holding.use(_heartbeat.redis_time)
+    holding.install(_heartbeat.redis_time)
     consuming.jobs = Jobs(_heartbeat)
     consuming.jobs.start()
 
@@ -175,104 +167,19 @@ def embed_batch(self: Task, key: JobKey, number: int) -> None:
         number: the batch's number.
     """
     try:
-        with _ready().working_on(key, number):
-            _embed(self, key, number)
+        embedder = _ready()
+        with embedder.working_on(key, number):
+            make_shard(self, embedder, key, number)
     except EngineDead as error:
         # Nothing on the GPU can be freed any more, and the pool makes a new child. The message goes back to the queue.
         log.critical("this process ends: %s", error)
         os._exit(1)
     except CannotServe as error:
-        log.warning("batch %s of job %s goes back: %s", _shown(number), _shown(key), error)
+        log.warning("batch %s of job %s goes back: %s", shown(number), shown(key), error)
         raise Reject(str(error), requeue=True) from None
-
-
-def _embed(task: Task, key: JobKey, number: int) -> None:
-    ledger = WorkerLedger(patience=None)
-    embedder = _ready()
-    stages = embedder.stages = Stages()
-    with stages.timed("fetch"):
-        job = ledger.job(key)
-    if job is None or not _is_announced(task, job, number):
-        log.warning("dropped a message for batch %s of job %s, which nobody announced", _shown(number), _shown(key))
-        return
-    embedder.get_ready_for(job)
-    if embedder.patiently(job.shard(number).exists):
-        ledger.settle(key, number)
-        return
-    with stages.timed("fetch"):
-        payload = _fetch(ledger, job, number)
-    if payload is not None:
-        _attempt(task, ledger, job, number, payload)
-
-
-def _is_announced(task: Task, job: Job, number: object) -> bool:
-    """Whether the message is for a batch of this job and came by the job's own queue. Another job's message may not
-    come back into this queue."""
-    return (
-        task.request.delivery_info.get("routing_key") == queue_of(job.key)
-        and type(number) is int
-        and number in range(job.batches)
-    )
-
-
-def _fetch(ledger: WorkerLedger, job: Job, number: int) -> bytes | None:
-    """The batch's bytes; None where there is nothing to compute and its producer will publish it again."""
-    about = {"job": job.id, "batch": number}  # for a log in JSON
-    try:
-        payload = ledger.fetch(job.key, number)
-    except AlteredBatch as error:
-        line = "batch %d of job %s is refused: %s; its producer will publish it again"
-        log.error(line, number, job.id, error, extra=about)
-        ledger.withdraw(job.key, number)
-        return None
-    if payload is None:
-        line = "batch %d of job %s is not in Redis; its producer will publish it again"
-        log.warning(line, number, job.id, extra=about)
-    return payload
-
-
-def _attempt(task: Task, ledger: WorkerLedger, job: Job, number: int, payload: bytes) -> None:
-    """Make the batch's shard, or have it tried again, or give it up."""
-    attempt, attempts = ledger.begin_attempt(job.key, number), settings().attempts
-    metrics.attempt()
-    if attempt > attempts + _SEARCH_ATTEMPTS:
-        _give_up(ledger, job, number, None)
-        return
-    suspect = attempt > attempts
-    try:
-        rows = _ready().embed(job, number, payload, ledger if suspect else None)
-    except CannotServe:
-        ledger.end_attempt(job.key, number)
-        raise
-    except Exception as error:
-        if suspect:
-            _give_up(ledger, job, number, error)
-            return
-        line, about = "batch %d of job %s failed, attempt %d of %d", {"job": job.id, "batch": number}
-        log.exception(line, number, job.id, attempt, attempts, extra=about)
-        raise task.retry(exc=error, countdown=attempt, queue=direct_queue(queue_of(job.key))) from None
-    ledger.settle(job.key, number, rows)
-
-
-def _shown(name: object) -> str:
-    """What a message says, as one short line of a log: anybody who may write to the queue may have written it."""
-    return ascii(name)[:200].strip("'")
 
 
 def _ready() -> Embedder:
     if _embedder is None:
         raise RuntimeError("this process has no engines: worker_process_init has not run")
     return _embedder
-
-
-def _give_up(ledger: WorkerLedger, job: Job, number: int, error: Exception | None) -> None:
-    """Set a batch aside. ``error`` is None where it was the process that died."""
-    line = f"{type(error).__name__}: {error}" if error else "the worker's process died in each attempt"
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    metrics.dead_batch()
-    attempts = settings().attempts
-    about = {"job": job.id, "batch": number, "where": where}
-    tries = f"{count(attempts, 'attempt')} and a search for the rows that it fails on"
-    log.error("batch %d of job %s is given up after %s: %s", number, job.id, tries, line, extra=about)
-    ledger.bury(job.key, number, DeadBatch(error=line, where=where, attempts=attempts))

@@ -1,4 +1,4 @@
-"""How ``celery worker`` takes messages: from the queues of the jobs that it serves, and of no others."""
+"""How ``celery worker`` takes messages: from the queues of the jobs that it serves, and from no others."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,8 @@ jobs: Jobs | None = None
 
 
 class SturdyConsumer(Consumer):
-    """Refuses a message of another form than a task's. Celery's own dies of one, and the next worker after it."""
+    """Refuses a message that is not a task's. Celery's own consumer ends with an exception, and so would the next
+    worker's, which gets the same message."""
 
     def create_task_handler(self, *arguments: object) -> Callable[[Message], None]:
         receive = super().create_task_handler(*arguments)
@@ -49,7 +50,7 @@ class SturdyConsumer(Consumer):
 
 
 class ByPriority(round_robin_cycle):
-    """The order in which Kombu asks the queues: by the jobs' priorities, and in turn where these are the same."""
+    """The order in which Kombu asks the queues: by the jobs' priorities, and in turn where these are equal."""
 
     def consume(self, n: int) -> list[str]:
         """The first ``n`` queues. The first of them that is not empty gives the next message."""
@@ -97,14 +98,14 @@ Connection.info = lambda self, consumer: {"broker": consumer.connection.as_uri()
 
 
 class BatchRequest(Request):
-    """A batch's message. One that comes back because this worker cannot serve its job is the last of that job here."""
+    """A batch's message. Once one goes back because this worker cannot serve its job, it takes no more of that job."""
 
     def acknowledge(self) -> None:
-        if not holding.let_go(self.message):
+        if not holding.forget_if_disconnected(self.message):
             super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
-        if not holding.let_go(self.message):
+        if not holding.forget_if_disconnected(self.message):
             super().reject(requeue)
 
     def on_failure(self, exc_info: object, *arguments: object, **options: object) -> object:

@@ -1,28 +1,24 @@
 """One batch's way through a worker: bytes → vectors → shard."""
 
-import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from typing import TypeVar
 
 import numpy as np
-import tenacity
 
 from contract.batch import Batch
-from contract.engine import EngineSpec, load_engine
-from contract.errors import reason
+from contract.engine import EngineSpec
+from contract.engines import engine_of, load_engine
 from contract.job import Job, JobKey
-from contract.jobs import engine_of
 from contract.redis.working import WorkerLedger
-from contract.shard import ShardInfo, commit, table_of
-from contract.store import StoreError, StoreRefuses
+from contract.shard import commit, table_of
 from contract.vectors import RowVectors
 from contract.words import count
 from worker import metrics
+from worker.folder_patience import FolderPatience
+from worker.footer import footer_of
 from worker.heartbeat import HeartbeatSender, command_id
 from worker.isolate import failing_rows
 from worker.rows import EmbeddedBatch, into_form, pool_windows
@@ -30,16 +26,9 @@ from worker.runtime.choose import open_engine, open_fp32_engine
 from worker.runtime.interface import Engine
 from worker.serving import SAME_ENGINE, check_folder, workers_fault
 from worker.stages import Stages
-from worker.taking import EarlierJobs, Taken, complete, with_taken
+from worker.taking import EarlierJobs, complete
 
 log = logging.getLogger("embedmill.worker")
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-_Result = TypeVar("_Result")
-
-_PATIENCE = 30.0
-"""Seconds that a batch waits for its shard's folder before it goes back to the queue."""
 
 
 class Embedder:
@@ -58,17 +47,11 @@ class Embedder:
         self._fp32: dict[str, Engine] = {}
         self._open = ExitStack()
         self._heartbeat = heartbeat or HeartbeatSender(command_id(os.getpid()))
-        self._retrying = _retrying(self._heartbeat)
+        self.patiently = FolderPatience(self._heartbeat)
+        """Calls what uses a job's folder."""
         self._earlier = EarlierJobs()
         self.stages = Stages()
         """Of the batch that is being worked on, or was last."""
-
-    def patiently(self, use: Callable[..., _Result], *arguments: object) -> _Result:
-        """Call what uses the job's folder, again and again for half a minute while that is full or does not answer."""
-        try:
-            return self._retrying(use, *arguments)
-        finally:
-            self._heartbeat.set_waiting("")
 
     @contextmanager
     def working_on(self, key: JobKey, number: int) -> Iterator[None]:
@@ -151,7 +134,7 @@ class Embedder:
             with workers_fault():
                 taken = self._earlier.take(job, rows, engine.spec.layout)
             rows, found = complete(rows, found, taken)
-        info = _info(job, rows, engine, found, taken, time.monotonic() - began)
+        info = footer_of(job, rows, engine, found, taken, time.monotonic() - began)
         with stages.timed("write"):
             table = table_of(rows, found.vectors, info, errors=found.errors, windowed=job.windowed)
             with workers_fault(job.data):
@@ -225,58 +208,3 @@ def _search(engine: Engine, job: Job, batch: Batch, ledger: WorkerLedger) -> dic
     for row, error in errors.items():
         log.error("row %d of job %s has no vector: %s", batch.row_id[row], batch.job, error)
     return errors
-
-
-def _info(job: Job, batch: Batch, engine: Engine, found: EmbeddedBatch, taken: Taken, seconds: float) -> ShardInfo:
-    embedded = batch.n_tokens.copy() if job.windowed else np.minimum(batch.n_tokens, engine.spec.max_length)
-    embedded[list(found.errors)] = 0
-    info = ShardInfo(
-        job=job.id,
-        batch=batch.number,
-        engine=job.fingerprint,
-        runtime=engine.runtime,
-        precision=engine.precision,
-        max_length=engine.spec.max_length,
-        rows=len(batch),
-        tokens=int(embedded.sum()),
-        truncated=0 if job.windowed else int((batch.n_tokens > engine.spec.max_length).sum()),
-        without_text=int((batch.n_tokens == 0).sum()),
-        recomputed=found.recomputed,
-        failed=len(found.errors),
-        computed_tokens=found.computed_tokens,
-        seconds=seconds,
-        finished=datetime.now(UTC),
-    )
-    return with_taken(info, batch, taken, embedded)
-
-
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, StoreError):
-        return not isinstance(error, StoreRefuses)
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def _retrying(heartbeat: HeartbeatSender) -> tenacity.Retrying:
-    """A full disk or an object store that does not answer is a pause, not a failure of the batch. One that lasts longer
-    is this worker's failure: it leaves the job to others and is free for other jobs."""
-
-    def log_waiting(state: tenacity.RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        if isinstance(error, OSError):  # a full disk; retried calls name what they write first
-            line = f"{error.strerror}: {state.args[1]}" if len(state.args) > 1 else f"{error.strerror}"
-        else:
-            line = reason(error) if error else ""
-        if state.attempt_number == 1:
-            at_store = isinstance(error, StoreError)
-            log.warning(
-                f"waiting for the shard's folder: {line}" if at_store else f"waiting for space for the shard: {line}"
-            )
-        heartbeat.set_waiting(line)
-
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_may_pass),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=5),
-        stop=tenacity.stop_after_delay(_PATIENCE),
-        before_sleep=log_waiting,
-        reraise=True,
-    )

@@ -1,8 +1,8 @@
-"""The messages that a worker holds, in Kombu's keys: dated by Redis's clock, and kept over a connection that is lost.
+"""The messages that a worker holds, in Kombu's keys: dated by Redis's clock, and kept when the connection is lost.
 
-Kombu dates a message by the clock of the machine that takes it, and compares by that of any other: to one whose clock
-is an hour ahead every message is abandoned. And it gives back what came over a lost connection, also what a child
-computes: another worker would compute it too.
+Kombu dates a message by the clock of the worker that takes it, and any other worker compares that with its own clock:
+if this one is an hour ahead, every message looks abandoned. And when a connection is lost, Kombu puts all its messages
+back into the queue, also those whose batches a child is computing, and another worker would compute these again.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from celery.worker import state
 from kombu.message import Message
 
 _kept: dict[str, Message] = {}
-"""Messages of a lost connection that children compute, by their tags."""
+"""Messages of a lost connection whose batches are being computed, by their tags."""
 
 
 class HoldingQoS(kombu.transport.redis.QoS):
-    """Gives back what no child computes when the connection is lost, and all when the worker ends."""
+    """When the connection is lost, puts back the messages that no child works on; when the worker ends, all."""
 
     def restore_unacked_once(self, stderr: object = None) -> None:
         if state.should_stop is None and state.should_terminate is None:
@@ -26,8 +26,8 @@ class HoldingQoS(kombu.transport.redis.QoS):
         super().restore_unacked_once(stderr)  # type: ignore[no-untyped-call]
 
 
-def use(redis_time: Callable[[], float]) -> None:
-    """Hold messages so from now on.
+def install(redis_time: Callable[[], float]) -> None:
+    """Have Kombu hold messages this way in this process.
 
     Args:
         redis_time: Redis's clock, seconds since the epoch.
@@ -37,16 +37,21 @@ def use(redis_time: Callable[[], float]) -> None:
 
 
 def carry_over(channel: kombu.transport.redis.Channel) -> None:
-    """Hold on a new connection what a lost one brought: it is acknowledged or given back there, and counts as taken."""
+    """Hold the kept messages of a lost connection on a new one: they are acknowledged or put back there, and count as
+    taken."""
     while _kept:
         tag, message = _kept.popitem()
         message.channel = channel
         channel.qos._delivered[tag] = message
 
 
-def let_go(message: Message) -> bool:
-    """Whether a message can be neither acknowledged nor given back just now, for lack of a connection. Redis still has
-    it: whoever gets it finds the shard, or computes it."""
+def forget_if_disconnected(message: Message) -> bool:
+    """Give up a message whose connection is lost: it can be neither acknowledged nor put back. Redis still has it, and
+    whichever worker gets it finds the shard, or computes the batch.
+
+    Returns:
+        Whether the connection is lost.
+    """
     if not message.channel.closed:
         return False
     _kept.pop(message.delivery_tag, None)

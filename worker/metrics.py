@@ -32,7 +32,7 @@ _RESERVED = 64 * 1024
 """Bytes of a process's file of counts, as prometheus_client makes it."""
 
 
-class _ReservedDict(MmapedDict):
+class ReservedDict(MmapedDict):
     """A file whose space is there before it is mapped: to write a page that a full disk has no space for is the death
     of the process."""
 
@@ -43,17 +43,17 @@ class _ReservedDict(MmapedDict):
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
 
-setattr(prometheus_client.values, "MmapedDict", _ReservedDict)  # noqa: B010 - before the metrics below open a file
+setattr(prometheus_client.values, "MmapedDict", ReservedDict)  # noqa: B010 - before the metrics below open a file
 
-_counts = True
+counting = True
 """Whether this process has a file to count in."""
 
-_ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
+ATTEMPTS = Counter("embedmill_attempts", "Times that a batch was begun.")
 _DEAD_BATCHES = Counter("embedmill_dead_batches", "Batches that were given up.")
 _OF = ("job", "engine")
 _BATCHES = Counter("embedmill_batches", "Shards committed.", _OF)
 _COMPUTED_TOKENS = Counter("embedmill_computed_tokens", "Tokens computed for committed shards, padding included.", _OF)
-_SUMS = {
+SUMS = {
     "rows": Counter("embedmill_rows", "Rows in committed shards.", _OF),
     "tokens": Counter("embedmill_tokens", "Tokens in committed shards, after truncation, without padding.", _OF),
     "truncated": Counter("embedmill_rows_truncated", "Rows with more tokens than the engine takes.", _OF),
@@ -70,30 +70,30 @@ _SECONDS = Histogram(
 
 def begin() -> None:
     """In a child, before it counts: have its file made. Without space for it the child counts nothing, and says so."""
-    global _counts
+    global counting
     try:
-        _ATTEMPTS.inc(0)
+        ATTEMPTS.inc(0)
     except OSError as error:
-        _counts = False
+        counting = False
         folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         log.error("this process is not in the metrics: no space for its counts (%s: %s)", error.strerror, folder)
 
 
 def attempt() -> None:
     """A batch was begun."""
-    if _counts:
-        _ATTEMPTS.inc()
+    if counting:
+        ATTEMPTS.inc()
 
 
 def dead_batch() -> None:
     """A batch was given up."""
-    if _counts:
+    if counting:
         _DEAD_BATCHES.inc()
 
 
 def time(stages: Stages) -> None:
     """Add a batch's seconds."""
-    if not _counts:
+    if not counting:
         return
     for stage, seconds in asdict(stages).items():
         _SECONDS.labels(stage).observe(seconds)
@@ -101,11 +101,11 @@ def time(stages: Stages) -> None:
 
 def count(info: ShardInfo, job: Job) -> None:
     """Add a committed shard's sums."""
-    if not _counts:
+    if not counting:
         return
     _BATCHES.labels(job.id, job.engine).inc()
     _COMPUTED_TOKENS.labels(job.id, job.engine).inc(info.computed_tokens)
-    for field, counter in _SUMS.items():
+    for field, counter in SUMS.items():
         counter.labels(job.id, job.engine).inc(getattr(info, field))
 
 

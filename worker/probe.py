@@ -2,7 +2,7 @@
 
 import sys
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker.runtime.choose import open_engine
 from worker.runtime.interface import EngineDead

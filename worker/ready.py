@@ -1,6 +1,6 @@
-"""``python -m worker.ready``: whether a worker of this host has its engine, for a container's probe.
+"""``python -m worker.ready``: whether a worker of this host has loaded its engine, for a container's readiness probe.
 
-Its exit status is 0 where one of the host's children was heard of lately and does not start any more.
+The exit status is 0 if a child process of this host has sent a heartbeat lately and has started.
 """
 
 import sys

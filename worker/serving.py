@@ -4,9 +4,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from contract.engines import engine_of
 from contract.errors import UserError, reason
 from contract.job import Job, load_job
-from contract.jobs import engine_of
 from contract.store import StoreError
 
 SAME_ENGINE = "give every worker the engine directory that the producer used"

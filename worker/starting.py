@@ -11,7 +11,7 @@ from celery.apps.worker import Worker
 from celery.bin.worker import worker as command
 from celery.concurrency import get_implementation
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker import logs
 from worker.heartbeat import HeartbeatSender

@@ -3,20 +3,18 @@
 A batch is at any instant in one of these places, and goes from each to the next in one step:
 
     not handed out   its number is ``next`` or higher
-    claimed          ``claims`` names the producer that makes it; "" for whoever comes first
+    claimed          ``claims`` names the producer that makes it; "" if any producer may claim it
     published        ``out`` has it
     at its end       its shard is there, or ``dead`` has it
 
-A producer is alive while its key is there, which a thread of it prolongs. What one that is gone had claimed may be
-claimed by any other. Redis may lose all of this: a producer then sees that it is gone itself, and joins again.
+A producer is alive while its key exists; a thread of the producer prolongs the key. Batches that a dead producer has
+claimed may be claimed by any other. Redis may lose all of this: a producer then finds its own key gone, and joins
+again.
 """
 
 import contextlib
-import os
-import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import redis
@@ -25,6 +23,7 @@ from contract.job import Job
 from contract.redis.connection import Connection, Script, client, text
 from contract.redis.keys import key_of, producer_key
 from contract.redis.ledger import clock
+from contract.redis.producer_ids import has_ended_here, is_here, own_id
 from contract.settings import settings
 
 _BEATS = 6
@@ -76,27 +75,64 @@ class Division(NamedTuple):
     next: int = 0
     """The first batch that was never handed out."""
     claims: Mapping[int, str] = {}
-    """Batches that are claimed and not published → the producer's id."""
+    """Batches that are claimed and not published → the producer's id, or ""."""
     alive: tuple[str, ...] = ()
     """The ids of the producers that are alive, the one that joined first at the beginning."""
 
     @property
     def orphans(self) -> list[int]:
-        """Batches that are claimed by nobody who is alive."""
+        """Batches that are claimed by no producer that is alive."""
         return sorted(batch for batch, owner in self.claims.items() if owner not in self.alive)
 
     def of(self, producer: str) -> list[int]:
         """The batches that a producer has claimed."""
         return sorted(batch for batch, owner in self.claims.items() if owner == producer)
 
+    def next_claims(self, batches: int, many: int, *known: Collection[int]) -> tuple[list[int], int]:
+        """The batches that a producer should claim.
+
+        Args:
+            batches: how many the job has.
+            many: how many to claim at most: first those whose producer is gone, then those that were never handed out.
+            known: batches that have a shard, that are published, or that were given up.
+
+        Returns:
+            The batches, and the first batch that is still not handed out once they are claimed.
+        """
+        found, beyond = self.orphans[:many], self.next
+        while len(found) < many and beyond < batches:
+            if not any(beyond in one for one in known):
+                found.append(beyond)
+            beyond += 1
+        return found, beyond
+
+    def missing(self, batches: int, *known: Collection[int]) -> list[int]:
+        """The batches that were handed out and are nowhere now: Redis or a worker lost them.
+
+        Args:
+            batches: how many the job has.
+            known: batches that have a shard, that are published, or that were given up; read after this division.
+        """
+        places = (self.claims, *known)
+        return [batch for batch in range(min(self.next, batches)) if not any(batch in one for one in places)]
+
+    def unknown_to(self, producer: str, *in_hand: Collection[int]) -> list[int]:
+        """The batches that a producer has claimed and does not know of: the answer to its claim was lost.
+
+        Args:
+            producer: its id.
+            in_hand: batches that it knows of.
+        """
+        return [batch for batch in self.of(producer) if not any(batch in one for one in in_hand)]
+
     @property
     def here(self) -> int:
         """How many of the producers run on this machine."""
-        return sum(_place(producer) == _PLACE for producer in self.alive)
+        return sum(map(is_here, self.alive))
 
 
 class Claimed(NamedTuple):
-    """What a producer got."""
+    """The answer to a producer's claim."""
 
     next: int
     """The first batch that was never handed out."""
@@ -113,14 +149,13 @@ class Claims:
 
     def __init__(self, job: Job, connection: Connection) -> None:
         self.job, self._connection = job, connection
-        process = f"{socket.gethostname()} {_PLACE} {os.getpid()} {_started(os.getpid())}"
-        self.producer = f"{connection.ask(clock):.6f} {process}"
-        """This producer's id. Ids are in the order in which producers began."""
+        self.producer = own_id(connection.ask(clock))
+        """This producer's id."""
         self._life = round(1000 * settings().heartbeat_timeout)
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """This producer is one of the job's until the ``with`` block ends; then what it has claimed is anybody's."""
+        """Be one of the job's producers until the ``with`` block ends. Then what it has claimed is free for others."""
         over = threading.Event()
         beats = threading.Thread(target=self._beat, args=(over,), daemon=True)
         self.join()
@@ -133,7 +168,7 @@ class Claims:
                 _remove(client(timeout=1), self.job, self.producer)
 
     def join(self) -> None:
-        """Be one of the job's producers, also once Redis has lost that."""
+        """Become one of the job's producers, at first or after Redis has lost that this is one."""
 
         def fill(pipeline: redis.client.Pipeline) -> None:
             pipeline.set(producer_key(self.job.key, self.producer), "1", px=self._life)
@@ -146,15 +181,14 @@ class Claims:
         return division_of(self.job, self._connection)
 
     def claim(self, batches: Sequence[int], beyond: int = 0) -> Claimed | None:
-        """Claim those of these batches that nobody who is alive has claimed, and that were never handed out before or
-        whose producer is gone.
+        """Claim batches that were never handed out, or whose producer is gone. Others of ``batches`` are not claimed.
 
         Args:
-            batches: numbers, in order.
-            beyond: batches below this are handed out by this call.
+            batches: their numbers, in order.
+            beyond: every batch below this number is handed out after this call.
 
         Returns:
-            What this producer has of them; None where Redis does not know this producer.
+            What this producer has claimed of them; None if Redis does not know this producer.
         """
         keys = [key_of(self.job.key, what) for what in ("claims", "out", "dead", "next")]
         words: list[bytes | str | int] = [producer_key(self.job.key, ""), self.producer, beyond, *batches]
@@ -162,12 +196,12 @@ class Claims:
         return None if found is None else Claimed(found[0], found[1])
 
     def free(self, batches: Sequence[int]) -> None:
-        """Let whoever comes first make batches that are lost: those of these that are neither claimed nor published."""
+        """Let any producer claim lost batches: those of ``batches`` that are neither claimed nor published."""
         keys = [key_of(self.job.key, what) for what in ("claims", "out")]
         self._connection.ask(lambda redis: _FREE(redis, keys, batches))
 
     def release(self, batch: int) -> None:
-        """Give up the claim of a batch that need not be made."""
+        """Remove the claim to a batch that need not be made."""
         self._connection.ask(lambda redis: redis.hdel(key_of(self.job.key, "claims"), str(batch)))
 
     def _beat(self, over: threading.Event) -> None:
@@ -178,7 +212,7 @@ class Claims:
 
 
 def division_of(job: Job, connection: Connection) -> Division:
-    """How a job is divided now. Forgets producers that are gone."""
+    """How a job is divided now. Removes the records of producers that are gone."""
     number, claims, members = connection.pipeline(
         lambda pipeline: (
             pipeline.get(key_of(job.key, "next")),
@@ -188,7 +222,7 @@ def division_of(job: Job, connection: Connection) -> Division:
     )
     producers = sorted(map(text, members))
     there = connection.pipeline(lambda pipeline: [pipeline.exists(producer_key(job.key, one)) for one in producers])
-    alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not _died_here(one))
+    alive = tuple(one for one, found in zip(producers, there, strict=True) if found and not has_ended_here(one))
     if gone := set(producers) - set(alive):
 
         def forget(pipeline: redis.client.Pipeline) -> None:
@@ -206,36 +240,3 @@ def division_of(job: Job, connection: Connection) -> Division:
 def _remove(redis: redis.Redis, job: Job, producer: str) -> None:
     redis.delete(producer_key(job.key, producer))
     redis.srem(key_of(job.key, "producers"), producer)
-
-
-def _namespace() -> str:
-    """What tells processes of other machines and containers from those that this process sees."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _started(process: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks; None for one that has ended."""
-    try:
-        state, *fields = (
-            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        )
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]
-
-
-_PLACE = _namespace()
-
-
-def _place(producer: str) -> str:
-    words = producer.split(" ")
-    return words[2] if len(words) == 5 else ""
-
-
-def _died_here(producer: str) -> bool:
-    """Whether a producer was a process of this machine that has ended: its claims need not be waited for."""
-    if _place(producer) != _PLACE:
-        return False
-    process, began = producer.split(" ")[3:]
-    return not process.isdigit() or _started(int(process)) != began

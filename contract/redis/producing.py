@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 import redis
 from redis.client import Pipeline
@@ -116,6 +117,20 @@ class Publication:
 
 class ProducerLedger(Ledger):
     """What ``Ledger`` knows, and what only a producer changes."""
+
+    @classmethod
+    def open(cls, *, at_once: bool = False) -> Self:
+        """The ledger of the Redis in the settings, which has been asked once, so that nobody waits in vain.
+
+        Args:
+            at_once: whether Redis must answer now, because somebody waits for the answer.
+
+        Raises:
+            UserError: Redis refuses this user, is none that embedmill can use, or does not answer ``at_once``.
+        """
+        ledger = cls(patience=settings().redis_patience)
+        ledger.connection.ping(at_once=at_once)
+        return ledger
 
     def announce(self, job: Job) -> None:
         """Let workers know the job: they take its batches from now on, with the priority that it has now."""

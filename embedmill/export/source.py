@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from contract.engines import engine_of
 from contract.errors import UserError
 from contract.job import Job
-from contract.jobs import engine_of
-from contract.shard import ShardInfo, is_per_token, open_file
+from contract.shard import ShardInfo, open_file
+from contract.vector_columns import is_per_token
 from contract.verdict import doubt, load_verdict
 from contract.words import count
 from verify.shards import BadShard, open_shard

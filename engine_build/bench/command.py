@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.plan import BatchShape
 from engine_build.bench.measure import Cases, available, measure

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine, record_plan
 from contract.errors import UserError
 from contract.plan import BatchShape, PackedProfile, PaddedProfile, PlanSpec
 from contract.settings import settings
@@ -213,14 +214,14 @@ def test_a_plan_has_profiles_of_one_kind() -> None:
 
 def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
     spec = an_engine("one")
-    spec.with_plan(plan_spec(sm=75))
-    spec.with_plan(plan_spec(sha256="first"))
+    record_plan(spec, plan_spec(sm=75))
+    record_plan(spec, plan_spec(sha256="first"))
     plans = spec.folder / "plans"
     plans.mkdir()
-    before = spec.with_plan(plan_spec(file="plans/a.plan"))
+    before = record_plan(spec, plan_spec(file="plans/a.plan"))
     (plans / "a.plan").write_bytes(b"")
     (plans / "another-build.plan").write_bytes(b"")
-    now = before.with_plan(plan_spec(sha256="second", file="plans/b.plan"))
+    now = record_plan(before, plan_spec(sha256="second", file="plans/b.plan"))
     assert [file.name for file in plans.iterdir()] == ["another-build.plan"]
     assert [(plan.sm, plan.sha256) for plan in now.plans] == [(75, "s"), (90, "second")]
     assert load_engine("one") == now
@@ -231,7 +232,7 @@ def test_a_plan_is_recorded_in_place_of_one_for_the_same_machine() -> None:
 
 def with_entry(field: str, entry: object) -> EngineSpec:
     """An engine with a good plan and, in one field, an entry that was put there by another version or by hand."""
-    spec = an_engine("one").with_plan(plan_spec())
+    spec = record_plan(an_engine("one"), plan_spec())
     record = json.loads((spec.folder / "engine.json").read_text())
     record[field] = [entry, *record[field]]
     (spec.folder / "engine.json").write_text(json.dumps(record))
@@ -275,7 +276,7 @@ def test_an_entry_that_cannot_be_used_spoils_nothing_but_itself(field: str, entr
     command = {"plans": "plan", "compiled": "compile", "measured": "tune"}[field]
     assert line.endswith(f": python -m engine_build {command} --engine one")
     assert "\n" not in line
-    now = spec.with_plan(plan_spec(sm=75))  # what is added anew replaces what cannot be used; the rest stays
+    now = record_plan(spec, plan_spec(sm=75))  # what is added anew replaces what cannot be used; the rest stays
     assert now.unusable == load_engine("one").unusable == ([] if field == "plans" else [line])
     assert [plan.sm for plan in load_engine("one").plans] == [90, 75]
     assert (entry in json.loads((spec.folder / "engine.json").read_text())[field]) == (field != "plans")
@@ -304,7 +305,7 @@ def test_what_is_no_list_of_entries_is_refused_with_a_reason(field: str, value: 
 
 @pytest.mark.parametrize(("tensorrt", "sm"), [("10.13.3.9", 89), ("11.4.0.106", 90)])
 def test_a_plan_for_another_machine_is_refused_with_both_sides_and_the_command(tensorrt: str, sm: int) -> None:
-    spec = an_engine("one").with_plan(plan_spec())
+    spec = record_plan(an_engine("one"), plan_spec())
     told = r"has plans for TensorRT 10\.13\.3\.9 on SM 90; this machine has TensorRT {} on SM {}; .* plan --engine one"
     with pytest.raises(UserError, match=told.format(re.escape(tensorrt), sm)):
         spec.plan_for(tensorrt, sm)
@@ -318,7 +319,7 @@ def test_an_engine_without_a_plan_says_how_to_get_one() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_plan_of_another_onnx_file_is_refused(packed: bool) -> None:
     profiles: dict[str, object] = {"packed_profiles": ["8x1024"]} if packed else {}
-    spec = an_engine("one").with_plan(plan_spec(onnx_sha256="old", **profiles))
+    spec = record_plan(an_engine("one"), plan_spec(onnx_sha256="old", **profiles))
     with pytest.raises(UserError, match=f"has {'p' if packed else 'h'};.*plan --engine one"):
         spec.plan_for("10.13.3.9", 90)
 

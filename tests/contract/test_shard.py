@@ -18,9 +18,10 @@ from contract.batch import Batch
 from contract.digest import digests_of
 from contract.form import Quantized
 from contract.job import Job
-from contract.shard import commit, embedding_type, info_of, own_columns, read_info, table_of, vector_types
+from contract.shard import commit, info_of, own_columns, read_info, table_of
 from contract.store import location
 from contract.tokens import TokenRows
+from contract.vector_columns import embedding_type, vector_types
 from contract.vectors import RowVectors
 from tests.contract.samples import a_batch, a_job, info_for
 

@@ -9,9 +9,10 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from embedmill.search import embed, main, search
-from producer.batches import batch_of, open_tokenizer
+from producer.batches import batch_of
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from tests.contract.samples import a_job, packed
 from worker.embed import Embedder
 

@@ -1,7 +1,10 @@
 """The wheel and the sdist hold what they need. That the installed wheel runs, tests/test_first_job.py shows."""
 
 import email
+import os
 import re
+import subprocess
+import sys
 import tarfile
 import tomllib
 import zipfile
@@ -33,6 +36,16 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: dict
     assert names == needed()
     assert "verify/report.html" in names
     assert {f"{name}/py.typed" for name in PACKAGES} <= names
+
+
+def test_an_installed_package_has_the_reports_template(built: dict[str, Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(built["wheel"]) as wheel:
+        wheel.extractall(installed := tmp_path / "installed")
+    code = "import verify, verify.page as p; print(verify.__file__); p.template('report.html')"
+    env = os.environ | {"PYTHONPATH": str(installed)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(str(installed))
 
 
 def test_the_wheels_metadata(built: dict[str, Path]) -> None:

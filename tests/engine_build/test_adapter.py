@@ -19,7 +19,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import build_engine
 from tests.contract.samples import a_job
 from verify.reference import open_model

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from sentence_transformers import SentenceTransformer
 
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
-from contract.compare import TOLERANCES, Comparison
-from contract.engine import EngineSpec, load_engine
+from contract.compare import TOLERANCES, Comparison, Tolerance
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.graph import Pooling
@@ -28,7 +31,7 @@ from engine_build.model import parts_of, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.prepare import EngineOptions
 from engine_build.tiers import EXPORTED
-from producer.batches import open_tokenizer
+from producer.tokenizer import open_tokenizer
 from tests.commands import called, run
 from tests.conftest import build_engine
 from worker.runtime.interface import Engine
@@ -91,6 +94,51 @@ def test_a_model_whose_values_are_too_large_for_fp16_is_computed_in_bf16_on_a_gp
     shutil.copytree(model, tmp_path / "scaled")
     encoder.save_pretrained(tmp_path / "scaled")
     assert build_engine(tmp_path / "scaled", "scaled").torch_precision == precision
+
+
+@pytest.mark.parametrize(
+    ("scale", "precision", "why"), [(1.0, "fp16", ""), (1e7, "bf16", " (FP16 is too far from encode(): lowest cosine ")]
+)
+def test_a_models_own_modules_are_computed_on_a_gpu_in_what_is_near_enough(
+    scale: float, precision: str, why: str, engines: Path, tmp_path: Path
+) -> None:
+    """As above, of a T5; where it says so, why not in FP16 too."""
+    folder = save_family("t5", tmp_path / "t5")
+    model: Any = SentenceTransformer(str(folder), device="cpu")
+    with torch.no_grad():
+        for block in model[0].auto_model.encoder.block:
+            block.layer[1].DenseReluDense.wi.weight.mul_(scale)
+            block.layer[1].DenseReluDense.wo.weight.div_(scale)
+    model.save_pretrained(str(folder), create_model_card=False)
+    spec, comparisons = build(
+        str(folder), EngineOptions("t5", max_length=64), say=lambda line: None, step=lambda text: None
+    )
+    assert (spec.tiers, spec.torch_precision) == (("modules",), precision)
+    assert load_engine("t5").precision_on_gpu.startswith(f"{precision.upper()}{why}")
+    assert comparisons["modules FP32"].within(TOLERANCES["fp32"])
+    assert comparisons[f"modules {precision.upper()}"].within(TOLERANCES[precision])
+
+
+def test_modules_that_are_near_enough_in_fp32_alone_are_computed_in_that_on_a_gpu(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for precision in ("fp16", "bf16"):
+        monkeypatch.setitem(TOLERANCES, precision, Tolerance(1.0, 0.0))
+    spec = build_engine(save_family("t5", tmp_path / "t5"), "exact", max_length=64)
+    assert (spec.tiers, spec.torch_precision, [*spec.unused_precisions]) == (("modules",), None, ["fp16", "bf16"])
+    assert spec.precision_on_gpu.startswith("FP32 (FP16 is too far from encode(): lowest cosine ")
+    assert "; BF16 is too far from encode(): " in spec.precision_on_gpu
+
+
+def test_modules_that_cannot_be_computed_in_fp16_are_in_another_precision() -> None:
+    def opened(precision: str) -> Engine:
+        raise RuntimeError("mat1 and mat2 must have the same dtype")
+
+    expected: Any = None
+    fields, comparisons = tiers._half_precision("modules", opened, expected, lambda text: None)
+    assert comparisons == {}
+    assert fields["torch_precision"] is None
+    assert fields["unused_precisions"]["bf16"] == "cannot be computed (mat1 and mat2 must have the same dtype)"
 
 
 @pytest.mark.parametrize("architecture", EXPORTED)
@@ -305,6 +353,7 @@ def test_the_command_builds_an_engine_and_says_what_it_is(engines: Path, model: 
     assert (spec.name, spec.pooling, spec.normalize, spec.max_length) == ("my-model", "cls", True, 32)
     for shown in ("Engine built", "my-model", "pooling cls, norm 1", "32 tokens", spec.fingerprint, "lowest cosine"):
         assert shown in done.stdout
+    assert re.search(r"PyTorch on a GPU +│ FP16 +│", done.stdout)
     assert "python -m producer" in done.stdout
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from bench.families import save_family
 from engine_build.build import build
-from engine_build.compare_export import _long_text
+from engine_build.compare_export import long_text
 from engine_build.prepare import EngineOptions
-from producer.batches import tokenize, tokenizer_from
+from producer.tokenizer import tokenize, tokenizer_from
 
 SQUARE = "memory by the square of a row's length, here of up to 1,100 tokens"
 
@@ -36,5 +36,5 @@ def test_the_long_text_fills_a_row_or_has_up_to_4096_tokens(
     length: int, least: int, most: int, tiny_model: Path
 ) -> None:
     rows = tokenizer_from(tiny_model / "tokenizer.json", length, 0)
-    _, (tokens,) = tokenize([_long_text(rows)], rows)
+    _, (tokens,) = tokenize([long_text(rows)], rows)
     assert least <= tokens <= most

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.settings import settings
 from engine_build.options import engine_to_add_to
 from tests.contract.samples import ENGINE_FIELDS, PLAN_FIELDS

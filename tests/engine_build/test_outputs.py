@@ -19,7 +19,7 @@ from contract.batch import Batch
 from contract.compare import cosines
 from contract.engine import EngineSpec
 from contract.errors import UserError
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import build_engine
 from worker.runtime.choose import open_fp32_engine
 

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.tiny_model import save_tiny_model
-from contract.engine import EngineSpec, load_engine
+from contract.engine import EngineSpec
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.graph import Pooling

@@ -32,7 +32,7 @@ from contract.errors import UserError
 from contract.graph import OUTPUT
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON, MINILM, build_engine
 from tests.contract.samples import a_job
 from verify.reference import open_model
@@ -332,6 +332,7 @@ def test_a_static_model_as_model2vec_leaves_it(tmp_path: Path) -> None:
     said: list[str] = []
     spec = built(folder, said, max_length=None)
     assert (spec.tiers, spec.architecture, spec.max_length) == (("modules",), "StaticEmbedding", 512)
+    assert spec.precision_on_gpu == "FP32"
     assert said[0] == "sentence-transformers truncates none of this model's texts; this engine does at 512 tokens."
     texts = [text for text in TEXTS if text]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)

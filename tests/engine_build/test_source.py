@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
 from engine_build.source import fetch

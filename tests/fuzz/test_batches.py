@@ -19,7 +19,8 @@ from tokenizers.processors import TemplateProcessing
 
 from contract.batch import Batch
 from contract.job import Job
-from producer.batches import RowTokenizer, batch_of, tokenizer_from
+from producer.batches import batch_of
+from producer.tokenizer import RowTokenizer, tokenizer_from
 from tests.contract.samples import a_job
 from worker.runtime.microbatch import cut_by_budget, cut_end_to_end
 

@@ -29,7 +29,7 @@ from contract.settings import settings
 from engine_build.build import build
 from engine_build.prepare import EngineOptions
 from engine_build.tiers import EXPORTED
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from worker.runtime.choose import open_engine
 
 FOLDERS = int(os.environ.get("EMBEDMILL_FUZZ", "200"))

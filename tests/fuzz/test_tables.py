@@ -201,7 +201,7 @@ def outcome(draw: random.Random, table: Table, path: Path) -> str:
     template = "{text}" if draw.random() < 0.7 or not other else f"{{text}}\\n{{{other}}}"
     columns = (other,) if other and draw.random() < 0.3 else ()
     try:
-        opened = open_dataset(DatasetSource(str(file)), text=template, columns=columns)
+        opened = open_dataset(DatasetSource(str(file), text=template, columns=columns))
     except UserError as error:
         return "wrong: two lines" if "\n" in str(error) else "refused"
     texts, kept = opened.read(range(opened.rows))

@@ -14,8 +14,8 @@ from contract.redis.claims import Claims
 from contract.redis.keys import queue_of
 from contract.settings import settings
 from contract.tokens import TokenRows
+from producer.batches import Work
 from producer.driver import Driver, Times
-from producer.making import Work
 from producer.progress import Progress
 from producer.tokenizing import BatchSource, tokenizing_here
 from tests.contract.samples import WholeLedger, commit_by_hand, packed

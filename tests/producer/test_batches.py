@@ -15,9 +15,10 @@ from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.tokens import TokenRows
-from producer.batches import RowTokenizer, batch_of, open_tokenizer, tokenize, tokenizer_from
+from producer.batches import batch_of
 from producer.dataset import open_dataset
 from producer.texts import DatasetSource
+from producer.tokenizer import RowTokenizer, open_tokenizer, tokenize, tokenizer_from
 from tests.conftest import JARGON, MINILM
 from tests.contract.samples import FINGERPRINT, a_job
 from tests.producer.test_dataset import ODD, all_texts

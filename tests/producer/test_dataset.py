@@ -260,7 +260,7 @@ def test_a_parquet_text_that_is_no_utf8_is_refused_with_its_row(tmp_path: Path) 
 def test_the_column_is_text_or_the_only_one_of_strings(tmp_path: Path) -> None:
     two = write(tmp_path / "two.csv", "title,text,n\na,b,1\n")
     assert open_dataset(DatasetSource(str(two))).text == "{text}"
-    assert all_texts(open_dataset(DatasetSource(str(two)), text=of_column("title"))) == ["a"]
+    assert all_texts(open_dataset(DatasetSource(str(two), text=of_column("title")))) == ["a"]
     assert open_dataset(DatasetSource(str(write(tmp_path / "one.csv", "n,body\n1,b\n")))).text == "{body}"
 
 
@@ -278,7 +278,7 @@ def test_a_column_that_cannot_be_taken_is_refused_with_those_there_are(
 ) -> None:
     path = write(tmp_path / "data.csv", content)
     with pytest.raises(UserError, match=message) as caught:
-        open_dataset(DatasetSource(str(path)), text=column and of_column(column))
+        open_dataset(DatasetSource(str(path), text=column and of_column(column)))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,11 +18,11 @@ from rich.console import Console
 from contract.job import Job
 from contract.redis.claims import Division
 from contract.settings import settings
-from producer.console import summary
 from producer.display import progress_display
-from producer.dividing import adrift, claims_at_once, missing, next_claims, share_of_bytes
+from producer.outbox import share_of_bytes
 from producer.progress import Progress, ShardTotals
-from producer.tokenizing import processes_for, tokenizing_here
+from producer.tables import summary
+from producer.tokenizing import BatchSource, Made, processes_for, tokenizing_here
 from producer.view import View
 from tests.commands import wait_until
 from tests.contract.samples import a_job, engine_spec
@@ -35,25 +35,25 @@ NOW = Division(next=6, claims={2: "me", 3: "dead", 4: "you", 5: ""}, alive=("me"
 
 
 def test_what_nobody_makes_is_claimed_before_what_was_never_handed_out() -> None:
-    assert next_claims(NOW, 20, 1) == ([3], 6)
-    assert next_claims(NOW, 20, 4) == ([3, 5, 6, 7], 8)
+    assert NOW.next_claims(20, 1) == ([3], 6)
+    assert NOW.next_claims(20, 4) == ([3, 5, 6, 7], 8)
 
 
 def test_what_has_its_shard_is_handed_out_without_being_claimed() -> None:
-    assert next_claims(NOW._replace(claims={}), 20, 2, {6, 7}, {9}) == ([8, 10], 11)
-    assert next_claims(NOW._replace(claims={}), 8, 2, {6, 7}) == ([], 8)
-    assert next_claims(Division(next=30), 20, 2) == ([], 30)
+    assert NOW._replace(claims={}).next_claims(20, 2, {6, 7}, {9}) == ([8, 10], 11)
+    assert NOW._replace(claims={}).next_claims(8, 2, {6, 7}) == ([], 8)
+    assert Division(next=30).next_claims(20, 2) == ([], 30)
 
 
 def test_a_batch_that_was_handed_out_and_is_nowhere_is_missing() -> None:
-    assert missing(NOW, 20, {0}) == [1]
-    assert missing(NOW, 20, {0}, {1}) == []
-    assert missing(Division(next=99), 3, {1}) == [0, 2]
+    assert NOW.missing(20, {0}) == [1]
+    assert NOW.missing(20, {0}, {1}) == []
+    assert Division(next=99).missing(3, {1}) == [0, 2]
 
 
-def test_a_claim_that_its_producer_knows_nothing_of_is_adrift() -> None:
-    assert adrift(NOW, "me", [7], [8]) == [2]
-    assert adrift(NOW, "me", [7], [2]) == []
+def test_a_claim_that_its_producer_knows_nothing_of_is_found() -> None:
+    assert NOW.unknown_to("me", [7], [8]) == [2]
+    assert NOW.unknown_to("me", [7], [2]) == []
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,13 @@ def test_each_producer_takes_its_share_of_the_room_that_all_see(out: int, produc
     assert share_of_bytes(100, out, producers) == limit
 
 
+def no_batch(batch: int) -> "Future[Made]":
+    raise AssertionError
+
+
 def test_few_batches_are_claimed_at_once() -> None:
-    assert [claims_at_once(ahead) for ahead in (1, 4, 32)] == [1, 2, 16]
+    sources = (BatchSource(no_batch, ahead) for ahead in (1, 4, 32))
+    assert [source.claims_at_once for source in sources] == [1, 2, 16]
 
 
 def test_producers_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

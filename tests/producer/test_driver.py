@@ -25,9 +25,9 @@ from contract.redis.messages import TASK
 from contract.settings import settings
 from embedmill.processes import redis_server
 from producer import making
+from producer.batches import Work
 from producer.driver import Times
-from producer.making import Work
-from producer.messages import byte_budget, message_sender
+from producer.outbox import Outbox, byte_budget
 from producer.progress import Progress
 from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made, tokenizing_apart
@@ -280,15 +280,14 @@ def test_what_is_published_before_a_producer_hears_that_its_job_is_cancelled_is_
     published: list[int] = []
 
     def report(progress: Progress) -> None:
-        if not published:  # the begin of a cancellation
+        if worker.messages and not published:  # by a cancellation that had read the ledger before
+            published.append(worker.messages)
             worker.redis.set(key_of(job.key, "cancelled"), "1", ex=KEPT_FOR)
-        published.append(worker.messages)
-        if len(published) == 2:  # and its end: it had read the ledger before
             worker.redis.delete(f"embedmill:{job.key}:out")
 
     with pytest.raises(UserError, match="was cancelled; 0 of 5 shards there"):
         drive(job, report, times=Times(look=0.5))
-    assert max(published) > 0
+    assert published
     assert worker.redis.keys(f"embedmill:{job.key}:*") == [f"embedmill:{job.key}:cancelled".encode()]
     assert worker.messages == 0
 
@@ -336,7 +335,7 @@ def test_a_batch_that_is_settled_while_the_driver_looks_for_lost_ones_is_counted
     for number in range(4):
         commit_by_hand(job, batch(job, number))
     worker.ledger.publish(job, 4, packed(batch(job, 4)))
-    message_sender(job, worker.ledger)(4)
+    Outbox(job, worker.ledger, "").send(4)
     progress = drive(job, ledger=Slow(patience=5))
     assert progress.totals.rows == 18
 
@@ -370,7 +369,7 @@ def test_a_redis_that_is_full_is_waited_for(job: Job, worker: ByHand) -> None:
 def test_a_redis_that_is_full_when_a_message_is_sent_is_waited_for_longer_than_one_that_does_not_answer(
     job: Job, worker: ByHand, caplog: pytest.LogCaptureFixture
 ) -> None:
-    send = message_sender(job, WholeLedger(patience=0.1))
+    send = Outbox(job, WholeLedger(patience=0.1), "").send
     worker.redis.config_set("maxmemory", 1)
     threading.Timer(2, lambda: worker.redis.config_set("maxmemory", 0)).start()
     send(3)
@@ -386,7 +385,7 @@ def test_a_redis_that_hangs_when_a_message_is_sent_ends_the_run(
         monkeypatch.setenv("EMBEDMILL_REDIS_URL", url)
         settings.cache_clear()
         ledger = WholeLedger(patience=0.5)
-        send = message_sender(job, ledger)
+        send = Outbox(job, ledger, "").send
         send(1)
         server = psutil.Process(ledger.connection.ask(lambda redis: redis.info("server"))["process_id"])
         server.suspend()

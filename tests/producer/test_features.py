@@ -42,7 +42,7 @@ def test_a_kept_feature_is_the_same_in_the_shards(kind: str, tmp_path: Path) -> 
         datasets.Dataset(table).save_to_disk(tmp_path / "data")
     else:
         pq.write_table(table, tmp_path / "data.parquet")
-    opened = open_dataset(DatasetSource(str(tmp_path / ("data" if kind == "saved" else "data.parquet"))), columns=KEPT)
+    opened = open_dataset(DatasetSource(str(tmp_path / ("data" if kind == "saved" else "data.parquet")), columns=KEPT))
     assert list(opened.features) == ["label", "image", "sound"]
 
     kept = opened.read(range(3))[1]

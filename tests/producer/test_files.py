@@ -28,7 +28,7 @@ from tests.producer.test_dataset import all_texts, read, write
 
 def refused(path: Path, match: str, text: str | None = None) -> None:
     with pytest.raises(UserError, match=match) as caught:
-        open_dataset(DatasetSource(str(path)), text=text)
+        open_dataset(DatasetSource(str(path), text=text))
     assert "\n" not in str(caught.value)
 
 
@@ -58,7 +58,7 @@ def test_the_cells_of_a_csv_are_texts_wherever_they_stand(tmp_path: Path) -> Non
     values = ["007", "1.50", "True", "NA", "null", "99999999999999999999", None, "word"]
     lines = [f"{row},{values[row // 12_000] or ''}\n" for row in range(12_000 * len(values))]
     opened = open_dataset(
-        DatasetSource(str(write(tmp_path / "data.csv", "id,text\n" + "".join(lines)))), columns=("id",)
+        DatasetSource(str(write(tmp_path / "data.csv", "id,text\n" + "".join(lines))), columns=("id",))
     )
     assert all_texts(opened) == [values[row // 12_000] for row in range(opened.rows)]
     assert opened.read(range(12_000, 12_002))[1]["id"].to_pylist() == ["12000", "12001"]
@@ -78,7 +78,7 @@ def test_several_separators_that_fit_are_refused_and_one_can_be_given(tmp_path: 
     path = write(tmp_path / "data.csv", "id,text;n\n1,a;2\n")
     refused(path, "separators ',' and ';'.*--separator")
     assert all_texts(
-        open_dataset(DatasetSource(str(path)), text=of_column("text;n"), csv=CsvOptions(separator=","))
+        open_dataset(DatasetSource(str(path), text=of_column("text;n"), csv=CsvOptions(separator=",")))
     ) == ["a;2"]
     refused(write(tmp_path / "glued.csv", "text\n1;a\n2;b\n"), "the header has one field, and the rows have 2.*';'")
 
@@ -88,9 +88,9 @@ def test_a_csv_without_a_header_keeps_its_first_text(tmp_path: Path) -> None:
         ["1,good\n2,bad\n", "A review, no header.,x\n", "a,a\nb,b\n", "I liked it a lot then\nb\n"]
     ):
         refused(write(tmp_path / f"{number}.csv", content), "--no-header, or name the column")
-    opened = open_dataset(DatasetSource(str(tmp_path / "0.csv")), csv=CsvOptions(header=False))
+    opened = open_dataset(DatasetSource(str(tmp_path / "0.csv"), csv=CsvOptions(header=False)))
     assert (opened.text, all_texts(opened)) == ("{column_2}", ["good", "bad"])
-    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "3.csv")), csv=CsvOptions(header=False))) == [
+    assert all_texts(open_dataset(DatasetSource(str(tmp_path / "3.csv"), csv=CsvOptions(header=False)))) == [
         "I liked it a lot then",
         "b",
     ]
@@ -220,18 +220,18 @@ def test_an_address_is_fetched(tmp_path: Path) -> None:
 def test_a_field_of_a_nested_column_is_a_text_and_a_literal_name_wins(tmp_path: Path) -> None:
     rows = [{"doc": {"text": "a", "n": 1}}, {"doc": None}, {}]
     path = write(tmp_path / "data.jsonl", "\n".join(map(json.dumps, rows)))
-    assert all_texts(open_dataset(DatasetSource(str(path)), text=of_column("doc.text"))) == ["a", None, None]
+    assert all_texts(open_dataset(DatasetSource(str(path), text=of_column("doc.text")))) == ["a", None, None]
     table = pa.table({"doc": [{"text": "a"}, None], "x.y": ["b", "c"], "x": [{"y": "d"}, None]})
     pq.write_table(table, tmp_path / "data.parquet")
     datasets.Dataset(table).save_to_disk(tmp_path / "saved")
     for place in ("data.parquet", "saved"):
-        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place)), text=of_column("doc.text"))) == ["a", None]
-        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place)), text=of_column("x.y"))) == ["b", "c"]
+        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place), text=of_column("doc.text")))) == ["a", None]
+        assert all_texts(open_dataset(DatasetSource(str(tmp_path / place), text=of_column("x.y")))) == ["b", "c"]
 
 
 def test_a_template_makes_one_text_of_several_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "title,body\nA,b\n,c\n,\n")
-    assert all_texts(open_dataset(DatasetSource(str(path)), text=r"{title}\n{body}")) == ["A\nb", "\nc", None]
+    assert all_texts(open_dataset(DatasetSource(str(path), text=r"{title}\n{body}"))) == ["A\nb", "\nc", None]
     refused(path, "no text-column 'titel'", text="{titel}")
 
 
@@ -253,10 +253,12 @@ def test_an_object_and_what_lies_below_a_prefix_are_fetched(tmp_path: Path, monk
 def test_a_job_opens_its_dataset_as_it_was_begun_with(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", "1,a;b;c\n2,d;e;f\n")
     opened = open_dataset(
-        DatasetSource(str(path)),
-        text=r"{column_2}\n{column_1}",
-        columns=("column_3",),
-        csv=CsvOptions(separator=";", header=False),
+        DatasetSource(
+            str(path),
+            text=r"{column_2}\n{column_1}",
+            columns=("column_3",),
+            csv=CsvOptions(separator=";", header=False),
+        )
     )
     fields = ("dataset", "config", "split", "text", "revision", "columns", "csv", "rows")
     job = a_job(tmp_path, **{name: getattr(opened, name) for name in fields})

@@ -139,7 +139,7 @@ def test_files_of_several_types_have_those_of_the_first(hub: Hub, stream: bool) 
         pq.write_table(pa.table({"n": pa.array([1, 2], width), "text": pa.array(["a", None], kind)}), target)
         files[f"train-{number}.parquet"] = target.getvalue()
     hub.add("datasets", "acme/mixed", files)
-    texts, kept = open_dataset(DatasetSource("acme/mixed", stream=stream), columns=("n",)).read(range(4))
+    texts, kept = open_dataset(DatasetSource("acme/mixed", stream=stream, columns=("n",))).read(range(4))
     assert (texts, kept["n"].to_pylist(), kept["n"].type) == (["a", None, "a", None], [1, 2, 1, 2], pa.int32())
 
 
@@ -171,7 +171,7 @@ def test_batch_after_batch_fetches_each_row_group_once(imdb: str, hub: Hub) -> N
 
 def test_kept_columns_of_a_streamed_dataset_come_with_the_texts(imdb: str, hub: Hub) -> None:
     streamed, downloaded = (
-        open_dataset(DatasetSource("imdb", stream=stream), columns=("ballast",)) for stream in (True, False)
+        open_dataset(DatasetSource("imdb", stream=stream, columns=("ballast",))) for stream in (True, False)
     )
     hub.requests.clear()
     for start in range(0, len(TRAIN), 5):

@@ -11,11 +11,11 @@ from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job
 from contract.store import location
-from producer.batches import open_tokenizer
 from producer.dataset import open_dataset
 from producer.request import JobRequest, resolve
 from producer.sizing import LEAST_BATCHES, TOKENS, Sample, sampled, size_from
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,9 @@ def test_the_sample_is_spread_over_the_dataset(rows: int) -> None:
         assert [one[-1] * 16 // rows for one in ranges] == list(range(16))
 
 
-def job_of(spec: EngineSpec, file: Path, **options: object) -> Job:
-    source = DatasetSource(str(file))
-    columns = options.get("columns", ())
-    assert isinstance(columns, tuple)
-    texts = open_dataset(source, columns=columns)
+def job_of(spec: EngineSpec, file: Path, columns: tuple[str, ...] = (), **options: object) -> Job:
+    source = DatasetSource(str(file), columns=columns)
+    texts = open_dataset(source)
     return resolve(JobRequest(source, location(file.parent / "output"), **options), texts, spec, open_tokenizer(spec))  # type: ignore[arg-type]
 
 

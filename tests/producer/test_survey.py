@@ -9,12 +9,12 @@ import pytest
 
 from contract.engine import EngineSpec
 from contract.store import location
-from producer.batches import open_tokenizer, tokenize
+from producer.batches import Work
 from producer.dataset import open_dataset
-from producer.making import Work
 from producer.request import JobRequest, resolve
 from producer.survey import survey
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer, tokenize
 
 
 def work_of(spec: EngineSpec, folder: Path, texts: list[str | None], **options: object) -> Work:

@@ -24,12 +24,12 @@ from contract.redis.claims import Claims
 from contract.redis.keys import queue_of
 from contract.redis.messages import batch_of
 from contract.settings import settings
-from producer.batches import open_tokenizer
+from producer.batches import Work
 from producer.dataset import open_dataset
 from producer.driver import Driver, Times
-from producer.making import Work
 from producer.progress import Progress
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from producer.tokenizing import BatchSource, Made, processes_for, tokenizing, tokenizing_apart
 from tests.commands import called
 from tests.contract.samples import WholeLedger, a_job, commit_by_hand

@@ -16,10 +16,11 @@ from contract.engine import EngineSpec
 from contract.job import Job
 from contract.settings import settings
 from contract.shard import ShardInfo
-from producer.batches import batch_of, open_tokenizer
+from producer.batches import batch_of
 from producer.dataset import open_dataset
 from producer.request import job_of
 from producer.texts import DatasetSource
+from producer.tokenizer import open_tokenizer
 from tests.conftest import JARGON
 from tests.contract.samples import a_batch, info_for, packed
 from worker.embed import Embedder
@@ -54,7 +55,7 @@ def finished_job(
     **options: object,
 ) -> Job:
     """A job with every shard, below the output folder; ``options`` are further fields of a ``Job``."""
-    texts = open_dataset(DatasetSource(str(dataset)), columns=columns, text=text)
+    texts = open_dataset(DatasetSource(str(dataset), columns=columns, text=text))
     tokenizer, embedder = open_tokenizer(spec), Embedder(threads=1)
     output = settings().output.absolute()
     job = job_of(texts, spec, output, limit=limit, prefix=prefix, batch_rows=batch_rows, **options)

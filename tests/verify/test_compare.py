@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.shard import open_file
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_column, with_value
@@ -103,7 +103,7 @@ def test_a_job_keeps_all_of_its_own_copys_neighbours(job: Job, tiny: EngineSpec,
 
 
 def test_neighbours_at_the_same_distance_but_for_noise_may_change_places(job: Job, tiny: EngineSpec) -> None:
-    """Five groups of 30 equal texts, whose vectors are equal up to noise, which is another in the copy."""
+    """Five groups of 30 equal texts: the vectors of a group are equal up to noise, which is another in the copy."""
     texts = save_texts(Path("groups"), [f"{'spam and ' * (row // 30)}eggs" for row in range(150)])
     left, right = (finished_job(tiny, texts, batch_rows=size) for size in (150, 149))
     chance = np.random.default_rng(3)

@@ -7,7 +7,7 @@ from contract.compare import compare
 from verify.comparison import ComparedRow, compare_row, excerpt, total
 from verify.reference import ExpectedRow
 from verify.sample import SampledRow
-from verify.shards import ShardRow
+from verify.sampled_rows import ShardRow
 from verify.stats import VectorRules
 
 ROW = SampledRow(row_id=7, batch=0, index=7, n_tokens=5, truncated=False, stratum="1-32")

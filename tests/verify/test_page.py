@@ -1,11 +1,7 @@
-"""``report.html``: of good jobs and of harmed ones, as text, in a browser, and from an installed package."""
+"""``report.html``: of good jobs and of harmed ones, as text and in a browser."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +17,6 @@ from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_column, with_element
 from verify.command import main
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(2)>"'}}{{ 7 * 7 }}</td></table><style>*{display:none}"""
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")
@@ -177,29 +172,6 @@ def test_the_folder_keeps_the_old_page_where_the_new_one_cannot_be_written(job: 
     assert result.exit_code == 1
     assert f"{job.folder / 'report.html'} cannot be written" in result.stderr
     assert not list(job.folder.glob(".report*"))
-
-
-def test_an_installed_package_has_the_template(tmp_path: Path) -> None:
-    source, wheels, installed = tmp_path / "source", tmp_path / "wheels", tmp_path / "installed"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    for name in ("contract", "engine_build", "producer", "worker", "verify"):
-        shutil.copytree(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(source)]
-    made = subprocess.run(pip, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    zipfile.ZipFile(next(wheels.glob("*.whl"))).extractall(installed)
-    code = "import verify, verify.page as p; print(verify.__file__); p.template('report.html')"
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith(str(installed))
 
 
 @pytest.mark.parametrize("harm", ["none", "a value that is not finite", "another width", "no shard"])

@@ -9,17 +9,17 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from bench.families import save_family
 from bench.tiny_model import save_tiny_model
 from contract.engine import EngineSpec
+from contract.engines import engine_of
 from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
-from contract.jobs import engine_of
 from contract.settings import settings
 from producer.dataset import dataset_of
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, save_texts
 from verify.reference import Reference, open_model
 from verify.sample import SampledRow, draw
-from verify.shards import rows_at
+from verify.sampled_rows import rows_at
 from verify.stats import VectorRules
 
 

@@ -12,7 +12,7 @@ from contract.job import Job
 from contract.shard import own_columns
 from tests.verify.jobs import TEXTS, plant, rewrite, scaled, with_column, with_element, with_value
 from verify.sample import Sample, draw, edges, quotas
-from verify.shards import rows_at
+from verify.sampled_rows import rows_at
 from verify.stats import VectorRules
 
 

@@ -16,7 +16,8 @@ from contract.files import sha256_of
 from contract.job import Job
 from contract.shard import read_info
 from contract.store import location
-from producer.batches import batch_of, open_tokenizer
+from producer.batches import batch_of
+from producer.tokenizer import open_tokenizer
 from tests.conftest import build_engine
 from tests.contract.samples import packed
 from worker.embed import Embedder
@@ -143,21 +144,24 @@ def test_a_row_that_yields_nan_has_an_error_and_costs_no_other_row(tiny_model: P
     assert (read_info(job.shard(0)).failed, read_info(job.shard(0)).recomputed) == (1, 0)
 
 
-class HalfPrecise(OnnxEngine):
+class HalfPrecise:
     """A real engine that claims FP16 and, as FP16 does at times, overflows on some rows."""
 
     precision = "fp16"
 
-    @classmethod
-    @contextmanager
-    def opened(cls, spec: EngineSpec, threads: int, gpu: int) -> "Iterator[HalfPrecise]":
-        with onnx_engine(spec, threads) as engine:
-            yield cls(spec, engine._session, engine._pool)
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.spec, self.runtime, self._engine = engine.spec, engine.runtime, engine
 
     def infer(self, batch: Batch, done: Done = unseen) -> Inference:
-        found = super().infer(batch, done)
+        found = self._engine.infer(batch, done)
         found.vectors[batch.row_id >= 3] = [np.inf] + [0] * (self.spec.hidden - 1)
         return found
+
+
+@contextmanager
+def half_precise(spec: EngineSpec, threads: int, gpu: int) -> Iterator[HalfPrecise]:
+    with onnx_engine(spec, threads) as engine:
+        yield HalfPrecise(engine)
 
 
 def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
@@ -165,7 +169,7 @@ def test_a_vector_that_overflows_in_fp16_is_computed_again_in_fp32(
 ) -> None:
     exact, half = job_for(tiny, tmp_path / "exact"), job_for(tiny, tmp_path / "half")
     Embedder(threads=1).embed(exact, 0, packed(batch_for(exact, tiny)))
-    monkeypatch.setattr(worker.embed, "open_engine", HalfPrecise.opened)
+    monkeypatch.setattr(worker.embed, "open_engine", half_precise)
     Embedder(threads=1).embed(half, 0, packed(batch_for(half, tiny)))
     left, right = (pq.read_table(job.shard(0)) for job in (exact, half))
     assert right["error"].null_count == len(right)

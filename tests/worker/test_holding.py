@@ -26,7 +26,7 @@ def held_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Messages are held by a clock that stands at 1,000 s."""
     monkeypatch.setattr(kombu.transport.redis.Channel, "QoS", kombu.transport.redis.QoS)
     monkeypatch.setattr(kombu.transport.redis, "time", kombu.transport.redis.time)
-    holding.use(lambda: 1000.0)
+    holding.install(lambda: 1000.0)
     yield
     state.active_requests.clear()
 
@@ -55,10 +55,10 @@ def test_what_a_child_computes_stays_held_over_a_lost_connection(redis_url: str)
     state.active_requests.add(request := Request(message))
     lose(connection, client)
     assert (client.hlen("unacked"), client.llen("q")) == (1, 0)
-    assert holding.let_go(Message(channel=message.channel)), "there is no connection"
+    assert holding.forget_if_disconnected(Message(channel=message.channel)), "there is no connection"
     with Connection(redis_url) as again:
         holding.carry_over(channel := again.channel())
-        assert not holding.let_go(request.message)
+        assert not holding.forget_if_disconnected(request.message)
         channel.basic_qos(0, 1, False)
         assert not channel.qos.can_consume(), "it counts as taken"
         request.message.ack()

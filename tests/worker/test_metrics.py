@@ -197,18 +197,18 @@ def test_the_space_for_a_childs_counts_is_taken_before_they_are_mapped(
 ) -> None:
     """A page without space on the disk would end the process as it is written: SIGBUS."""
     file = tmp_path / "counter_1.db"
-    metrics._ReservedDict(str(file)).close()  # type: ignore[no-untyped-call]
+    metrics.ReservedDict(str(file)).close()  # type: ignore[no-untyped-call]
     assert file.stat().st_blocks * 512 >= 64 * 1024
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space"):
-        metrics._ReservedDict(str(tmp_path / "counter_2.db"))
+        metrics.ReservedDict(str(tmp_path / "counter_2.db"))
 
 
 def test_a_child_without_space_for_its_counts_works_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(metrics, "_counts", True)
-    monkeypatch.setattr(metrics._ATTEMPTS, "inc", full)
+    monkeypatch.setattr(metrics, "counting", True)
+    monkeypatch.setattr(metrics.ATTEMPTS, "inc", full)
     metrics.begin()
     metrics.attempt()
     (record,) = caplog.records

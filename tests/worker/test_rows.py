@@ -6,7 +6,7 @@ from contract.engine import EngineSpec
 from contract.form import VectorForm
 from contract.tokens import TokenRows
 from contract.vectors import RowVectors
-from producer.batches import open_tokenizer, tokenize_windows
+from producer.tokenizer import open_tokenizer, tokenize_windows
 from worker.rows import EmbeddedBatch, into_form, pool_windows
 
 

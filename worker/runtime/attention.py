@@ -73,7 +73,7 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    compute = _on_gpu if query.is_cuda else _row_by_row
+    compute = _on_gpu if query.is_cuda else row_by_row
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     context = compute(query, key, value, rows, scaling)
     return context[None], None
@@ -102,7 +102,7 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: flo
     return made  # type: ignore[return-value]  # a tuple only where more is asked for
 
 
-def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
+def row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
     """The same on a CPU, for which PyTorch has no kernel that knows rows. Its memory grows with the longest row, not
     with the square of that."""
     before, behind = (size if size >= 0 else rows.longest for size in rows.window)

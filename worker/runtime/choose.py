@@ -253,10 +253,15 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
     through = f" through {runtime.through()}" if runtime.through() else ""
     log.info(
         "engine %s is computed by %s on a %s%s: %s",
-        *(spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", through, why),
+        *(spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", through or _precision(spec, runtime), why),
     )
     _warn_of_long_rows(spec, runtime)
     return runtime.open(spec, threads, gpu)
+
+
+def _precision(spec: EngineSpec, runtime: Runtime) -> str:
+    """What PyTorch computes in on a GPU, to follow upon that; empty of other runtimes, which have one alone."""
+    return f" in {spec.precision_on_gpu}" if runtime.uses_gpu and runtime.name in ("torch", "modules") else ""
 
 
 def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:

@@ -1,12 +1,18 @@
 """What was compiled for an engine and a kind of GPU, as one file keeps it."""
 
 import io
+import logging
 import zipfile
 from typing import NamedTuple, Self
 
 import torch
 
-from worker.runtime.flash import kept_kernels, restore_kernels
+from contract.engine import EngineSpec
+from contract.tuned import CompiledSpec
+from worker.runtime.cuda import compute_capability
+from worker.runtime.flash import kept_kernels, lacking, restore_kernels
+
+log = logging.getLogger("embedmill.worker")
 
 _GRAPHS, _KERNELS = "torch.bin", "flash_attention_4/"
 
@@ -49,3 +55,27 @@ class Compiled(NamedTuple):
         """Have this process load all of it instead of compiling."""
         torch.compiler.load_cache_artifacts(self.graphs)
         restore_kernels(self.kernels)
+
+
+def restored(spec: EngineSpec, device: torch.device) -> CompiledSpec | None:
+    """Have PyTorch load what is kept of an engine for this GPU, or say in the log why it cannot.
+
+    Returns:
+        What is loaded.
+
+    Raises:
+        UserError: the file is missing or was changed.
+    """
+    compiled = spec.compiled_for(torch.__version__, compute_capability(device))
+    why_not = "was not compiled for this GPU and PyTorch"
+    if compiled and compiled.flash_attention_4 and (lacks := lacking()):
+        compiled, why_not = None, f"was compiled with FlashAttention 4, and this machine has {lacks}"
+    if compiled:
+        Compiled.from_bytes(spec.check_compiled(compiled).read_bytes()).restore()
+        return compiled
+    log.warning(
+        "engine %s %s: compiling takes a minute now, and each time a worker starts; keep what is compiled: python -m "
+        "engine_build compile --engine %s",
+        *(spec.name, why_not, spec.name),
+    )
+    return None

@@ -32,6 +32,12 @@ def bus_id(device: torch.device) -> str:
     return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
 
 
+def compute_capability(device: torch.device) -> int:
+    """90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @contextmanager
 def enough_memory(spec: EngineSpec, device: torch.device) -> Iterator[None]:
     """In the ``with`` block, that memory of the GPU is lacking is a ``UserError``."""

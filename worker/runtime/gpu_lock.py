@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TIMEOUT = 10.0
+TIMEOUT = 10.0
 """Seconds after which a process computes without the lock: it saves time, and nothing depends on it. Far longer than a
 batch takes."""
 _POLL_INTERVAL = 0.0005
@@ -32,7 +32,7 @@ class GpuLock:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock while the ``with`` block lasts; go on without it after 10 seconds of waiting."""
-        deadline = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

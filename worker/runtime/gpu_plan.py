@@ -108,10 +108,10 @@ class LoadedPlan:
             taken.callback(delattr, self, "stream")
             self._runtime = trt.Runtime(LOG)
             taken.callback(delattr, self, "_runtime")
-            self._engine = self._runtime.deserialize_cuda_engine(serialized)
-            taken.callback(delattr, self, "_engine")
+            self.engine = self._runtime.deserialize_cuda_engine(serialized)
+            taken.callback(delattr, self, "engine")
             self._check_engine(path, spec, gpu)
-            self._size = memory_size(self._engine)
+            self._size = memory_size(self.engine)
             try:
                 self._memory = gpu.cuda.mem_alloc(self._size)
             except gpu.cuda.MemoryError as error:
@@ -121,18 +121,18 @@ class LoadedPlan:
             taken.callback(self._contexts.clear)
             # One for each profile: a change of profile has the next run set up everything again.
             for profile in range(len(plan.profiles)):
-                self._contexts.append(_context_without_memory(self._engine))
+                self._contexts.append(_context_without_memory(self.engine))
                 self._set_up(profile, path, spec, gpu)
             self.stream.synchronize()
             self._taken = taken.pop_all()
 
     def _check_engine(self, path: Path, spec: EngineSpec, gpu: Gpu) -> None:
-        if self._engine is None:
+        if self.engine is None:
             reason = LOG.last()
             if _is_out_of_memory(reason):
                 raise gpu.too_little_memory(spec, reason)
             raise UserError(f"TensorRT {VERSION} refuses {path} ({reason})", hint=spec.rebuild_plan)
-        names = {self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)}
+        names = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
         if names != {*self.layout.inputs, OUTPUT}:
             raise UserError(f"{path} has the tensors {', '.join(sorted(names))}", hint=spec.rebuild_plan)
 

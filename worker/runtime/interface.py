@@ -60,7 +60,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """``fp32`` or ``fp16``."""
+        """``fp32``, ``fp16`` or ``bf16``."""
         ...
 
     def infer(self, batch: Batch, done: Done = unseen) -> Inference:

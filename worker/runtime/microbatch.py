@@ -2,7 +2,7 @@
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,9 @@ class MicroBatch:
     """Index of the plan's profile that takes it."""
 
 
-def cut_by_budget(lengths: Lengths, token_budget: int, score_budget: int) -> list[MicroBatch]:
+def cut_by_budget(
+    lengths: Lengths, token_budget: int, score_budget: int, width: Callable[[int], int] = int
+) -> list[MicroBatch]:
     """Cut a batch into rectangles of tokens, the longest rows first.
 
     Args:
@@ -43,6 +45,7 @@ def cut_by_budget(lengths: Lengths, token_budget: int, score_budget: int) -> lis
         token_budget: most tokens of a micro-batch, padding included. A row longer than that is computed alone.
         score_budget: most rows × length × length of a micro-batch, likewise: an attention that computes each token's
             score with each of its row holds so many for each head.
+        width: gives of a micro-batch's longest row's tokens those that its rows are padded to, as many or more.
 
     Returns:
         Micro-batches that hold every row that has tokens once.
@@ -51,7 +54,7 @@ def cut_by_budget(lengths: Lengths, token_budget: int, score_budget: int) -> lis
     microbatches = []
     start = 0
     while start < len(order):
-        longest = ordered[start]
+        longest = width(ordered[start])
         rows = order[start : start + max(1, min(token_budget // longest, score_budget // longest**2))]
         microbatches.append(MicroBatch(rows, longest, len(rows) * longest))
         start += len(rows)

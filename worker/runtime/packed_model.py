@@ -27,6 +27,7 @@ from contract.files import as_umask_says
 from contract.graph import Pooling
 from worker.runtime.attention import ATTENTION, Unpackable
 from worker.runtime.head import Head
+from worker.runtime.layers import compile_layers
 from worker.runtime.pooling import pool
 
 INPUTS = ("input_ids", "token_type_ids", "position_ids", "cu_seqlens")
@@ -96,18 +97,11 @@ class PackedModel(nn.Module):
         self._compiled = False
         self._takes = inspect.signature(encoder.forward).parameters.keys()
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The encoder's layers, in order; the encoder as a whole where it has no list of them."""
-        lists = [module for module in self.encoder.modules() if isinstance(module, nn.ModuleList)]
-        return max((list(one) for one in lists), key=len, default=[self.encoder])
-
     def compile_layers(self, backend: Callable[..., Any]) -> None:
         """Have ``torch.compile`` compile each layer once it is computed. All of one kind share a graph, which is for a
         number of tokens and serves any number of rows, and any longest one: these two are known to the attention's
         kernel alone, which is no part of a graph."""
-        for layer in self.layers:
-            layer.compile(dynamic=False, backend=backend)
+        compile_layers(self.encoder, backend, dynamic=False)
         self._compiled = True
 
     def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, flash_4: bool = False) -> Tensor:

@@ -17,17 +17,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch._dynamo.config
-import torch._inductor.config
 
 from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError, reason
 from contract.plan import PackedProfile
 from contract.tokens import TokenRows
-from worker.runtime.compiled import Compiled
+from worker.runtime.compiled import restored
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
-from worker.runtime.flash import lacking
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
 from worker.runtime.interface import Done, Gathered, Inference, unseen
 from worker.runtime.layout import Packed
@@ -37,11 +34,6 @@ from worker.runtime.packed_model import HALF, INPUTS, PackedModel, fuse_gelu, re
 from worker.runtime.pipeline import run_pipelined
 
 log = logging.getLogger("embedmill.worker")
-
-# By default PyTorch starts a process for each core, for graphs that are compiled in seconds.
-torch._inductor.config.compile_threads = 1
-# One graph for each size and kind of layer. PyTorch computes without a graph what exceeds the limit, 8 by default.
-torch._dynamo.config.recompile_limit = 64
 
 _SLOTS = 2
 """Micro-batches in flight at most."""
@@ -104,8 +96,10 @@ def torch_gpu_engine(
     device = _device(gpu)
     with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
         with enough_memory(spec, device):
-            by_flash_4 = _restored(spec, device) if flash_4 is None else flash_4
-            engine = TorchGpuEngine(spec, _model(spec, device), device, lock, by_flash_4)
+            if flash_4 is None:
+                kept = restored(spec, device)
+                flash_4 = kept.flash_attention_4 if kept else ()
+            engine = TorchGpuEngine(spec, _model(spec, device), device, lock, flash_4)
             engine.warm_up()
         try:
             yield engine
@@ -134,38 +128,11 @@ def _model(spec: EngineSpec, device: torch.device) -> PackedModel:
     return model
 
 
-def _restored(spec: EngineSpec, device: torch.device) -> tuple[str, ...]:
-    """Have PyTorch load what is kept for this GPU, or say in the log why it cannot.
-
-    Returns:
-        The profiles that FlashAttention 4 computes.
-    """
-    compiled = spec.compiled_for(torch.__version__, compute_capability(device))
-    why_not = "was not compiled for this GPU and PyTorch"
-    if compiled and compiled.flash_attention_4 and (lacks := lacking()):
-        compiled, why_not = None, f"was compiled with FlashAttention 4, and this machine has {lacks}"
-    if compiled:
-        Compiled.from_bytes(spec.check_compiled(compiled).read_bytes()).restore()
-        return compiled.flash_attention_4
-    log.warning(
-        "engine %s %s: compiling takes a minute now, and each time a worker starts; keep what is compiled: python -m "
-        "engine_build compile --engine %s",
-        *(spec.name, why_not, spec.name),
-    )
-    return ()
-
-
 @functools.cache
 def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream, torch.cuda.Stream]:
     """For uploads, computing and downloads, of every engine of this process: cuBLAS keeps memory for each stream that
     it has computed on."""
     return torch.cuda.Stream(device), torch.cuda.Stream(device), torch.cuda.Stream(device)
-
-
-def compute_capability(device: torch.device) -> int:
-    """90 for 9.0."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 class _Slot:

@@ -123,6 +123,28 @@ def test_the_log_says_through_which_package_tensorrt_reaches_the_gpu(
     assert caplog.messages == [told]
 
 
+@pytest.mark.parametrize(
+    ("name", "why", "told"),
+    [("torch", {}, "in FP16: "), ("modules", {"fp16": "is too far"}, "in BF16 (FP16 is too far): ")],
+)
+def test_the_log_says_in_which_precision_pytorch_computes_on_a_gpu_and_why(
+    name: str,
+    why: dict[str, str],
+    told: str,
+    gpu: None,
+    tiny: EngineSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime(name, monkeypatch)
+    opened: Any = lambda *_: None  # noqa: E731
+    monkeypatch.setattr(module, "RUNTIMES", tuple(one._replace(open=opened) for one in module.RUNTIMES))
+    chosen = {"torch_precision": "bf16", "unused_precisions": why} if why else {}
+    with caplog.at_level(logging.INFO):
+        open_engine(only(tiny, name).model_copy(update=chosen), threads=1)
+    assert caplog.messages == [f"engine tiny is computed by {name} on a GPU {told}EMBEDMILL_RUNTIME is {name}"]
+
+
 def test_tensorrt_that_is_asked_for_without_a_plan_is_an_error(
     gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def test_the_lock_is_waited_for_until_its_process_is_killed(holder: "subprocess.
 
 
 def test_nobody_waits_for_ever(holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
     began = time.monotonic()
     with gpu_lock("0000:1B:00.0") as lock:
         for _ in range(2):
@@ -63,7 +63,7 @@ def test_another_gpu_has_a_lock_of_its_own(
     with gpu_lock("0000:2C:00.0") as other:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1/2/3")
         with gpu_lock("0000:1B:00.0") as part, other.held(), part.held():
-            assert time.monotonic() - began < module._TIMEOUT
+            assert time.monotonic() - began < module.TIMEOUT
             assert len(list(folder.iterdir())) == 3
     holder.kill()
     holder.wait()
@@ -80,7 +80,7 @@ def test_the_lock_is_released_after_an_error(folder: Path) -> None:
             raise ValueError("a batch")
         began = time.monotonic()
         with another.held():
-            assert time.monotonic() - began < module._TIMEOUT
+            assert time.monotonic() - began < module.TIMEOUT
 
 
 def test_a_link_in_the_lock_files_place_is_not_followed(folder: Path) -> None:

@@ -36,6 +36,14 @@ def test_padding_is_trimmed_to_the_longest_row_of_each_micro_batch() -> None:
     ]
 
 
+def test_rows_are_padded_to_the_width_that_is_asked_for() -> None:
+    microbatches = cut_by_budget([3, 10, 4, 9], 36, SCORES, width=lambda length: -(-length // 8) * 8)
+    assert [(micro.rows.tolist(), micro.length, micro.tokens) for micro in microbatches] == [
+        ([1, 3], 16, 32),
+        ([2, 0], 8, 16),
+    ]
+
+
 def test_rows_of_one_length_need_no_padding() -> None:
     microbatches = cut_by_budget([7] * 10, token_budget=21, score_budget=SCORES)
     assert sum(micro.tokens for micro in microbatches) == 70

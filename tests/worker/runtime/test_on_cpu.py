@@ -3,12 +3,14 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from onnxruntime import InferenceSession
 from sentence_transformers import SentenceTransformer
 
 from bench.families import save_family
@@ -16,11 +18,11 @@ from contract.batch import Batch
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON, build_engine
 from worker.runtime.choose import Opened
 from worker.runtime.modules import ModulesEngine, modules_engine
-from worker.runtime.onnx import OnnxEngine, onnx_engine
+from worker.runtime.onnx import OnnxEngine, onnx_engine, session_of
 from worker.runtime.torch_cpu import torch_cpu_engine
 
 Open = Callable[[EngineSpec, int], Opened]
@@ -71,9 +73,11 @@ def test_long_rows_are_computed_one_at_a_time_by_onnx_runtime(
     tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = batch(tiny, [*texts(30), None, "a long row " * 60, "one more " * 70])
-    with onnx_engine(tiny, threads=2) as engine:
+    session = session_of(tiny.check_file("model.onnx", tiny.onnx_sha256))
+    with ThreadPoolExecutor(2) as pool:
+        engine = OnnxEngine(tiny, session, pool)
         expected = engine.infer(rows).vectors
-        at_once = _at_once(engine, monkeypatch)
+        at_once = _at_once(session, monkeypatch)
         monkeypatch.setattr("worker.runtime.onnx.LONG_ROW", 100)
         monkeypatch.setenv("EMBEDMILL_TOKEN_BUDGET", "1")  # each row alone
         settings.cache_clear()
@@ -83,9 +87,9 @@ def test_long_rows_are_computed_one_at_a_time_by_onnx_runtime(
     assert len(at_once) == (rows.lengths > 100).sum() >= 3
 
 
-def _at_once(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def _at_once(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows of more than 100 tokens are computed beside each such row, itself counted."""
-    run, running, seen = engine._session.run, [0], list[int]()
+    run, running, seen = session.run, [0], list[int]()
 
     def counted(names: list[str], feed: dict[str, np.ndarray]) -> object:
         if feed["input_ids"].shape[1] <= 100:
@@ -96,7 +100,7 @@ def _at_once(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         running[0] -= len(feed["input_ids"])
         return made
 
-    monkeypatch.setattr(engine._session, "run", counted)
+    monkeypatch.setattr(session, "run", counted)
     return seen
 
 

@@ -14,6 +14,7 @@ from contract.errors import UserError
 from contract.graph import Pooling
 from worker.runtime import attention
 from worker.runtime.head import Head
+from worker.runtime.layers import layers_of
 from worker.runtime.packed_model import PackedModel, fuse_gelu, read_model, write_model
 
 SHAPE = {
@@ -134,8 +135,9 @@ class _Largest(TorchDispatchMode):
 def test_layers_are_the_encoders(name: str) -> None:
     model = model_of(name)
     packed = PackedModel(model, "mean", Head([], None, False))
-    assert len(packed.layers) == model.config.num_hidden_layers
-    assert len({type(layer) for layer in packed.layers}) == 1
+    layers = layers_of(packed.encoder)
+    assert len(layers) == model.config.num_hidden_layers
+    assert len({type(layer) for layer in layers}) == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_layers_of_one_kind_share_a_compiled_graph_whatever_the_rows_are(
         return torch.empty_like(query)
 
     # On a CPU the attention reads where rows end, which no graph can.
-    monkeypatch.setattr(attention, "_row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
+    monkeypatch.setattr(attention, "row_by_row", lambda query, _key, _value, rows, _: computed(query, *rows[:2]))
     from torch._dynamo.testing import CompileCounter  # here: it imports half a second of PyTorch's compiler
 
     torch._dynamo.reset()
@@ -173,7 +175,7 @@ def test_layers_of_one_kind_share_a_compiled_graph_whatever_the_rows_are(
         inputs["cu_seqlens"] = torch.cat([ends, ends[-1:].repeat(rows_in_all + 1 - len(ends))])
         with torch.inference_mode():
             packed(inputs, longest)
-    assert (len(packed.layers), counter.frame_count, seen) == (6, kinds, shapes)
+    assert (len(layers_of(packed.encoder)), counter.frame_count, seen) == (6, kinds, shapes)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import pytest
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.plan import PackedProfile, PaddedProfile
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.drivers import PACKAGES, only, take
 from worker.runtime.choose import open_engine
@@ -144,7 +145,7 @@ def test_a_process_leaves_no_memory_behind(package: str) -> None:
     before = gpu_memory()
     code = (
         only(package)
-        + "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+        + "from contract.engines import load_engine as l; from worker.runtime.choose import open_engine as o\n"
     )
     code += "with o(l('minilm'), 1): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -191,7 +192,7 @@ def test_the_contexts_of_a_plan_share_one_block_of_memory() -> None:
         LoadedPlan(spec, gpu).close()  # what TensorRT keeps until the process ends is there then
         before = cuda.mem_get_info()[0]
         plan = LoadedPlan(spec, gpu)
-        taken, block = before - cuda.mem_get_info()[0], memory_size(plan._engine)
+        taken, block = before - cuda.mem_get_info()[0], memory_size(plan.engine)
         plan.close()
         assert cuda.mem_get_info()[0] == before
     weights = (spec.folder / spec.plans[0].file).stat().st_size
@@ -203,7 +204,7 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process(package: str) -> None:
     code = """
 import numpy as np
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.tensorrt import tensorrt_engine
@@ -230,7 +231,7 @@ os._exit(7)
 def test_an_engine_that_finds_too_little_memory_is_the_users_error(package: str) -> None:
     """In a process of its own, as a worker's child, which takes nearly all of the GPU's memory first."""
     code = """
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker.runtime.driver import cuda_driver
 from worker.runtime.gpu_plan import gpu_context

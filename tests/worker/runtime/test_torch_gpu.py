@@ -14,10 +14,11 @@ import pytest
 
 from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
-from contract.engine import EngineSpec, engine_folder, load_engine
+from contract.engine import EngineSpec, engine_folder
+from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
-from producer.batches import open_tokenizer, tokenize
+from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
@@ -114,7 +115,7 @@ def gpu_memory() -> int:
 def test_a_process_leaves_no_memory_behind() -> None:
     """Of two processes the second is the measure: this one has memory of its own."""
     before = gpu_memory()
-    code = "from contract.engine import load_engine as l; from worker.runtime.choose import open_engine as o\n"
+    code = "from contract.engines import load_engine as l; from worker.runtime.choose import open_engine as o\n"
     code += "with o(l('tiny'), 1): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -127,7 +128,7 @@ def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
 import os
 import numpy as np
 from contract.batch import Batch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.tokens import TokenRows
 from worker.runtime.interface import EngineDead
 from worker.runtime.torch_gpu import torch_gpu_engine
@@ -150,7 +151,7 @@ os._exit(7)
 def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
     code = """
 import torch
-from contract.engine import load_engine
+from contract.engines import load_engine
 from contract.errors import UserError
 from worker.runtime.torch_gpu import torch_gpu_engine
 spec = load_engine("packed")

@@ -1,4 +1,4 @@
-"""What one run has to itself: a Redis that nobody else can reach, and a worker on what the machine has."""
+"""The services that run for one command alone: a Redis that nobody else can reach, and a worker."""
 
 import contextlib
 import secrets
@@ -24,10 +24,10 @@ class Worker:
         self._running, self.log = running, log
 
     def check(self) -> None:
-        """See that it still runs.
+        """Check that it still runs.
 
         Raises:
-            UserError: it does not; with what it said.
+            UserError: it does not; with the last line of its log.
         """
         if (status := self._running.poll()) is None:
             return
@@ -39,8 +39,8 @@ class Worker:
 
 @contextlib.contextmanager
 def private_redis(folder: Path) -> Iterator[None]:
-    """A Redis for this process and what it starts: on the loopback interface, behind a password that nobody knows, and
-    without a file.
+    """A Redis for this process and its child processes: on the loopback interface, with a random password, without a
+    file on the disk.
 
     Args:
         folder: for its log; this user's alone.
@@ -52,14 +52,14 @@ def private_redis(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def worker(folder: Path) -> Iterator[Worker]:
-    """A worker with one child for the CPU, or three for each GPU. It starts while other things go on.
+    """A worker with one child for the CPU, or three for each GPU. It starts in the background.
 
     Args:
         folder: for its log, and where it runs.
 
     Yields:
-        The worker, which is killed when the ``with`` block ends: what it has finished is committed, and what it has not
-        is begun anew.
+        The worker, which is killed when the ``with`` block ends. What it has finished is committed by then; what it has
+        not is computed again by the next run.
     """
     log = folder / "worker.log"
     with process(python("-m", "worker"), log, env=python_path(), cwd=folder, patience=0) as running:

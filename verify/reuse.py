@@ -1,4 +1,4 @@
-"""How the vectors of a job's rows came to be: computed, or taken."""
+"""How many of a job's vectors were computed, and how many taken."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,17 +10,17 @@ from contract.shard import ShardInfo
 
 
 @dataclass(frozen=True)
-class Made:
+class Reuse:
     """Counts over all rows of the shards that could be read."""
 
     with_text: int
     taken: Mapping[str, int]
-    """An earlier job's id → how many rows have a vector of it."""
+    """An earlier job's id → how many rows have their vectors from it."""
     repeated: int
-    """Rows that have the vector of a text which other rows have too, and which was computed once: those that are not
-    the first one of their batch, and all whose text several batches have."""
+    """Rows with a text that other rows have too, and that was computed once for all: every row but the first of its
+    batch, and where several batches have the text, all of them."""
     shared: int
-    """Texts that several batches have."""
+    """Texts that several batches have: the repeated job computed each of them once."""
 
     @property
     def spared(self) -> int:
@@ -33,7 +33,7 @@ class Made:
         return self.with_text - self.spared + self.shared
 
 
-def made_of(job: Job, shards: Iterable[ShardInfo]) -> Made:
+def reuse_of(job: Job, shards: Iterable[ShardInfo]) -> Reuse:
     """The counts, from the shards' footers."""
     taken: Counter[str] = Counter()
     with_text = repeated = 0
@@ -42,11 +42,11 @@ def made_of(job: Job, shards: Iterable[ShardInfo]) -> Made:
         with_text += info.rows - info.without_text
         repeated += info.repeated
     earlier = {one.id: taken.pop(one.id) for one in job.reuse if one.id in taken}
-    return Made(with_text, earlier, repeated + taken.total(), _shared(job) if taken else 0)
+    return Reuse(with_text, earlier, repeated + taken.total(), _shared(job) if taken else 0)
 
 
 def _shared(job: Job) -> int:
     try:
         return load_job(job.repeated).rows
-    except UserError:  # somebody removed it, and need not keep it
+    except UserError:  # nobody need keep it
         return 0
