@@ -3,6 +3,7 @@
 They have the family's own code, with its kind of tokenizer, pooling and padding, and random weights.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -208,24 +209,36 @@ _SEGMENTS = {True: ["token_type_ids"], False: []}
 
 
 def _tokenizer(family: Family, pad_id: int) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of the family's kind, trained on the Jargon File, with its special tokens around a text."""
-    special = list(SPECIAL_TOKENS.values())
-    special[0], special[pad_id] = special[pad_id], special[0]
-    lines = JARGON.read_text(encoding="utf-8").splitlines()[: _VOCABULARY * 3 // 10]
-    tokenizer, trainer = _untrained(family.words, special)
-    tokenizer.train_from_iterator(lines, trainer)
-    ends = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    """A tokenizer of the family's kind, with its special tokens around a text."""
     # A decoder that pools its last token has one special token, at a text's end.
     single = "$A [SEP]" if family.pooling == "lasttoken" else "[CLS] $A [SEP]"
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_trained(family.words, pad_id, single),  # which it copies
         **SPECIAL_TOKENS,
         padding_side="left" if family.left else "right",
         model_max_length=512,
         # RoBERTa's and the decoders' give no token types.
         model_input_names=["input_ids", *_SEGMENTS[family.words == "wordpiece"], "attention_mask"],
     )
+
+
+@functools.cache
+def _trained(words: Words, pad_id: int, single: str) -> Tokenizer:
+    """Trained on the Jargon File.
+
+    Args:
+        words: its kind.
+        pad_id: the padding's id.
+        single: a text with its special tokens.
+    """
+    special = list(SPECIAL_TOKENS.values())
+    special[0], special[pad_id] = special[pad_id], special[0]
+    lines = JARGON.read_text(encoding="utf-8").splitlines()[: _VOCABULARY * 3 // 10]
+    tokenizer, trainer = _untrained(words, special)
+    tokenizer.train_from_iterator(lines, trainer)
+    ends = [("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]"))]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ends)
+    return tokenizer
 
 
 def _untrained(words: Words, special: list[str]) -> tuple[Tokenizer, Any]:

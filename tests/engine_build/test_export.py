@@ -41,17 +41,25 @@ EXPORTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each architecture."""
-    folder = tmp_path_factory.mktemp("models")
-    return {name: save_tiny_model(folder / name, name, **POSITIONS.get(name, {})) for name in EXPORTED}
+class Models(dict[str, Path]):
+    """A tiny model of each architecture that a test of this process asks for."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = save_tiny_model(self._folder / name, name, **POSITIONS.get(name, {}))
+        return self[name]
 
 
 @pytest.fixture(scope="session")
-def graph(
-    request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> onnx.ModelProto:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return Models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def graph(request: pytest.FixtureRequest, models: Models, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     """The mean-pooled, normalized graph of the architecture that the test names."""
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     onnx_from_torch(encoder_of(models[request.param]), "mean", Head([], None, True), path=path)
@@ -87,7 +95,7 @@ def rows_of(lengths: list[int], width: int) -> tuple[npt.NDArray[np.int32], npt.
 
 @pytest.mark.parametrize(("architecture", "pooling", "normalize"), EXPORTS)
 def test_the_graph_computes_what_transformers_computes(
-    architecture: str, pooling: Pooling, normalize: bool, models: dict[str, Path], tmp_path: Path
+    architecture: str, pooling: Pooling, normalize: bool, models: Models, tmp_path: Path
 ) -> None:
     folder, path = models[architecture], tmp_path / "model.onnx"
     model = encoder_of(folder)
@@ -111,7 +119,7 @@ def test_the_graph_computes_what_transformers_computes(
         np.testing.assert_allclose(found[real], expected[real], atol=2e-5, err_msg=f"lengths {lengths} in {width}")
 
 
-def test_padding_makes_no_difference_to_a_row(models: dict[str, Path], tmp_path: Path) -> None:
+def test_padding_makes_no_difference_to_a_row(models: Models, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx_from_torch(encoder_of(models["bert"]), "mean", Head([], None, True), path=path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -127,7 +135,7 @@ def test_padding_makes_no_difference_to_a_row(models: dict[str, Path], tmp_path:
     np.testing.assert_allclose(embed(padded, padded_mask), alone, atol=1e-6)
 
 
-def test_exporting_leaves_the_model_as_it_was(models: dict[str, Path], tmp_path: Path) -> None:
+def test_exporting_leaves_the_model_as_it_was(models: Models, tmp_path: Path) -> None:
     model = encoder_of(models["bert"])
     attention = model.config._attn_implementation
     ids = torch.tensor([[2, 9, 3]])

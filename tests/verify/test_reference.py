@@ -78,11 +78,11 @@ def test_the_prefix_is_part_of_the_text(tiny: EngineSpec, dataset: Path) -> None
 def test_a_models_own_modules_and_what_the_user_chose_against_them(
     truncate_dim: int | None, chosen: dict[str, Any], workplace: Path, dataset: Path
 ) -> None:
-    transformer = Transformer(str(save_tiny_model(workplace / "encoder")))
+    transformer = Transformer(str(save_tiny_model(workplace / "encoder", num_hidden_layers=1)))
     modules = [transformer, Pooling(32, "cls"), Dense(32, 12), Normalize()]
     model = SentenceTransformer(modules=modules, prompts={"doc": "Text: "}, default_prompt_name="doc", device="cpu")
     model.truncate_dim = truncate_dim
-    model.save(str(workplace / "model"))
+    model.save(str(workplace / "model"), create_model_card=False)
     spec = build_engine(workplace / "model", f"own-{workplace.name}", max_length=48, **chosen)
     for form in (VectorForm(), VectorForm(dimensions=5)):
         assert_as_stored(finished_job(spec, dataset, limit=46, form=form, prefix="Text: "))
