@@ -16,7 +16,6 @@ from contract.engine import EngineSpec
 from contract.engines import load_engine
 from contract.graph import Pooling
 from contract.settings import settings
-from tests import forking
 from tests.hub import Hub, serve
 from worker.runtime.gpus import lacking, torch_lacking
 
@@ -25,7 +24,6 @@ from worker.runtime.gpus import lacking, torch_lacking
 # The first is a default, the second is for what asks for threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-forking.install()
 
 # Whatever imports PyTorch or datasets is imported where it is used: the Python that has TensorRT may not have it.
 
@@ -52,11 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if lacks and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"this machine has {lacks}"))
-
-
-@pytest.fixture(autouse=True)
-def _cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forking, "cold", request.node.get_closest_marker("cold") is not None)
 
 
 @pytest.fixture(autouse=True)

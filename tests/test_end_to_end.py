@@ -211,7 +211,6 @@ def test_a_second_run_computes_nothing_again(worker_log: Path, tiny: EngineSpec)
     assert "250 were there" in told.stdout
 
 
-@pytest.mark.cold
 def test_an_interrupted_producer_says_how_to_go_on_and_does(worker_log: Path, minilm: EngineSpec) -> None:
     command = [sys.executable, "-m", "producer", "--dataset", str(JARGON), "--text-column", "text", "--limit", "160"]
     command += ["--batch-rows", "20"]

@@ -49,7 +49,7 @@ def environment(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    for name, value in {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary)}.items():
+    for name, value in {"XDG_CACHE_HOME": str(home), "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     return dict(os.environ)
 
