@@ -1,8 +1,7 @@
 """The commands, as a process of its own or in this one, and waiting for what another process does.
 
-A process takes half a second to ten seconds of CPU time before it does anything. So it is
-started where it is what the test is about: its exit status and its last lines, a signal, an environment, or once for
-each command.
+A process takes half a second to ten seconds of CPU time before it does anything. So it is started where it is what the
+test is about: its exit status and its last lines, a signal, an environment, or once for each command.
 """
 
 import importlib
