@@ -214,11 +214,11 @@ def _torch(
         encoder, head = read_model(file, HALF[precision])
         return TorchCpuEngine(spec, PackedModel(encoder, spec.pooling, head), precision)
 
-    chosen, half = _half_precision("PyTorch", in_half, expected, step)
+    chosen, half = half_precision("PyTorch", in_half, expected, step)
     return {"torch_sha256": sha256_of(file), **chosen}, comparisons | half
 
 
-def _half_precision(
+def half_precision(
     name: str, in_half: Callable[[str], Engine], expected: Expected, step: Callable[[str], None]
 ) -> _Attempt:
     """What a GPU computes the model in: FP16, or BF16 if that is too far from ``encode()``; None if both are.
@@ -261,7 +261,7 @@ def _modules(
     hashed = {"modules_sha256": sha256_of_folder(folder / "modules")}
     if model.parts.encoder is None:  # a static model has nothing that would be faster
         return hashed, comparisons
-    chosen, half = _half_precision("modules", opened, expected, step)
+    chosen, half = half_precision("modules", opened, expected, step)
     return {**hashed, **chosen}, comparisons | half
 
 

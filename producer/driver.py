@@ -14,12 +14,12 @@ from typing import Any
 from contract.errors import UserError
 from contract.redis.claims import Claims, Division
 from contract.redis.ledger import DeadBatch
-from contract.redis.messages import Held
 from contract.redis.producing import ProducerLedger
 from contract.words import count
-from producer.lost import MISSING_AFTER, Sighting, all_in_sight, batch_states, lost, sightings
+from producer.lost import MISSING_AFTER
 from producer.outbox import Outbox
 from producer.progress import Progress, ShardTotals
+from producer.recovery import Recovery
 from producer.shards import ShardWatch
 from producer.tokenizing import BatchSource, Made
 from producer.view import View, view_of
@@ -68,6 +68,7 @@ class Driver:
         self._made = 0
         """Batches that this producer has made."""
         self._outbox = Outbox(job, ledger, claims.producer)
+        self._recovery = Recovery(job, ledger, self._outbox, times.missing_after)
         self._shards = ShardWatch(job)
         self._before: ShardTotals | None = None
         """Over the shards that the first look found; None until then."""
@@ -79,7 +80,6 @@ class Driver:
         """Batches that are being made, or are made and wait for room in Redis."""
         self._dead: Mapping[int, DeadBatch] = {}
         self._view: View | None = None
-        self._seen: dict[int, Sighting] = {}
         self._next_look = self._next_inspection = 0.0
 
     def run(self, report: Callable[[Progress], None] = lambda progress: None) -> Progress:
@@ -99,7 +99,7 @@ class Driver:
             self._wait()
             if time.monotonic() >= self._next_look:
                 self._look()
-                self._recover_lost()
+                self._inspect()
                 if self._ended():
                     break
             self._prepare()
@@ -221,9 +221,8 @@ class Driver:
             self._new += new
             self._last_shard = time.monotonic() if new.shards else self._last_shard
 
-    def _recover_lost(self) -> None:
-        """Look at the workers, and, if this producer joined before the others, at the state of each batch: publish
-        again what is lost."""
+    def _inspect(self) -> None:
+        """Look at the workers. If this producer joined before the others, publish again what is lost."""
         job, ledger = self._job, self._ledger
         if time.monotonic() < self._next_inspection:
             return
@@ -244,30 +243,10 @@ class Driver:
             elsewhere=len(division.claims) - len(division.of(self._claims.producer)),
         )
         if self._looks_after:
-            self._publish_again(self._lost(view))
+            self._recovery.look(view)
         else:
-            self._seen = {}
+            self._recovery.forget()
         self._next_inspection = time.monotonic() + self._times.inspect * self._seldom
-
-    def _lost(self, view: View) -> dict[int, Held | None]:
-        """The batches that are lost → the message of each that a worker holds; None where there is no message."""
-        if all_in_sight(view):
-            self._seen = {}
-            return {}
-        held = {message.batch: message for message in self._ledger.held() if message.job == view.job}
-        states = batch_states(view, queued=self._ledger.waiting(self._job), held=held)
-        now = time.monotonic()
-        self._seen = sightings(states, self._seen, now)
-        gone = lost(self._seen, now=now, timeout=view.timeout, missing_after=self._times.missing_after)
-        return {batch: held.get(batch) for batch in sorted(gone)}
-
-    def _publish_again(self, gone: Mapping[int, Held | None]) -> None:
-        for batch, message in gone.items():
-            if message is None:
-                self._outbox.send(batch)
-            elif self._ledger.take_back(message):
-                self._ledger.put_first(message)
-            del self._seen[batch]
 
     def _prepare(self) -> None:
         """Have as many batches made as may be."""

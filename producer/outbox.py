@@ -73,7 +73,7 @@ class Outbox:
         self._limit = share_of_bytes(self._budget, self._bytes, producers)
 
     def drop(self, batch: int) -> None:
-        """A batch that was published is not any more."""
+        """Forget a batch that is no longer published."""
         self._bytes -= self.out.pop(batch)
 
     def put(self, batch: int, made: Made) -> bool:
@@ -101,8 +101,8 @@ class Outbox:
             del self._puts[batch]
 
     def _was_published(self, put: _Put) -> bool:
-        """Whether it was this put that published a batch. Where Redis did not take its bytes, it is asked again, and
-        only that with the ledger's patience: of many puts that fail at once one line tells."""
+        """Whether it was this put that published a batch. A put that failed is repeated here, with the ledger's
+        patience: so many puts that fail at once are told in one line."""
         if put.done.exception():
             return self._ledger.connection.ask(lambda redis: put.made.put(self._producer).result())
         return put.done.result()

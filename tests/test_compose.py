@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,39 @@ def test_the_workers_images_have_no_torch_and_no_more_than_their_packages() -> N
     )
     copied = {line.split()[1] for line in CPU_IMAGES["worker"] if line.startswith("COPY ")}
     assert copied == {"pyproject.toml", "contract", "worker"}
+
+
+CELERY = ("inspect", "registered", "--help")
+"""Of ``celery -A worker``: what imports the app and needs no Redis."""
+
+
+@pytest.mark.parametrize(
+    ("image", "command"),
+    [
+        (CPU_IMAGES["worker"], (str(Path(sys.executable).parent / "celery"), "-A", "worker", *CELERY)),
+        (CPU_IMAGES["build"], ("-m", "engine_build", "--help")),
+        (CPU_IMAGES["build"], ("-m", "producer", "--help")),
+        (CPU_IMAGES["build"], ("-m", "verify", "--help")),
+        (GPU_IMAGES["worker"], ("-m", "engine_build", "plan", "--help")),
+    ],
+    ids=["worker", "engine_build", "producer", "verify", "plan"],
+)
+def test_a_command_finds_its_packages_in_the_images_folder(
+    image: list[str], command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In an image the product is not installed: its packages are in the working directory."""
+    for line in image:
+        if line.startswith("COPY ") and (package := line.split()[1]) in PACKAGES:
+            shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # -S hides an editable installation, and with it the libraries, which PYTHONPATH has again.
+    alone = os.environ | {"PYTHONPATH": str(Path(yaml.__file__).parent.parent)}
+    asked = [sys.executable, "-S", "-c", "import importlib.util; print(importlib.util.find_spec('contract'))"]
+    told = subprocess.run(asked, cwd="/", env=alone, capture_output=True, text=True, check=True)
+    assert told.stdout == "None\n"
+    done = subprocess.run(
+        [sys.executable, "-S", *command], cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_job_runs_in_its_order_and_only_the_servers_come_back() -> None:

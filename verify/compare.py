@@ -11,8 +11,9 @@ from contract.errors import UserError
 from contract.jobs import find_job
 from contract.store import Location
 from verify.command import ALL, SampleSize
+from verify.compare_jobs import compare_jobs
 from verify.comparison import excerpt
-from verify.difference import Difference, difference
+from verify.difference import Difference
 from verify.two_jobs import Side
 
 _EPILOG = """\b
@@ -56,7 +57,7 @@ def main(first: str, second: str, sample: int, seed: int, least: float, as_json:
         raise UserError(f"{first} and {second} are the same job", hint="give two")
     console = Console(stderr=True, markup=False)
     with console.status("reading every vector, and searching …"):
-        found = difference(
+        found = compare_jobs(
             Side(left), Side(right), sample=left.rows if sample == ALL else sample, seed=seed, least=least
         )
     report = _write(found, right.folder)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-# Here, not below: Celery has the working directory in the path while it imports this package, and no longer when it
-# asks for the app. In a container, whose packages are not installed but lie there, ``contract`` would not be found.
+# At the top: Celery has the working directory in Python's path while it imports this package, but not when it asks for
+# the app. In a container our packages are in that folder and are not installed, so a later import would fail.
 from contract.entry import end_at_once, uncollected
 
 

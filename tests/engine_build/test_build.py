@@ -135,7 +135,7 @@ def test_modules_that_cannot_be_computed_in_fp16_are_in_another_precision() -> N
         raise RuntimeError("mat1 and mat2 must have the same dtype")
 
     expected: Any = None
-    fields, comparisons = tiers._half_precision("modules", opened, expected, lambda text: None)
+    fields, comparisons = tiers.half_precision("modules", opened, expected, lambda text: None)
     assert comparisons == {}
     assert fields["torch_precision"] is None
     assert fields["unused_precisions"]["bf16"] == "cannot be computed (mat1 and mat2 must have the same dtype)"

@@ -18,7 +18,7 @@ from contract.shard import open_file
 from tests.conftest import build_engine
 from tests.verify.jobs import TEXTS, finished_job, rewrite, save_texts, with_column, with_value
 from verify.compare import main
-from verify.difference import NEAREST
+from verify.compare_jobs import NEAREST
 
 RANGES = ((-1.0,) * 32, (1.0,) * 32)
 FORMS = {

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy
 import psutil
 import pytest
 
@@ -92,25 +90,3 @@ def test_a_worker_without_space_for_what_its_metrics_count_says_so(
     with pytest.raises(UserError, match=f"no space for what the metrics count .No space left on device: {tmp_path}"):
         environment.prepare()
     assert environment.METRICS not in os.environ
-
-
-def test_a_worker_needs_only_its_own_packages_and_these_need_not_be_installed(tmp_path: Path) -> None:
-    """As in a container: the packages lie in the working directory, and Python's folders do not have them."""
-    for package in ("contract", "worker"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    celery = str(Path(sys.executable).parent / "celery")
-    alone = os.environ | {"PYTHONPATH": str(Path(numpy.__file__).parent.parent)}
-    done = subprocess.run(  # without -S an editable installation would be found
-        [sys.executable, "-S", celery, "-A", "worker", "inspect", "registered", "--help"],
-        cwd=tmp_path,
-        env=alone,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    code = "import importlib.util; print(importlib.util.find_spec('contract'))"
-    told = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd="/", env=alone, capture_output=True, text=True, check=True
-    )
-    assert told.stdout == "None\n"

@@ -200,10 +200,10 @@ class ModulesEngine:
         """
         began, encoder = time.monotonic(), self._model[0]
         trials = _trials(self.spec, encoder.auto_model.get_input_embeddings().num_embeddings)
-        expected = self._all_vectors(trials)
+        expected = self.vectors_of(trials)
         compile_layers(encoder, backend, dynamic=True)
         try:
-            comparison = compare(self._all_vectors(trials), expected)
+            comparison = compare(self.vectors_of(trials), expected)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of a compiler, on code that nobody has shown to it
@@ -216,7 +216,7 @@ class ModulesEngine:
         else:
             log.info("engine %s: its layers are compiled in %.1f s", self.spec.name, time.monotonic() - began)
 
-    def _all_vectors(self, batches: list[Batch]) -> npt.NDArray[np.float32]:
+    def vectors_of(self, batches: list[Batch]) -> npt.NDArray[np.float32]:
         """``[vectors, hidden]``, of one batch after the other."""
         return np.concatenate([part for batch in batches for part in self.infer(batch).rows.split(self.spec.hidden)])
 

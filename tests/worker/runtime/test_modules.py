@@ -43,7 +43,7 @@ def batch(lengths: Sequence[int]) -> Batch:
 
 def vectors(engine: ModulesEngine, *batches: Batch) -> Any:
     """``[vectors, hidden]``."""
-    return engine._all_vectors(list(batches))
+    return engine.vectors_of(list(batches))
 
 
 @pytest.mark.parametrize(("name", "precision"), [("mpnet", "fp16"), ("SPLADE", "bf16")])
@@ -52,7 +52,7 @@ def test_an_encoder_computes_in_another_precision_and_what_follows_it_in_fp32(
 ) -> None:
     some, folder = batch([64, 40, 7, 7, 2, 1]), save_family(name, tmp_path)
     engine = opened(name, folder, precision)
-    encoder, *others = engine._model
+    encoder, *others = open_modules(folder, FAMILIES[name].output, precision)
     assert {weights.dtype for weights in encoder.parameters()} == {HALF[precision]}
     assert {weights.dtype for one in others for weights in one.parameters()} <= {torch.float32}
     found = vectors(engine, some)

@@ -1,10 +1,7 @@
 """A model's own modules on a real GPU, against themselves in FP32 on a CPU."""
 
-import itertools
 import logging
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ from contract.compare import TOLERANCES, compare
 from contract.engine import EngineSpec, engine_folder
 from contract.engines import load_engine
 from contract.settings import settings
-from tests.worker.runtime.test_torch_gpu import ROOT, batch, jargon
+from tests.worker.runtime.failing import failing_at, output_after_a_cuda_error
+from tests.worker.runtime.test_torch_gpu import batch, compile_engine, jargon
 from worker.runtime.choose import open_engine
 from worker.runtime.interface import Engine
 from worker.runtime.modules import ModulesEngine, modules_engine
@@ -90,57 +88,18 @@ def test_after_an_error_the_next_batch_has_its_own_vectors(monkeypatch: pytest.M
     with open_engine(spec, threads=1) as engine:
         expected = vectors(engine, spec, jargon(700)[600:])
         with monkeypatch.context() as patch:
-            patch.setattr(ModulesEngine, "_features", failing_third(ModulesEngine._features))
-            with pytest.raises(ValueError, match="the third micro-batch"):
+            patch.setattr(ModulesEngine, "_features", failing_at(3, ModulesEngine._features))
+            with pytest.raises(ValueError, match="micro-batch 3"):
                 vectors(engine, spec, jargon(600))
         assert np.array_equal(vectors(engine, spec, jargon(700)[600:]), expected)
 
 
-def failing_third(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that raises when it is called for the third time."""
-    calls = itertools.count(1)
-
-    def call(*arguments: object) -> Any:
-        if next(calls) == 3:
-            raise ValueError("the third micro-batch")
-        return method(*arguments)
-
-    return call
-
-
 def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
-    """In a process of its own: nothing on the GPU works in it afterwards."""
-    code = """
-import os
-import numpy as np
-from contract.batch import Batch
-from contract.engines import load_engine
-from contract.tokens import TokenRows
-from worker.runtime.interface import EngineDead
-from worker.runtime.modules import modules_engine
-spec = load_engine("own-mpnet")
-lengths = np.full(4, 100, np.int32)
-batch = Batch("job", 0, "", np.arange(4), TokenRows(np.full(400, 2**31 - 1, np.int32), lengths), lengths)
-opened = modules_engine(spec, 1, 0)  # kept: it would be closed once nobody refers to it
-engine = opened.__enter__()
-try:
-    engine.infer(batch)
-except EngineDead as error:
-    print("dead:", error, flush=True)
-os._exit(7)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 7, done.stderr
-    assert "dead: GPU 0 failed" in done.stdout, done.stderr
+    assert "dead: GPU 0 failed" in output_after_a_cuda_error("own-mpnet", "modules", "modules_engine(spec, 1, 0)")
 
 
 def test_what_was_compiled_is_loaded_and_gives_the_same_vectors(caplog: pytest.LogCaptureFixture) -> None:
-    command = [sys.executable, "-m", "engine_build", "compile", "--engine", "own-mpnet"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert run.returncode == 0, run.stderr
-    spec, rows = load_engine("own-mpnet"), jargon(30)
-    (compiled,) = spec.compiled
-    assert (spec.folder / compiled.file).is_file()
+    spec, rows = compile_engine("own-mpnet"), jargon(30)
     with open_engine(spec.model_copy(update={"compiled": ()}), threads=1) as engine:
         expected = vectors(engine, spec, rows)
     caplog.clear()

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from contract.settings import settings
 from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.drivers import PACKAGES, only, take
+from tests.worker.runtime.failing import failing_at
 from worker.runtime.choose import open_engine
 from worker.runtime.driver import cuda_driver
 from worker.runtime.onnx import onnx_engine
@@ -274,22 +274,10 @@ def test_after_an_error_the_next_batch_has_its_own_vectors(name: str, monkeypatc
         expected = engine.infer(second).vectors
         for method in ("fill", "gather"):
             with monkeypatch.context() as patch:
-                patch.setattr(layout, method, failing_third(getattr(layout, method)))
-                with pytest.raises(ValueError, match="the third micro-batch"):
+                patch.setattr(layout, method, failing_at(3, getattr(layout, method)))
+                with pytest.raises(ValueError, match="micro-batch 3"):
                     engine.infer(first)
             assert np.array_equal(engine.infer(second).vectors, expected)
-
-
-def failing_third(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method of a layout, which raises when it is called for the third time."""
-    calls = itertools.count(1)
-
-    def call(*arguments: object) -> Any:
-        if next(calls) == 3:
-            raise ValueError("the third micro-batch")
-        return method(*arguments)
-
-    return call
 
 
 def test_a_changed_plan_is_refused_before_it_is_loaded() -> None:

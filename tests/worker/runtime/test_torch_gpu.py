@@ -1,11 +1,9 @@
 """PyTorch on a real GPU, against ONNX Runtime in FP32 on the same rows."""
 
-import itertools
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from contract.errors import UserError
 from contract.settings import settings
 from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
+from tests.worker.runtime.failing import failing_at, output_after_a_cuda_error
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
 from worker.runtime.flash import flash_attention_4, lacking
@@ -123,29 +122,7 @@ def test_a_process_leaves_no_memory_behind() -> None:
 
 
 def test_a_cuda_error_is_told_as_the_end_of_the_process() -> None:
-    """In a process of its own: nothing on the GPU works in it afterwards."""
-    code = """
-import os
-import numpy as np
-from contract.batch import Batch
-from contract.engines import load_engine
-from contract.tokens import TokenRows
-from worker.runtime.interface import EngineDead
-from worker.runtime.torch_gpu import torch_gpu_engine
-spec = load_engine("tiny")
-lengths = np.full(4, 512, np.int32)
-batch = Batch("job", 0, "", np.arange(4), TokenRows(np.full(4 * 512, 2**31 - 1, np.int32), lengths), lengths)
-opened = torch_gpu_engine(spec, 0)  # kept: it would be closed once nobody refers to it
-engine = opened.__enter__()
-try:
-    engine.infer(batch)
-except EngineDead as error:
-    print("dead:", error, flush=True)
-os._exit(7)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 7, done.stderr
-    assert "dead: GPU 0 failed" in done.stdout, done.stderr
+    assert "dead: GPU 0 failed" in output_after_a_cuda_error("tiny", "torch_gpu", "torch_gpu_engine(spec, 0)")
 
 
 def test_an_engine_that_finds_too_little_memory_is_the_users_error() -> None:
@@ -183,34 +160,25 @@ def test_after_an_error_the_next_batch_has_its_own_vectors(monkeypatch: pytest.M
         expected = engine.infer(second).vectors
         for method in ("fill", "gather"):
             with monkeypatch.context() as patch:
-                patch.setattr(Packed, method, failing_second(getattr(Packed, method)))
-                with pytest.raises(ValueError, match="the second micro-batch"):
+                patch.setattr(Packed, method, failing_at(2, getattr(Packed, method)))
+                with pytest.raises(ValueError, match="micro-batch 2"):
                     engine.infer(first)
             assert np.array_equal(engine.infer(second).vectors, expected)
 
 
-def failing_second(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the layout, which raises when it is called for the second time."""
-    calls = itertools.count(1)
-
-    def call(*arguments: object) -> Any:
-        if next(calls) == 2:
-            raise ValueError("the second micro-batch")
-        return method(*arguments)
-
-    return call
-
-
-def test_what_was_compiled_is_loaded_and_gives_the_same_vectors(tmp_path: Path) -> None:
-    """In processes of their own, each with empty caches: what is kept must be all that is needed."""
-    name = "packed"
-    run = subprocess.run(
-        [sys.executable, "-m", "engine_build", "compile", "--engine", name], capture_output=True, text=True, cwd=ROOT
-    )
+def compile_engine(name: str) -> EngineSpec:
+    """Have an engine compiled for this GPU, by the command, in a process of its own."""
+    command = [sys.executable, "-m", "engine_build", "compile", "--engine", name]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     spec = load_engine(name)
     (compiled,) = spec.compiled
     assert (spec.folder / compiled.file).is_file()
+    return spec
+
+
+def test_what_was_compiled_is_loaded_and_gives_the_same_vectors() -> None:
+    spec = compile_engine("packed")
     some = batch(spec, list(jargon(30)))
     with open_engine(spec.model_copy(update={"compiled": ()}), threads=1) as engine:
         expected = vectors_of(engine, some)
