@@ -85,7 +85,7 @@ def lowest_cosines(name: str, folder: Path) -> Found:
         found = {}
         for runtime in RUNTIMES:
             if not runtime.uses_gpu and not runtime.engine_lacks(spec):
-                with runtime.open(spec, 1, 0) as engine:
+                with runtime.load()(spec, 1, 0) as engine:
                     found[_RUNTIME[runtime.name]] = _lowest(engine, batch, theirs)
         found.setdefault("modules", _lowest(ModulesEngine(spec, reference), batch, theirs))
     return Found(spec, longest(getattr(reference[0], "auto_model", None)), found)

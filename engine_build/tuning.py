@@ -75,7 +75,7 @@ def measure(
         expected = np.concatenate([fp32.infer(batch).vectors for batch in some.values()])
     for runtime in chosen:
         step(f"loading {runtime.name}")
-        with runtime.open(spec, threads, gpu) as engine:
+        with runtime.load()(spec, threads, gpu) as engine:
             found = np.concatenate([engine.infer(batch).vectors for batch in some.values()])
             speeds = {}
             for kind, batch in inputs.items():

@@ -1,6 +1,7 @@
 """What a ``celery worker`` checks and waits for before it starts anything."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from celery.apps.worker import Worker
 from celery.bin.worker import worker as command
 from celery.concurrency import get_implementation
 
+from contract.engine import EngineSpec
 from contract.engines import load_engine
+from contract.entry import uncollected
 from contract.errors import UserError
-from worker import logs
+from worker import logs, probe
 from worker.heartbeat import HeartbeatSender
-from worker.runtime.choose import choose
+from worker.runtime.choose import Runtime, choose
 
 log = logging.getLogger("embedmill.worker")
 
@@ -79,6 +82,31 @@ def wait_for_engine(heartbeat: HeartbeatSender) -> None:
                 log.warning("waits for its engine: %s", logged)
                 heartbeat.set_state("starting", waits_for=f"its engine: {error.found}")
             time.sleep(_POLL_EVERY)
-    # This process may not touch CUDA, or its children could not. Another one, which then ends, tries the engine.
-    if choose(spec).runtime.uses_gpu and subprocess.run([sys.executable, "-m", "worker.probe", spec.name]).returncode:
+    runtime = choose(spec).runtime
+    if runtime.uses_gpu:
+        try_on_gpu(spec, runtime)
+
+
+def try_on_gpu(spec: EngineSpec, runtime: Runtime) -> None:
+    """See whether an engine can be opened on this machine's GPU, and import beside it what the children need: that is
+    half of a child's start, also of one that replaces a killed one.
+
+    This process may not touch CUDA, or its children could not. Another one, which then ends, tries the engine; and
+    before that the imports, since they are whatever is installed.
+
+    Raises:
+        UserError: it cannot.
+    """
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # whether there are GPUs, PyTorch then asks NVML
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker.probe", spec.name], stdout=subprocess.PIPE, text=True
+    ) as tried:
+        found = (tried.stdout and tried.stdout.readline().strip()) or ""
+        if runtime.before_fork and found == probe.UNTOUCHED:
+            with uncollected():
+                runtime.load()
+        elif runtime.before_fork and found == probe.TOUCHED:
+            log.info("each child imports %s by itself: something that is imported with it uses CUDA", runtime.name)
+        tried.communicate()
+    if tried.returncode:
         raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")

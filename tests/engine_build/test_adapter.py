@@ -50,7 +50,7 @@ def assert_same(spec: EngineSpec, theirs: Any) -> None:
     batch = Batch("adapter", 0, spec.fingerprint, np.arange(len(tokens)), tokens, n_tokens)
     for runtime in RUNTIMES:
         if not runtime.uses_gpu and not runtime.engine_lacks(spec):
-            with runtime.open(spec, 1, 0) as engine:
+            with runtime.load()(spec, 1, 0) as engine:
                 assert cosines(engine.infer(batch).vectors, theirs).min() >= 0.99999
 
 

@@ -30,14 +30,17 @@ log = logging.getLogger("embedmill.worker")
 
 Opened = AbstractContextManager[Engine]
 
+_Open = Callable[[EngineSpec, int, int], Opened]
+"""Takes what ``open_engine`` takes."""
+
 
 class Runtime(NamedTuple):
     """One way to compute an engine."""
 
     name: str
     """As ``EMBEDMILL_RUNTIME`` names it."""
-    open: Callable[[EngineSpec, int, int], Opened]
-    """Takes what ``open_engine`` takes."""
+    load: Callable[[], _Open]
+    """Imports what it takes, and gives what opens an engine."""
     uses_gpu: bool
     machine_lacks: Callable[[], str]
     """What this machine lacks for it; empty if nothing."""
@@ -49,6 +52,9 @@ class Runtime(NamedTuple):
     """The extra of embedmill that installs it."""
     through: Callable[[], str] = lambda: ""
     """The package by which it reaches the GPU, where that can be one or another; else empty."""
+    before_fork: bool = False
+    """Whether ``load`` takes seconds: a worker then does it once, before it forks its children, unless something that
+    is imported uses CUDA."""
 
 
 def _nothing() -> str:
@@ -85,42 +91,42 @@ def _no_modules() -> str:
     return missing(*MODULES)
 
 
-def _open_tensorrt(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _tensorrt() -> _Open:
     from worker.runtime.tensorrt import tensorrt_engine  # here: only a GPU machine has TensorRT
 
-    return tensorrt_engine(spec, gpu)
+    return lambda spec, threads, gpu: tensorrt_engine(spec, gpu)
 
 
-def _open_torch_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _torch_gpu() -> _Open:
     from worker.runtime.torch_gpu import torch_gpu_engine  # here: a machine without PyTorch can use another runtime
 
-    return torch_gpu_engine(spec, gpu)
+    return lambda spec, threads, gpu: torch_gpu_engine(spec, gpu)
 
 
-def _open_onnx(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _onnx() -> _Open:
     from worker.runtime.onnx import onnx_engine  # here: a machine without ONNX Runtime can use another runtime
 
-    return onnx_engine(spec, threads)
+    return lambda spec, threads, gpu: onnx_engine(spec, threads)
 
 
-def _open_torch_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _torch_cpu() -> _Open:
     from worker.runtime.torch_cpu import torch_cpu_engine  # here: as above
 
-    return torch_cpu_engine(spec, threads)
+    return lambda spec, threads, gpu: torch_cpu_engine(spec, threads)
 
 
-def _open_modules_gpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _modules_gpu() -> _Open:
     with deferred("sklearn.metrics"):
         from worker.runtime.modules import modules_engine  # here: as above
 
-    return modules_engine(spec, threads, gpu)
+    return modules_engine
 
 
-def _open_modules_cpu(spec: EngineSpec, threads: int, gpu: int) -> Opened:
+def _modules_cpu() -> _Open:
     with deferred("sklearn.metrics"):
         from worker.runtime.modules import modules_engine  # here: as above
 
-    return modules_engine(spec, threads)
+    return lambda spec, threads, gpu: modules_engine(spec, threads)
 
 
 _GPU_TENSORRT = "an NVIDIA GPU, tensorrt (or tensorrt_rtx), and cuda-bindings or pycuda"
@@ -128,12 +134,15 @@ _GPU_TORCH = "an NVIDIA GPU, torch with CUDA and transformers"
 _GPU_MODULES = "an NVIDIA GPU, torch with CUDA and sentence-transformers"
 
 RUNTIMES = (
-    Runtime("tensorrt", _open_tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu", cuda_package),
-    Runtime("torch", _open_torch_gpu, True, torch_lacking, _no_half, _GPU_TORCH, "torch"),
-    Runtime("modules", _open_modules_gpu, True, modules_lacking, _no_folder, _GPU_MODULES, "modules"),
-    Runtime("onnxruntime", _open_onnx, False, _nothing, _no_onnx, "onnxruntime", "cpu"),
-    Runtime("torch", _open_torch_cpu, False, _no_torch, _no_packed, "torch and transformers", "torch"),
-    Runtime("modules", _open_modules_cpu, False, _no_modules, _no_folder, "torch and sentence-transformers", "modules"),
+    Runtime("tensorrt", _tensorrt, True, lacking, _no_plan, _GPU_TENSORRT, "gpu", cuda_package),
+    Runtime("torch", _torch_gpu, True, torch_lacking, _no_half, _GPU_TORCH, "torch", before_fork=True),
+    Runtime(
+        *("modules", _modules_gpu, True, modules_lacking, _no_folder, _GPU_MODULES, "modules"),
+        before_fork=True,
+    ),
+    Runtime("onnxruntime", _onnx, False, _nothing, _no_onnx, "onnxruntime", "cpu"),
+    Runtime("torch", _torch_cpu, False, _no_torch, _no_packed, "torch and transformers", "torch"),
+    Runtime("modules", _modules_cpu, False, _no_modules, _no_folder, "torch and sentence-transformers", "modules"),
 )
 """In order of preference where nothing was measured. ``torch`` and ``modules`` compute on a GPU where there is one.
 Those that use no GPU compute in FP32."""
@@ -256,7 +265,7 @@ def open_engine(spec: EngineSpec, threads: int, gpu: int = 0) -> Opened:
         *(spec.name, runtime.name, "GPU" if runtime.uses_gpu else "CPU", through or _precision(spec, runtime), why),
     )
     _warn_of_long_rows(spec, runtime)
-    return runtime.open(spec, threads, gpu)
+    return runtime.load()(spec, threads, gpu)
 
 
 def _precision(spec: EngineSpec, runtime: Runtime) -> str:
@@ -272,5 +281,5 @@ def open_fp32_engine(spec: EngineSpec, threads: int) -> Opened:
     """
     for runtime in _in_order(spec, RUNTIMES):
         if not runtime.uses_gpu and not runtime.engine_lacks(spec) and not runtime.machine_lacks():
-            return runtime.open(spec, threads, 0)
+            return runtime.load()(spec, threads, 0)
     raise _without_runtime(spec)

@@ -1,5 +1,6 @@
 """Which GPUs there are, without touching CUDA: a process that forks after it has used CUDA breaks its children."""
 
+import ctypes
 import importlib.util
 import os
 import re
@@ -24,6 +25,19 @@ def gpu_model(driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in driver.glob("*/information")]
     models = {match[1].strip() for text in texts if (match := re.search(r"^Model:(.*)$", text, re.MULTILINE))}
     return models.pop() if len(models) == 1 else ""
+
+
+_NOT_INITIALIZED = 3
+"""CUDA_ERROR_NOT_INITIALIZED: what the driver answers in a process that has not used it."""
+
+
+def cuda_untouched() -> bool:
+    """Whether this process has not used CUDA, so that processes that are forked from it can."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # there is none to touch
+        return True
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == _NOT_INITIALIZED)
 
 
 PYCUDA, CUDA_BINDINGS = "pycuda", "cuda-bindings"

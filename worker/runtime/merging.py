@@ -1,7 +1,8 @@
 """A backend of ``torch.compile`` that computes linear layers of the same input, such as an attention's query, key and
 value, as one product. One product of 2,304 columns takes less time than three of 768.
 
-What is imported from here also has ``torch.compile`` as the runtimes need it.
+What is imported from here also has ``torch.compile`` as the runtimes need it, and has imported Inductor, so that a
+worker's children find it when they are forked.
 """
 
 import operator
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
+import torch._inductor.compile_fx
 import torch._inductor.config
 from torch import Tensor, fx, nn
 from torch._dynamo import lookup_backend

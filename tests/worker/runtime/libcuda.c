@@ -1,6 +1,6 @@
 /* A driver without a GPU, for the bindings of it: "device memory" is the host's, and all is done at once.
  *
- * What it keeps of a real one: memory is counted, of 64 MiB in all; no call but cuInit works before cuInit, few without
+ * What it keeps of a real one: memory is counted, of 64 MiB in all; hardly a call works before cuInit, few without
  * a context; a copy to or from memory that is not allocated is an error of that call and of each one after it.
  */
 #define _GNU_SOURCE
@@ -63,7 +63,7 @@ static int copy(char *device, char *to, const char *from, size_t size) {
 
 int cuInit(unsigned flags) { ready = 1; return OK; }
 int cuDriverGetVersion(int *version) { *version = 13000; return OK; }
-int cuDeviceGetCount(int *count) { *count = 1; return OK; }
+int cuDeviceGetCount(int *count) { *count = 1; return ready ? OK : NOT_READY; }
 int cuDeviceGet(int *device, int number) { *device = 0; return !ready ? NOT_READY : number ? 101 : OK; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "No GPU", size); return OK; }
 int cuDeviceGetPCIBusId(char *id, int size, int device) { strncpy(id, "0000:1B:00.0", size); return OK; }

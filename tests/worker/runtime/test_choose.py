@@ -13,10 +13,12 @@ from contract.errors import UserError
 from contract.settings import Settings, settings
 from contract.tuned import Measurement
 from tests.contract.samples import plan_spec
+from worker.probe import UNTOUCHED
 from worker.runtime import choose as module
 from worker.runtime.choose import RUNTIMES, choose, gpu_usable, open_engine, open_fp32_engine
 from worker.runtime.onnx import OnnxEngine
 from worker.runtime.torch_cpu import TorchCpuEngine
+from worker.starting import try_on_gpu
 
 ROOT = Path(__file__).parents[3]
 
@@ -114,8 +116,8 @@ def test_the_log_says_through_which_package_tensorrt_reaches_the_gpu(
     package: str, gpu: None, tiny: EngineSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime("tensorrt", monkeypatch)
-    opened: Any = lambda *_: None  # noqa: E731
-    ready = [one._replace(open=opened, through=lambda: package) for one in module.RUNTIMES if one.name == "tensorrt"]
+    load: Any = lambda: lambda *_: None  # noqa: E731
+    ready = [one._replace(load=load, through=lambda: package) for one in module.RUNTIMES if one.name == "tensorrt"]
     monkeypatch.setattr(module, "RUNTIMES", tuple(ready))
     with caplog.at_level(logging.INFO):
         open_engine(tiny.model_copy(update={"plans": (plan_spec(),)}), threads=1)
@@ -137,8 +139,8 @@ def test_the_log_says_in_which_precision_pytorch_computes_on_a_gpu_and_why(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     runtime(name, monkeypatch)
-    opened: Any = lambda *_: None  # noqa: E731
-    monkeypatch.setattr(module, "RUNTIMES", tuple(one._replace(open=opened) for one in module.RUNTIMES))
+    load: Any = lambda: lambda *_: None  # noqa: E731
+    monkeypatch.setattr(module, "RUNTIMES", tuple(one._replace(load=load) for one in module.RUNTIMES))
     chosen = {"torch_precision": "bf16", "unused_precisions": why} if why else {}
     with caplog.at_level(logging.INFO):
         open_engine(only(tiny, name).model_copy(update=chosen), threads=1)
@@ -313,7 +315,26 @@ def test_a_worker_that_cannot_have_it_does_not_start(tiny: EngineSpec, monkeypat
 
 def test_the_probe_opens_the_engine_or_says_why_not(tiny: EngineSpec) -> None:
     fine = subprocess.run([sys.executable, "-m", "worker.probe", "tiny"], cwd=ROOT, capture_output=True, text=True)
-    assert (fine.returncode, fine.stderr) == (0, "")
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, f"{UNTOUCHED}\n", "")
     gone = subprocess.run([sys.executable, "-m", "worker.probe", "none"], cwd=ROOT, capture_output=True, text=True)
     assert gone.returncode == 1
     assert gone.stderr.startswith("Error: no engine none in ")
+
+
+def test_a_worker_imports_what_its_children_need_once_it_is_known_that_this_leaves_cuda_alone(
+    tiny: EngineSpec, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded: list[str] = []
+
+    def load() -> Any:
+        loaded.append("here")
+
+    runtime = next(one for one in module.RUNTIMES if one.before_fork)._replace(load=load)
+    try_on_gpu(tiny, runtime._replace(before_fork=False))
+    assert not loaded
+    try_on_gpu(tiny, runtime)
+    assert loaded == ["here"]
+    with pytest.raises(UserError, match="engine gone cannot be opened on this machine's GPU"):
+        try_on_gpu(tiny.model_copy(update={"name": "gone"}), runtime)
+    assert loaded == ["here"]
+    assert "Error: no engine gone in " in capfd.readouterr().err

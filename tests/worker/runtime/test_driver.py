@@ -193,3 +193,19 @@ def test_a_machine_without_a_driver_is_told_in_one_line(run: Callable[..., Proce
     (line,) = done.stdout.splitlines()
     assert line.startswith(("GPU 0 cannot be used (cuInit failed: ", "CUDA cannot be used (libcuda.so.1: "))
     assert "see nvidia-smi" in line
+
+
+UNTOUCHED = """
+import ctypes
+from worker.runtime.gpus import cuda_untouched
+print(cuda_untouched())
+ctypes.CDLL("libcuda.so.1").cuInit(0)
+print(cuda_untouched())
+"""
+
+
+def test_a_process_that_has_used_cuda_is_told_from_one_that_has_not(libcuda: Path) -> None:
+    environ = os.environ | {"LD_LIBRARY_PATH": str(libcuda)}
+    command = [sys.executable, "-c", UNTOUCHED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[2], env=environ)
+    assert done.stdout.split() == ["True", "False"], done.stderr
