@@ -1,18 +1,23 @@
 """The attention of packed rows, registered with transformers: within each row, on a GPU or a CPU, with windows too."""
 
 import functools
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 from transformers.masking_utils import AttentionMaskInterface
 
 from worker.runtime.flash import flash_attention_4
 
 ATTENTION = "embedmill_packed"
 """As transformers' interfaces name it."""
+
+_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+"""Whether PyTorch's own attention reads a head of keys for several of queries; else they are copied for each."""
 
 QUERIES = 256
 """Tokens whose attention is computed at once on a CPU where they do not see the whole row: a mask of a row of 32,768
@@ -70,8 +75,9 @@ def attention(
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
     rows = _Rows(cu_seqlens, longest.shape[0], (before, 0 if causal else before), flash_4)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    grouped = key.shape[1] < query.shape[1]
+    if grouped and not (query.is_cuda and (flash_4 or _VARLEN_TAKES_GROUPS)):
+        groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     compute = _on_gpu if query.is_cuda else row_by_row
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
@@ -93,13 +99,15 @@ class _Rows(NamedTuple):
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # here: a CPU's PyTorch may lack it
-
     ends, longest = rows.ends, rows.longest
     if rows.flash_4:
         return flash_attention_4(query, key, value, ends, longest, scaling, list(rows.window))
-    made = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window)
-    return made  # type: ignore[return-value]  # a tuple only where more is asked for
+    options: Any = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
+    made: Any = varlen.varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window, **options
+    )
+    context: Tensor = made  # a tuple only where more is asked for
+    return context
 
 
 def row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:

@@ -37,8 +37,8 @@ def flash_attention_4(
 
     Args:
         query: ``[tokens, heads, width]``, FP16 or BF16.
-        key: likewise.
-        value: likewise.
+        key: likewise, of as many heads or of a fraction of them.
+        value: as ``key``.
         ends: ``[rows + 1]`` int32, where each row begins, and where the last ends.
         longest: no row has more tokens.
         scale: None for 1 / √width.

@@ -1,6 +1,7 @@
 """PyTorch on a real GPU, against ONNX Runtime in FP32 on the same rows."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -109,6 +110,27 @@ def gpu_memory() -> int:
     """Bytes of GPU 0's memory that are in use, by whomever."""
     query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
+
+
+@pytest.mark.parametrize("name", ["torch", "modules"])
+def test_what_a_worker_imports_before_it_forks_leaves_cuda_to_its_children(name: str) -> None:
+    code = f"""
+import os, torch
+from worker.runtime.choose import RUNTIMES
+from worker.runtime.gpus import cuda_untouched
+next(one for one in RUNTIMES if one.name == {name!r} and one.before_fork).load()
+print(cuda_untouched(), flush=True)
+child = os.fork()
+if not child:
+    print(torch.ones(3).cuda().sum().item(), flush=True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+torch.ones(3).cuda()
+print(cuda_untouched())
+"""
+    environment = os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # as a worker has it
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.stdout.split() == ["True", "3.0", "0", "False"], done.stderr
 
 
 def test_a_process_leaves_no_memory_behind() -> None:
@@ -222,6 +244,29 @@ def test_flash_attention_4_computes_what_pytorchs_attention_does(longest: int, w
     expected = varlen_attn(query, key, value, ends, ends, longest, longest, window_size=window)
     found = flash_attention_4(query, key, value, ends, longest, None, list(window))
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("flash_4", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, flash_4: bool) -> None:
+    import torch
+
+    from worker.runtime.attention import attention
+
+    if flash_4 and (lacks := lacking()):
+        pytest.skip(lacks)
+    ends = torch.tensor([0, 200, 200, 201, 500], dtype=torch.int32)
+    query, key, value = (torch.randn(1, heads, 500, 64) for heads in (8, 2, 2))
+
+    def computed(device: str, dtype: torch.dtype, flash_4: bool) -> torch.Tensor:
+        sent = (part.to(device, dtype) for part in (query, key, value))
+        rows = {"cu_seqlens": ends.to(device), "longest": torch.empty(300, 0, device=device)}
+        compute: Any = attention
+        made, _ = compute(torch.nn.Module(), *sent, None, **rows, is_causal=causal, flash_4=flash_4)
+        return made.float().cpu()
+
+    expected = computed("cpu", torch.float32, False)
+    torch.testing.assert_close(computed("cuda", torch.float16, flash_4), expected, rtol=5e-3, atol=5e-3)
 
 
 def test_an_engine_by_flash_attention_4_has_the_vectors_of_fp32() -> None:
