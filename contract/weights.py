@@ -1,4 +1,4 @@
-"""One hash over all that a model computes with, whatever kind of file it came from."""
+"""Hashes over all that a model computes with, whatever kind of file it came from."""
 
 import hashlib
 import json
@@ -37,3 +37,8 @@ def model_sha256(
             digest.update(f"{name}{values.shape}".encode())
             digest.update(np.ascontiguousarray(values, np.float32).tobytes())
     return digest.hexdigest()
+
+
+def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
+    """SHA-256, in hexadecimal, over a tokenizer's tokens and their ids, added ones among them."""
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from contract.engines import load_engine
 from contract.errors import UserError
 from contract.files import sha256_of
 from contract.settings import settings
+from contract.weights import vocabulary_sha256
 from engine_build.compare_export import Expected
 from engine_build.long_rows import long_rows_line
 from engine_build.model import layers, linear_weights, position_pad_id
@@ -103,6 +104,7 @@ def _described(model: Prepared, name: str, tokenizer_file: Path) -> dict[str, ob
         "opened_by": parts.opened_by,
         "weights_sha256": model.weights_sha256,
         "tokenizer_sha256": sha256_of(tokenizer_file),
+        "vocabulary_sha256": vocabulary_sha256(model.tokenizer.get_vocab()),
         "pooling": parts.pooling,
         "normalize": parts.normalize,
         "chosen": parts.chosen,

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from contract.engine import EngineSpec
 from contract.errors import UserError, first_line
 from contract.job import Job
-from contract.weights import model_sha256
+from contract.weights import model_sha256, vocabulary_sha256
 from verify.encoding import encoded
 from verify.sample import SampledRow
 
@@ -177,6 +177,13 @@ def open_model(job: Job, spec: EngineSpec) -> Reference:
         raise UserError(
             f"the model {spec.model} was changed (its weights hash to {weights[:16]})",
             f"engine {spec.name} was made from {spec.weights_sha256[:16]}",
+            _repair(spec),
+        )
+    vocabulary = vocabulary_sha256(model.tokenizer.get_vocab())
+    if vocabulary != spec.vocabulary_sha256:
+        raise UserError(
+            f"the tokenizer of the model {spec.model} was changed (its tokens and their ids hash to {vocabulary[:16]})",
+            f"engine {spec.name} was made from {spec.vocabulary_sha256[:16]}",
             _repair(spec),
         )
     model = _as_chosen(model, spec)

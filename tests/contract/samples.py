@@ -28,6 +28,7 @@ ENGINE_FIELDS: dict[str, object] = {
     "architecture": "bert",
     "weights_sha256": "w",
     "tokenizer_sha256": "t",
+    "vocabulary_sha256": "v",
     "onnx_sha256": "o",
     "onnx_fp16_sha256": "h",
     "onnx_packed_sha256": "p",

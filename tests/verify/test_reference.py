@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from bench.families import save_family
-from bench.tiny_model import save_tiny_model
+from bench.tiny_model import save_tiny_model, save_tiny_tokenizer
 from contract.engine import EngineSpec
 from contract.engines import engine_of
 from contract.errors import UserError
@@ -153,4 +153,15 @@ def test_a_changed_model(workplace: Path, dataset: Path) -> None:
     assert opened(job)
     save_tiny_model(model, initializer_range=0.03)
     with pytest.raises(UserError, match="was changed"):
+        opened(job)
+
+
+def test_a_changed_tokenizer(workplace: Path, dataset: Path) -> None:
+    """The weights are the same. Without its own line, every shard would be at fault for the other tokens."""
+    model = save_tiny_model(workplace / "retrained")
+    spec = build_engine(model, "retrained")
+    job = finished_job(spec, dataset, limit=4)
+    assert opened(job)
+    save_tiny_tokenizer(model, vocabulary=900)
+    with pytest.raises(UserError, match=r"the tokenizer of the model .* was changed"):
         opened(job)
