@@ -1,6 +1,7 @@
 """A model's own modules in the precisions that a GPU computes in, and with compiled layers; on a CPU."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from contract.batch import Batch
 from contract.compare import compare
 from contract.tokens import TokenRows
 from tests.contract.samples import engine_spec
-from worker.runtime.modules import ModulesEngine, open_modules
+from worker.runtime.modules import ModulesEngine, open_modules, seconds
 from worker.runtime.packed_model import HALF
 
 VOCABULARY = 400
@@ -79,7 +80,7 @@ def test_compiled_layers_serve_rows_of_any_number_and_length(name: str, tmp_path
     some = [batch(lengths) for lengths in ([64] * 3, [64, 33, 32, 9], [17], [2, 2], [20] * 20, [50, *[20] * 30])]
     folder, counter = save_family(name, tmp_path), CompileCounter()
     plain, engine = opened(name, folder), opened(name, folder)
-    engine.compile(counter)
+    engine.compile(counter, lambda compute: 1.0)
     graphs = counter.frame_count
     assert graphs
     np.testing.assert_allclose(vectors(engine, *some), vectors(plain, *some), atol=2e-6)
@@ -110,3 +111,38 @@ def test_layers_that_cannot_be_compiled_or_compute_something_else_stay_as_they_a
     assert line.startswith("engine one is slower than it could be: no compiled layers (")
     assert told.replace("\\", "") in line
     np.testing.assert_array_equal(vectors(engine, some), expected)
+
+
+def test_layers_that_take_longer_once_they_are_compiled_stay_as_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.compiler.reset()
+    some, engine = batch([30, 20]), opened("mpnet", save_family("mpnet", tmp_path))
+    calls: list[str] = []
+
+    def computed(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        def forward(*values: Tensor) -> Any:
+            calls.append("compiled")
+            return graph.forward(*values)
+
+        return forward
+
+    measured = iter([1.0, 1.25])
+    with caplog.at_level(logging.INFO):
+        engine.compile(computed, lambda compute: next(measured))
+    assert caplog.messages == ["engine one: its layers stay as they are: compiled they take 1.25 times as long"]
+    assert calls
+    calls.clear()
+    vectors(engine, some)
+    assert not calls
+
+
+def test_a_call_is_measured_after_a_first_one() -> None:
+    calls: list[float] = []
+
+    def compute() -> None:
+        calls.append(0.001 if calls else 0.5)
+        time.sleep(calls[-1])
+
+    assert 0.001 <= seconds(compute) < 0.5
+    assert len(calls) == 4
