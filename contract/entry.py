@@ -55,14 +55,14 @@ def uncollected() -> Iterator[None]:
     """What the ``with`` block imports is never looked through for garbage: modules stay to the process's end. With
     PyTorch, the searches during the imports and at the end take a third of the imports' CPU time.
 
-    Nor is scikit-learn imported, with SciPy's statistics: sentence-transformers needs it for one distance of sparse
-    vectors, and its import is a sixth of sentence-transformers' own.
+    Nor are scikit-learn and SciPy's statistics and optimization imported: sentence-transformers needs them for one
+    distance of sparse vectors, transformers for a loss of object detectors, and they are a fifth of the imports.
 
     For a process of embedmill's own: garbage that is there already stays too.
     """
     gc.disable()
     try:
-        with deferred("sklearn.metrics"):
+        with deferred("sklearn.metrics"), deferred("scipy.optimize"):
             yield
     finally:
         gc.freeze()

@@ -5,6 +5,7 @@ compute it.
 """
 
 import copy
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -177,21 +178,23 @@ def _always(model: Prepared) -> str:
 def _onnx(model: Prepared, spec: EngineSpec, expected: Expected, folder: Path, step: Callable[[str], None]) -> _Attempt:
     parts = model.parts
     assert parts.encoder is not None and parts.head is not None  # noqa: PT018  # see ``why_not_exported``
-    step("exporting to ONNX")
-    onnx_from_torch(parts.encoder, parts.pooling, parts.head, folder / "model.onnx")
-    step("exporting to ONNX in FP16")
-    in_fp16 = copy.deepcopy(parts.encoder).half()
-    onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.fp16.onnx")
-    packed = packable(parts.encoder, model.max_length)
-    if packed:
-        packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.packed.onnx")
-    step("comparing the exports with sentence-transformers")
-    with ThreadPoolExecutor(1) as pool:
-        engines: dict[str, Engine] = {
-            "ONNX FP32": OnnxEngine(spec, session_of(folder / "model.onnx"), pool),
-            "ONNX FP16": Fp16OnnxEngine(spec, session_of(folder / "model.fp16.onnx"), pool),
-        }
-        comparisons = check_export(engines, expected)
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as beside:
+
+        def compared(name: str, kind: type[OnnxEngine], file: str) -> dict[str, Comparison]:
+            return check_export({name: kind(spec, session_of(folder / file), pool)}, expected)
+
+        step("exporting to ONNX")
+        onnx_from_torch(parts.encoder, parts.pooling, parts.head, folder / "model.onnx")
+        fp32 = beside.submit(compared, "ONNX FP32", OnnxEngine, "model.onnx")  # exporting uses one core
+        step("exporting to ONNX in FP16")
+        in_fp16 = copy.deepcopy(parts.encoder).half()
+        onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.fp16.onnx")
+        packed = packable(parts.encoder, model.max_length)
+        if packed:
+            packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.packed.onnx")
+        step("comparing the exports with sentence-transformers")
+        comparisons = fp32.result() | compared("ONNX FP16", Fp16OnnxEngine, "model.fp16.onnx")
     return {
         "onnx_sha256": sha256_of(folder / "model.onnx"),
         "onnx_fp16_sha256": sha256_of(folder / "model.fp16.onnx"),
