@@ -11,13 +11,13 @@ from worker.runtime.choose import choose, open_engine
 from worker.runtime.gpus import cuda_untouched
 from worker.runtime.interface import EngineDead
 
-UNTOUCHED, TOUCHED = "CUDA untouched", "CUDA touched"
+UNTOUCHED = "CUDA untouched"
 
 if __name__ == "__main__":
     try:
         spec = load_engine(sys.argv[1])
         choose(spec).runtime.load()
-        print(UNTOUCHED if cuda_untouched() else TOUCHED, flush=True)
+        print(UNTOUCHED if cuda_untouched() else "CUDA used", flush=True)
         with open_engine(spec, threads=1):
             pass
     except (UserError, EngineDead) as error:

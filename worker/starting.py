@@ -98,15 +98,14 @@ def try_on_gpu(spec: EngineSpec, runtime: Runtime) -> None:
         UserError: it cannot.
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # whether there are GPUs, PyTorch then asks NVML
-    with subprocess.Popen(
-        [sys.executable, "-m", "worker.probe", spec.name], stdout=subprocess.PIPE, text=True
-    ) as tried:
-        found = (tried.stdout and tried.stdout.readline().strip()) or ""
-        if runtime.before_fork and found == probe.UNTOUCHED:
+    command = [sys.executable, "-m", "worker.probe", spec.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tried:
+        untouched = tried.stdout is not None and tried.stdout.readline().strip() == probe.UNTOUCHED
+        if runtime.before_fork and untouched:
             with uncollected():
                 runtime.load()
-        elif runtime.before_fork and found == probe.TOUCHED:
-            log.info("each child imports %s by itself: something that is imported with it uses CUDA", runtime.name)
         tried.communicate()
     if tried.returncode:
         raise UserError(f"engine {spec.name} cannot be opened on this machine's GPU", hint="see the line above")
+    if runtime.before_fork and not untouched:
+        log.info("each child imports %s by itself: something that is imported with it uses CUDA", runtime.name)
