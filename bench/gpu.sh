@@ -201,8 +201,7 @@ models() {
         if [ "$name" = mpnet-base ]; then # its attention cannot be packed
             runtime=tensorrt
             [ -d "$EMBEDMILL_ENGINES/$name-512/plans" ] || $tensorrt -m engine_build plan --engine "$name-512"
-        fi
-        if [ $runtime = torch ]; then
+        else
             for length in 512 4096; do $torch -m engine_build compile --engine "$name-$length"; done
         fi
         if [ -d "$EMBEDMILL_ENGINES/$name-512" ]; then

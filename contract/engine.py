@@ -76,10 +76,9 @@ class EngineSpec(GrowingRecord, BaseModel):
     weights_sha256: str
     """Hash over the weights and modules of the model as it was opened, see ``contract.weights.model_sha256``."""
     tokenizer_sha256: str
-    """Hash over the engine's file of it."""
+    """SHA-256 of ``tokenizer/tokenizer.json``."""
     vocabulary_sha256: str
     """Hash over the tokens of the model's own tokenizer and their ids, see ``contract.weights.vocabulary_sha256``."""
-    """SHA-256 of ``tokenizer/tokenizer.json``."""
     onnx_sha256: str | None
     """SHA-256 of ``model.onnx``; None where there is none, as of the next four."""
     onnx_fp16_sha256: str | None

@@ -28,7 +28,6 @@ from contract.batch import Batch
 from contract.compare import TOLERANCES, compare
 from contract.engine import EngineSpec, OpenedBy
 from contract.errors import reason
-from contract.tokens import TokenRows
 from worker.runtime.compiled import restored
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
@@ -37,6 +36,7 @@ from worker.runtime.layers import compile_layers, leave_uncompiled
 from worker.runtime.microbatch import ALIGNMENT, MicroBatch, cut_by_budget
 from worker.runtime.packed_model import HALF
 from worker.runtime.pipeline import run_pipelined
+from worker.runtime.trials import seconds, trials, usual
 
 log = logging.getLogger("embedmill.worker")
 
@@ -135,16 +135,6 @@ def _fp32(values: Any) -> Any:
     return values.float() if isinstance(values, Tensor) and values.is_floating_point() else values
 
 
-def seconds(compute: Callable[[], object]) -> float:
-    """That a call takes, the shortest of three after a first one."""
-    took = []
-    for _ in range(4):
-        began = time.perf_counter()
-        compute()
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
-
-
 class _Slot:
     """A micro-batch in flight."""
 
@@ -211,11 +201,11 @@ class ModulesEngine:
         """
         began, encoder = time.monotonic(), self._model[0]
         vocabulary = encoder.auto_model.get_input_embeddings().num_embeddings
-        trials, full = _trials(self.spec, vocabulary), _usual(self.spec, vocabulary, 2 * self._budgets[0])
-        expected, uncompiled = self.vectors_of(trials), measure(lambda: self.infer(full))
+        some, full = trials(self.spec, vocabulary), usual(self.spec, vocabulary, 2 * self._budgets[0])
+        expected, uncompiled = self.vectors_of(some), measure(lambda: self.infer(full))
         compile_layers(encoder, backend, dynamic=True)
         try:
-            comparison = compare(self.vectors_of(trials), expected)
+            comparison = compare(self.vectors_of(some), expected)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of a compiler, on code that nobody has shown to it
@@ -296,28 +286,3 @@ class ModulesEngine:
         if prompt_tokens:
             features["prompt_length"] = prompt_tokens
         return features
-
-
-def _trials(spec: EngineSpec, vocabulary: int) -> list[Batch]:
-    """A batch for each kind of micro-batch for which ``torch.compile`` makes code of its own: of several rows or one,
-    with padding and without. Their tokens are random.
-
-    Args:
-        spec: the engine.
-        vocabulary: token ids that there are.
-    """
-    longest = min(3 * ALIGNMENT, spec.max_length)
-    rows = ([longest] * 5, [longest, *[max(1, longest - 3)] * 4], [longest], [max(1, longest - 3)])
-    return [_random(spec, vocabulary, np.array(one, np.int32)) for one in rows]
-
-
-def _usual(spec: EngineSpec, vocabulary: int, tokens: int) -> Batch:
-    """A batch of about so many random tokens, in rows of all lengths up to 512. Arguments as ``_trials``."""
-    longest = min(512, spec.max_length)
-    lengths = np.random.default_rng(0).integers(1, longest + 1, max(1, 2 * tokens // (longest + 1)), np.int32)
-    return _random(spec, vocabulary, lengths)
-
-
-def _random(spec: EngineSpec, vocabulary: int, lengths: npt.NDArray[np.int32]) -> Batch:
-    tokens = TokenRows(np.random.default_rng(0).integers(0, vocabulary, lengths.sum(), np.int32), lengths)
-    return Batch("warm-up", 0, spec.fingerprint, np.arange(len(lengths)), tokens, lengths)

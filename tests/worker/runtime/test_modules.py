@@ -16,8 +16,9 @@ from contract.batch import Batch
 from contract.compare import compare
 from contract.tokens import TokenRows
 from tests.contract.samples import engine_spec
-from worker.runtime.modules import ModulesEngine, open_modules, seconds
+from worker.runtime.modules import ModulesEngine, open_modules
 from worker.runtime.packed_model import HALF
+from worker.runtime.trials import seconds
 
 VOCABULARY = 400
 
