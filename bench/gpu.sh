@@ -21,6 +21,7 @@
 # PYTHON_TORCH      the Python with torch, transformers and datasets      [default: python]
 # PYTHON_TENSORRT   the Python with tensorrt, onnxruntime, and cuda-bindings or pycuda [default: python]
 # REDIS_SERVER      a redis-server                                        [default: redis-server]
+# REDIS_PORT        its port; two runs side by side need two [default: 6400]
 # MINILM            folder of all-MiniLM-L6-v2; empty to do without       [default: the installed package's]
 # ROWS              reviews of the step speed; short texts, in busy too: thrice as many [default: 1000000]
 # MODELS            of the steps shapes and models   [default: those of bench.shapes but deberta-v3-base]
@@ -32,10 +33,10 @@ shift
 steps=${*:-engines compile plans tune tests engine jobs speed busy shapes models modules}
 tier=${TIER:-mpnet-base deberta-v3-base}
 models=${MODELS:-mpnet-base modernbert-base qwen3-0.6b embeddinggemma-300m}
-runtimes=${RUNTIMES:-torch tensorrt}
+runtimes=${RUNTIMES:-torch tensorrt} port=${REDIS_PORT:-6400}
 torch=${PYTHON_TORCH:-python} tensorrt=${PYTHON_TENSORRT:-python}
 export PYTHON_TORCH=$torch PYTHON_TENSORRT=$tensorrt REDIS_SERVER=${REDIS_SERVER:-redis-server} COLUMNS=100
-export EMBEDMILL_ENGINES=$folder/engines EMBEDMILL_REDIS_URL=redis://127.0.0.1:6400/0
+export EMBEDMILL_ENGINES=$folder/engines EMBEDMILL_REDIS_URL=redis://127.0.0.1:$port/0
 mkdir -p "$folder/logs"
 say() { echo "== $(date +%T) $*"; }
 used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader; }
@@ -206,12 +207,13 @@ models() {
         fi
         if [ -d "$EMBEDMILL_ENGINES/$name-512" ]; then
             $torch -m bench.job --engine "$name-512" --kind reviews --rows 12000 --runtimes $runtime \
-                --compare-rows 2000 --batch-sizes 64,256 $options
+                --batch-rows 1024 --compare-rows 2000 --batch-sizes 64,256 $options
         fi
         if [ -d "$EMBEDMILL_ENGINES/$name-4096" ]; then
             $torch -m bench.job --engine "$name-4096" --kind documents --rows 1000 --runtimes $runtime \
-                --compare-rows 200 --batch-sizes 8,32 $options
-            $torch -m bench.job --engine "$name-4096" --kind reviews --rows 12000 --runtimes $runtime --no-compare $options
+                --batch-rows 128 --compare-rows 200 --batch-sizes 8,32 $options
+            $torch -m bench.job --engine "$name-4096" --kind reviews --rows 12000 --runtimes $runtime --batch-rows 1024 \
+                --no-compare $options
         fi
     done
 }
@@ -222,15 +224,15 @@ modules() {
         shape "$name" 512
         grep 'PyTorch on a GPU' "$folder/logs/shape-$name-512" || true
         $torch -m engine_build compile --engine "$name-512"
-        $torch -m bench.job --engine "$name-512" --kind reviews --rows 4000 --runtimes modules --no-job \
-            --compare-rows 1000 --batch-sizes 64,256 --modes fp32,fp16 --engine-seconds 6 --json "$folder/modules.json"
-        TORCHDYNAMO_DISABLE=1 $torch -m bench.job --engine "$name-512" --kind reviews --rows 4000 --runtimes modules \
-            --no-job --no-compare --engine-seconds 6 --json "$folder/modules-plain.json"
+        $torch -m bench.job --engine "$name-512" --kind reviews --rows 8000 --runtimes modules --no-job \
+            --batch-rows 1024 --compare-rows 1000 --batch-sizes 64,256 --modes fp32,fp16 --engine-seconds 6 --json "$folder/modules.json"
+        TORCHDYNAMO_DISABLE=1 $torch -m bench.job --engine "$name-512" --kind reviews --rows 8000 --runtimes modules \
+            --batch-rows 1024 --no-job --no-compare --engine-seconds 6 --json "$folder/modules-plain.json"
         $torch -m engine_build tune --engine "$name-512" --seconds 2
     done
 }
 
-"$REDIS_SERVER" --port 6400 --bind 127.0.0.1 --save "" > "$folder/logs/redis" 2>&1 &
+"$REDIS_SERVER" --port "$port" --bind 127.0.0.1 --save "" > "$folder/logs/redis" 2>&1 &
 redis=$!
 trap 'kill $redis || true; wait' EXIT
 for step in $steps; do

@@ -77,7 +77,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--rows", default="10000", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--workers", default="1", callback=_numbers, show_default=True, help="How many, with commas.")
 @click.option("--producers", default="1", callback=_numbers, show_default=True, help="Of one job, with commas.")
-@click.option("--kill", is_flag=True, help="Kill one of several producers once a quarter of the shards is there.")
+@click.option(
+    "--kill",
+    type=click.Choice(["producer", "worker"]),
+    help="Kill one of several producers, or a worker, once a quarter of the shards is there; start a worker again.",
+)
 @click.option("--children", type=int, help="Children of each worker.  [default: the worker's own]")
 @click.option(
     "--runtimes", envvar="EMBEDMILL_RUNTIME", default="auto", show_default=True, help="A job for each, with commas."
@@ -104,7 +108,7 @@ def main(
     rows: list[int],
     workers: list[int],
     producers: list[int],
-    kill: bool,
+    kill: str | None,
     children: int | None,
     runtimes: str,
     job: bool,
@@ -150,7 +154,7 @@ def main(
                 app = "bench.null_engine" if null else "worker"
                 for number, many in itertools.product(workers, producers) if job else []:
                     options = RunOptions(sample.batch_rows, number, children, verify, app, runtime)
-                    options = replace(options, producers=many, kill=kill and many > 1)
+                    options = replace(options, producers=many, kill=kill if kill == "worker" or many > 1 else None)
                     records.append(one.job(folder, options, alone))
             store(records, target)
             shutil.rmtree(sample.folder)
@@ -218,7 +222,7 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) 
     shared = f", {options.producers} producers" if options.producers > 1 else ""
     return base(
         system=f"embedmill job, {run.runtime.split()[0] if alone else 'null engine'}{shared}"
-        + (", one killed" if options.kill else ""),
+        + (f", {options.kill} killed" if options.kill else ""),
         date=now(),
         rows=run.rows,
         seconds=round(run.seconds, 3),
@@ -238,11 +242,13 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) 
         producer_cpu=round(run.producer_cpu, 2),
         batches=run.batches,
         made=run.made,
+        recovery=run.recovery and round(run.recovery, 3),
         wire_bytes=round(run.wire_bytes, 1),
         shard_bytes=round(run.shard_bytes, 1),
         workers=options.workers,
         children=run.children,
         verified=run.verified,
+        verification=run.verification,
     )
 
 

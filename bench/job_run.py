@@ -7,11 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bench.watched import Watched
+from bench.watched import Watched, memory_of
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.job import Job, load_job
@@ -20,6 +21,7 @@ from contract.redis.producing import ProducerLedger, Publication
 from contract.settings import settings
 from contract.shard import read_info
 from contract.store import location
+from contract.verdict import load_verdict
 from embedmill.processes import celery_worker, die_with_parent, process, redis_server
 from producer.batches import Work
 from producer.dataset import open_dataset
@@ -75,6 +77,10 @@ class JobRun:
     children: int
     runtime: str
     verified: bool | None
+    verification: dict[str, float]
+    """What ``python -m verify`` took and found, see ``bench.records.Record``; empty where it was not asked."""
+    recovery: float | None = None
+    """Seconds from a worker's kill to the next shard's commit, its start again included; None where none was killed."""
     made: int | None = None
     """Batches that producers have tokenized, as they say; None for one producer, which does not say."""
 
@@ -122,8 +128,9 @@ class RunOptions:
     """The workers' ``EMBEDMILL_RUNTIME``."""
     producers: int = 1
     """Of the job, on this machine."""
-    kill: bool = False
-    """Kill one of them, by SIGKILL, once a quarter of the shards is there."""
+    kill: str | None = None
+    """``producer`` or ``worker``: kill one, by SIGKILL, once a quarter of the shards is there. A worker is started
+    again."""
 
 
 def python_of(runtime: str) -> str:
@@ -150,12 +157,19 @@ def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options:
         os.environ["EMBEDMILL_REDIS_URL"] = url
         settings.cache_clear()
         logs = [folder / f"worker-{number}.log" for number in range(options.workers)]
-        started = {f"worker {number}": _worker(stack, log, options) for number, log in enumerate(logs)}
-        watched = stack.enter_context(Watched(started, url))
+        started = [_worker(stack, log, options) for log in logs]
+        watched = stack.enter_context(
+            Watched({f"worker {number}": worker.pid for number, worker in enumerate(started)}, url)
+        )
         command = ["-m", "producer", "--dataset", str(file), "--engine", spec.name]
         command += ["--batch-rows", str(options.batch_rows), "--output", str(folder / "output")]
         began = time.time()
-        logs_of_producers = _produce(command, folder, watched, options)
+        killed = None
+        with _producers(command, folder, watched, options) as logs_of_producers:
+            if options.kill == "worker":
+                killed = _killed_at(folder / "output", started[0])
+                again = _worker(stack, folder / "worker-again.log", options)
+                watched.also("worker, started again", again.pid)
         ended = time.time()
         job = load_job(location(next((folder / "output").iterdir())))
         publish = _publishing(job, sample)
@@ -166,25 +180,34 @@ def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options:
         match[1] for log in logs_of_producers if (match := re.search(r"this one made ([\d,]+) of", log.read_text()))
     ]
     made = sum(int(number.replace(",", "")) for number in said) if said else None
-    return replace(run, stages=stages, made=made, verified=_verified(job) if options.verify else None)
+    recovery = min(after - killed for after in job.written().values() if after > killed) if killed else None
+    run = replace(run, stages=stages, made=made, recovery=recovery)
+    return _verify(job, run) if options.verify else run
 
 
-def _produce(command: list[str], folder: Path, watched: Watched, options: RunOptions) -> list[Path]:
-    """Run a job's producers to their end; returns their logs."""
+@contextlib.contextmanager
+def _producers(command: list[str], folder: Path, watched: Watched, options: RunOptions) -> Iterator[list[Path]]:
+    """Run a job's producers; yields their logs once they are started, and waits for their end."""
     logs = [folder / f"producer-{number}.log" for number in range(options.producers)]
     new = {"HF_DATASETS_CACHE": str(folder / "cache")}
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(process([sys.executable, *command], log, env=new)) for log in logs]
         for number, one in enumerate(started):
             watched.also(f"producer {number}" if number else "producer", one.pid)
-        if options.kill:
-            _await_a_quarter(folder / "output")
-            started.pop().kill()
+        if options.kill == "producer":
+            _killed_at(folder / "output", started.pop())
             logs.pop()
+        yield logs
         for one, log in zip(started, logs, strict=True):
             if status := one.wait():
                 raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
-    return logs
+
+
+def _killed_at(output: Path, victim: subprocess.Popen[bytes]) -> float:
+    """Kill a process once a quarter of the shards is there; returns when."""
+    _await_a_quarter(output)
+    victim.kill()
+    return time.time()
 
 
 def _await_a_quarter(output: Path) -> None:
@@ -222,11 +245,12 @@ def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0].runtime,
         verified=None,
+        verification={},
     )
 
 
-def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
-    """Start a worker and wait until each of its children has its engine; returns its process id."""
+def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> subprocess.Popen[bytes]:
+    """Start a worker and wait until each of its children has its engine."""
     cores, workers, children = len(os.sched_getaffinity(0)), options.workers, options.children
     threads = os.environ.get("EMBEDMILL_THREADS") or str(max(1, cores // (workers * (children or 1))))
     named = ["-n", f"{log.stem}@%h", *(["--concurrency", str(children)] if children else [])]
@@ -246,7 +270,7 @@ def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> int:
         if worker.poll() is not None or time.monotonic() > until:
             raise UserError(f"the worker did not start: {log.read_text(encoding='utf-8')}")
         time.sleep(0.1)
-    return worker.pid
+    return worker
 
 
 def _publishing(job: Job, sample: Sample) -> float:
@@ -274,6 +298,17 @@ def _stages(lines: list[str]) -> dict[str, float]:
     return {stage: statistics.mean(values) for stage, values in seconds.items()}
 
 
-def _verified(job: Job) -> bool:
+def _verify(job: Job, run: JobRun) -> JobRun:
+    """The run with what ``python -m verify`` says of its job."""
+    began, memory = time.perf_counter(), 0.0
     command = [sys.executable, "-m", "verify", str(job.folder)]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent).returncode == 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent) as verifier:
+        while verifier.poll() is None:
+            memory = max(memory, memory_of(verifier.pid).get("VmHWM", 0.0))
+            time.sleep(0.05)
+    seconds, verdict = time.perf_counter() - began, load_verdict(job)
+    if verdict is None:
+        raise UserError(f"python -m verify ended with status {verifier.returncode} and without a verdict")
+    found = {"rows": float(verdict.compared), "lowest_cosine": verdict.total.min_cosine or 0.0}
+    took = {"seconds": round(seconds, 2), "memory": round(memory, 1)}
+    return replace(run, verified=verifier.returncode == 0, verification=found | took)

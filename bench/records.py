@@ -48,6 +48,8 @@ class Record:
     """Of the job."""
     made: int | None = None
     """Batches that several producers tokenized, all together, without what one that was killed had made."""
+    recovery: float | None = None
+    """Seconds from a worker's kill to the next shard's commit, its start again included."""
     wire_bytes: float | None = None
     """Of a row, on its way through Redis."""
     shard_bytes: float | None = None
@@ -59,6 +61,8 @@ class Record:
     """Of all workers together."""
     verified: bool | None = None
     """None where it was not asked."""
+    verification: dict[str, float] = field(default_factory=dict)
+    """Of ``python -m verify``: rows that were computed again, their lowest cosine, its seconds, its memory in MB."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -105,6 +109,11 @@ def show(records: Sequence[Record]) -> None:
             if record.stages:
                 stages = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in record.stages.items())
                 console.print(f"{record.system}: ms of a batch: {stages}")
+            if found := record.verification:
+                console.print(
+                    f"{record.system}: verified: {record.verified}, "
+                    + ", ".join(f"{name} {value:,.7g}" for name, value in found.items())
+                )
             if record.memory:
                 memory = ", ".join(f"{name} {value:,.0f}" for name, value in record.memory.items())
                 console.print(f"{record.system}: MB at most: {memory}")

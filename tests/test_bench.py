@@ -102,6 +102,10 @@ def test_the_whole_job_is_measured(tiny: EngineSpec, tmp_path: Path, measure: Ca
     assert list(job.stages) == ["tokenize", "publish", "fetch", "decode", "compute", "write"]
     assert all(seconds > 0 for seconds in job.stages.values())
     assert {"worker 0", "producer", "redis"} <= job.memory.keys()
+    assert job.verification.keys() == {"rows", "lowest_cosine", "seconds", "memory"}
+    assert job.verification["rows"] == 200
+    assert 0.99999 < job.verification["lowest_cosine"] <= 1.0001
+    assert job.verification["memory"] > 100
     assert (job.gpu_busy is None) == (not gpus())
     tokens = [record.tokens_per_s / record.rows_per_s for record in records.values()]
     assert tokens == pytest.approx([tokens[0]] * 3, rel=0.01)  # each counts the same tokens
@@ -114,6 +118,17 @@ def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path, mea
     assert (record.system, record.rows, record.runtime) == ("embedmill job, null engine", 100, "none")
     assert record.job_to_engine is None
     assert record.producer_cpu
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_costs_is_measured(tiny: EngineSpec, tmp_path: Path, measure: Callable[..., None]) -> None:
+    target = tmp_path / "job.json"
+    options = ["--rows", "20000", "--batch-rows", "64", "--kind", "short", "--children", "2"]
+    measure("--engine", tiny.name, *options, "--null", "--kill", "worker", "--json", target)
+    (record,) = load(target)
+    assert (record.system, record.rows, record.children) == ("embedmill job, null engine, worker killed", 20000, 2)
+    assert record.recovery
+    assert 0 < record.recovery < record.seconds
 
 
 def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:
