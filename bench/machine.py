@@ -20,10 +20,16 @@ def machine() -> str:
     return f"{on_it}{name}, {cores} cores, {memory:.0f} GiB"
 
 
+def nvidia_smi(*options: str) -> list[str]:
+    """The command that asks about the NVIDIA GPUs that programs here may use: CUDA heeds this variable, it does not."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return ["nvidia-smi", *(["-i", visible] if visible else []), *options]
+
+
 def gpus() -> list[str]:
-    """The names of this machine's NVIDIA GPUs."""
+    """The names of the NVIDIA GPUs that programs here may use."""
     try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        command = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
         told = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []

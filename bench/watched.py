@@ -14,7 +14,7 @@ from typing import Self
 
 import redis
 
-from bench.machine import gpus
+from bench.machine import gpus, nvidia_smi
 
 _EVERY = 0.2
 """Seconds between two looks."""
@@ -48,7 +48,7 @@ class Watched:
     def __enter__(self) -> Self:
         if gpus():
             query = ["--query-gpu=index,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "100"]
-            self._smi = subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, text=True)
+            self._smi = subprocess.Popen(nvidia_smi(*query), stdout=subprocess.PIPE, text=True)
             self._threads.append(threading.Thread(target=self._listen, daemon=True))
         for thread in self._threads:
             thread.start()
