@@ -55,14 +55,14 @@ def uncollected() -> Iterator[None]:
     """What the ``with`` block imports is never looked through for garbage: modules stay to the process's end. With
     PyTorch, the searches during the imports and at the end take a third of the imports' CPU time.
 
-    Nor are scikit-learn and SciPy's statistics and optimization imported: sentence-transformers needs them for one
-    distance of sparse vectors, transformers for a loss of object detectors, and they are a fifth of the imports.
+    Nor is scikit-learn imported: sentence-transformers needs it for one distance of sparse vectors, and it is a sixth
+    of the imports.
 
     For a process of embedmill's own: garbage that is there already stays too.
     """
     gc.disable()
     try:
-        with deferred("sklearn.metrics"), deferred("scipy.optimize"):
+        with deferred("sklearn.metrics"):
             yield
     finally:
         gc.freeze()
@@ -106,8 +106,15 @@ def run(load: Callable[[], Callable[..., object]], name: str) -> None:
 
 
 def _without(error: ModuleNotFoundError, name: str) -> str:
-    """What to say of a package that is not installed: each of embedmill's extras has what some commands need."""
-    return f"Error: {name}: {error}; install what it needs: pip install 'embedmill[local]'"
+    """What to say of a package that is not installed: each of embedmill's extras has what some commands need.
+
+    transformers has an error of its own, such as ``Could not import module 'Trainer'``; what was missing is its cause.
+    """
+    first: BaseException = error
+    while first.__cause__:
+        first = first.__cause__
+    found = str(first) if first is error else f"{error}: {first!r}"
+    return f"Error: {name}: {found}; install what it needs: pip install 'embedmill[local]'"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

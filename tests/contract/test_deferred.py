@@ -1,5 +1,7 @@
 """A module that is imported once something of it is called."""
 
+import importlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +34,38 @@ def test_it_may_be_called_in_the_block_too(heavy: str) -> None:
 
         assert double(4) == 8
         assert "__file__" in vars(sys.modules[heavy])
+
+
+def test_a_submodule_is_one_of_the_real_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "heavy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .inner import Kind, count\n\n\ndef double(n):\n    return 2 * n\n")
+    (package / "inner.py").write_text("class Kind:\n    pass\n\n\ncount = [1]\ncount.append(2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with deferred("heavy_package"):
+        from heavy_package import double  # type: ignore[import-not-found]
+        from heavy_package.inner import Kind, count  # type: ignore[import-not-found]
+
+        real = importlib.import_module("heavy_package")
+        assert issubclass(type("Special", (Kind,), {}), real.Kind)
+        assert count is real.inner.count
+        assert count == [1, 2]
+        assert (real.inner, real.inner.__spec__.origin) == (sys.modules[real.inner.__name__], real.inner.__file__)
+    assert double(4) == 8
+    assert not [finder for finder in sys.meta_path if type(finder).__module__ == "contract.deferred"]
+
+
+def test_what_other_packages_import_of_scikit_learn_and_scipy_is_not_disturbed() -> None:
+    """Releases of transformers and sentence-transformers differ in what they import at their start."""
+    program = (
+        "from contract.entry import uncollected\n"
+        "with uncollected():\n"
+        "    from sklearn.metrics import pairwise_distances\n"
+        "    import scipy.optimize, scipy.stats, sklearn.cluster, sklearn.model_selection, sklearn.metrics.pairwise\n"
+        "print(pairwise_distances([[0.0], [2.0]])[0, 1], sklearn.metrics.pairwise.cosine_distances([[1.0]], [[1.0]]))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert (ran.stdout, ran.stderr) == ("2.0 [[0.]]\n", "")
 
 
 def test_a_module_that_is_there_is_left_alone(heavy: str) -> None:

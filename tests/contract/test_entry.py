@@ -19,9 +19,18 @@ def test_what_is_imported_is_not_looked_through_for_garbage_and_what_comes_later
     assert (id(imported) in seen, id(later) in seen) == (False, True)
 
 
-def test_a_package_that_is_not_installed_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (None, "No module named 'tokenizers'"),
+        (TypeError("no class"), "No module named 'tokenizers': TypeError('no class')"),  # as transformers has it
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_line(
+    first: Exception | None, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     def load() -> Callable[..., object]:
-        raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers")
+        raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers") from first
 
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -31,4 +40,4 @@ def test_a_package_that_is_not_installed_is_one_line(capfd: pytest.CaptureFixtur
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("Error: embedmill: No module named 'tokenizers'; install what it needs: pip install ")
+    assert line.startswith(f"Error: embedmill: {said}; install what it needs: pip install ")
