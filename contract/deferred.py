@@ -74,5 +74,6 @@ def deferred(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.meta_path.remove(submodules)
-        stand_in.leave()
+        if sys.meta_path:  # it is None where the process ends in the block
+            sys.meta_path.remove(submodules)
+            stand_in.leave()

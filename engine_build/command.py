@@ -17,7 +17,6 @@ from engine_build.compile_command import compile_
 from engine_build.options import STDERR, STDOUT, LengthType
 from engine_build.plan_command import build_plan, no_gpu, plan
 from engine_build.profiles import PlanOptions
-from engine_build.source import local_folder
 from engine_build.tune_command import tune
 from worker.runtime.gpus import lacking
 
@@ -89,6 +88,8 @@ def main(
         raise click.UsageError("Missing option '--model'.", context)
     if plan_too and lacking():
         raise no_gpu(f"add it where there is one: python -m engine_build plan --engine {name or 'NAME'}")
+    with importing():
+        from engine_build.source import local_folder  # here: a machine that only builds plans has no huggingface_hub
     local_folder(model)  # what is no model is said before PyTorch is imported
     with importing():
         from engine_build.build import build  # here: PyTorch takes seconds to import, and --help needs none of it

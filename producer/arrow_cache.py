@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,20 @@ def _alone(lock: Path, files: Sequence[Path]) -> Iterator[None]:
 
 
 def _write(target: Path, reader: Reader, files: Sequence[Path], schema: pa.Schema) -> None:
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    """Write the files' rows, each batch while the next one is read."""
+    with (
+        pa.OSFile(str(target), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as pool,
+    ):
+        written: Future[None] = Future()
+        written.set_result(None)
         for file in files:
-            before = sink.tell()
-            for batch in reader.batches(file, schema):
-                if batch.num_rows:
-                    writer.write_batch(batch)
-            if sink.tell() == before:
+            rows = 0
+            for batch in filter(len, reader.batches(file, schema)):
+                rows += len(batch)
+                written.result()
+                written = pool.submit(writer.write_batch, batch)
+            if not rows:
                 _log.warning("%s has no rows", file)
+        written.result()
