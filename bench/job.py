@@ -240,6 +240,7 @@ def _of_job(base: Base, run: JobRun, alone: Record | None, options: RunOptions) 
         stages={stage: round(seconds, 5) for stage, seconds in run.stages.items()},
         memory=run.memory,
         producer_cpu=round(run.producer_cpu, 2),
+        worker_cpu=round(run.worker_cpu, 2),
         batches=run.batches,
         made=run.made,
         recovery=run.recovery and round(run.recovery, 3),

@@ -74,6 +74,8 @@ class JobRun:
     """Of a row."""
     producer_cpu: float
     """Seconds of processor time that the producers and their tokenizing processes took, as they were last seen."""
+    worker_cpu: float
+    """The same of the workers, from their start."""
     children: int
     runtime: str
     verified: bool | None
@@ -241,12 +243,17 @@ def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times
         memory=watched.memory,
         wire_bytes=sample.row_bytes,
         shard_bytes=job.bytes() / job.rows,
-        producer_cpu=sum(spent for name, spent in watched.cpu.items() if name.startswith("producer")),
+        producer_cpu=_spent(watched, "producer"),
+        worker_cpu=_spent(watched, "worker"),
         children=sum(" loaded: " in line for line in lines),
         runtime=infos[0].runtime,
         verified=None,
         verification={},
     )
+
+
+def _spent(watched: Watched, kind: str) -> float:
+    return sum(spent for name, spent in watched.cpu.items() if name.startswith(kind))
 
 
 def _worker(stack: contextlib.ExitStack, log: Path, options: RunOptions) -> subprocess.Popen[bytes]:

@@ -44,6 +44,8 @@ class Record:
     """MB; see ``bench.watched.Watched.memory``."""
     producer_cpu: float | None = None
     """Seconds of processor time that the producers took, tokenizing included."""
+    worker_cpu: float | None = None
+    """Seconds of processor time that the workers took, their start included."""
     batches: int | None = None
     """Of the job."""
     made: int | None = None

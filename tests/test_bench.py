@@ -118,15 +118,16 @@ def test_a_job_without_a_model_is_measured(tiny: EngineSpec, tmp_path: Path, mea
     assert (record.system, record.rows, record.runtime) == ("embedmill job, null engine", 100, "none")
     assert record.job_to_engine is None
     assert record.producer_cpu
+    assert record.worker_cpu
 
 
 @pytest.mark.slow
 def test_what_a_killed_worker_costs_is_measured(tiny: EngineSpec, tmp_path: Path, measure: Callable[..., None]) -> None:
     target = tmp_path / "job.json"
-    options = ["--rows", "20000", "--batch-rows", "64", "--kind", "short", "--children", "2"]
+    options = ["--rows", "6000", "--batch-rows", "32", "--kind", "short", "--children", "2"]
     measure("--engine", tiny.name, *options, "--null", "--kill", "worker", "--json", target)
     (record,) = load(target)
-    assert (record.system, record.rows, record.children) == ("embedmill job, null engine, worker killed", 20000, 2)
+    assert (record.system, record.rows, record.children) == ("embedmill job, null engine, worker killed", 6000, 2)
     assert record.recovery
     assert 0 < record.recovery < record.seconds
 
