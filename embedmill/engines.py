@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from contract.engine import engine_folder
 from embedmill.children import Child
 from embedmill.events import Event
 from engine_build.source import local_folder
+from worker.runtime.gpus import gpu_count
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class EngineRequest:
     pooling: str | None = None
     normalize: bool | None = None
     max_length: int | str | None = None
+    gpu: bool = field(default_factory=lambda: gpu_count() > 0)
+    """Whether this machine has a GPU to compute with: for a CPU alone less is made, and a machine that gets a GPU has
+    another engine built."""
 
     @property
     def name(self) -> str:

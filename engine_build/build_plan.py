@@ -88,6 +88,12 @@ def add_plan_ahead(spec: EngineSpec, options: PlanOptions, *, sm: int, step: Ste
 def _add(spec: EngineSpec, options: PlanOptions, target: Target, step: Step) -> EngineSpec:
     packed = _is_packed(spec, options)
     sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
+    if sha256 is None and spec.onnx_sha256:
+        raise UserError(
+            f"engine {spec.name} was built for CPUs alone",
+            "a plan is built of model.fp16.onnx",
+            f"build another here: python -m engine_build --model {spec.model} --name NAME",
+        )
     if sha256 is None:
         raise UserError(
             f"TensorRT cannot compute engine {spec.name}",

@@ -93,7 +93,8 @@ def make(
     for tier, why_not, attempt in _TIERS:
         if tier == "modules" and made.fields["torch_sha256"]:
             break
-        why = why_not(model)
+        cpu_has_its_own = made.fields["onnx_sha256"] and not model.gpu
+        why = _FOR_CPUS if cpu_has_its_own else why_not(model)
         if not why:
             try:
                 fields, found = attempt(model, spec, expected, folder, step)
@@ -132,6 +133,8 @@ def _remove_unused(folder: Path, made: Made) -> None:
     if made.fields["modules_sha256"] is None:
         shutil.rmtree(folder / "modules", ignore_errors=True)
 
+
+_FOR_CPUS = "the engine was built for CPUs alone, which compute its ONNX file"
 
 _Attempt = tuple[dict[str, Any], dict[str, Comparison]]
 
@@ -186,7 +189,11 @@ def _onnx(model: Prepared, spec: EngineSpec, expected: Expected, folder: Path, s
 
         step("exporting to ONNX")
         onnx_from_torch(parts.encoder, parts.pooling, parts.head, folder / "model.onnx")
+        fields = {"onnx_sha256": sha256_of(folder / "model.onnx")}
         fp32 = beside.submit(compared, "ONNX FP32", OnnxEngine, "model.onnx")  # exporting uses one core
+        if not model.gpu:
+            step("comparing the export with sentence-transformers")
+            return fields, fp32.result()
         step("exporting to ONNX in FP16")
         in_fp16 = copy.deepcopy(parts.encoder).half()
         onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.fp16.onnx")
@@ -195,8 +202,7 @@ def _onnx(model: Prepared, spec: EngineSpec, expected: Expected, folder: Path, s
             packed_onnx_from_torch(in_fp16, parts.pooling, parts.head, folder / "model.packed.onnx")
         step("comparing the exports with sentence-transformers")
         comparisons = fp32.result() | compared("ONNX FP16", Fp16OnnxEngine, "model.fp16.onnx")
-    return {
-        "onnx_sha256": sha256_of(folder / "model.onnx"),
+    return fields | {
         "onnx_fp16_sha256": sha256_of(folder / "model.fp16.onnx"),
         "onnx_packed_sha256": sha256_of(folder / "model.packed.onnx") if packed else None,
     }, comparisons
@@ -287,7 +293,7 @@ def fp16_warning(made: Made) -> str:
 def tiers_line(made: Made) -> str:
     """What computes the engine and why nothing faster does, on one line; empty where all is used."""
     why = {tier: text.split("; ")[0] for tier, text in made.unused.items()}
-    if not why:
+    if not why or _FOR_CPUS in why.values():
         return ""
     if "torch" not in why:
         return f"PyTorch computes this engine, on packed rows (runtime torch). Not exported to ONNX: {why['onnx']}."

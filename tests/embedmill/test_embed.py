@@ -278,7 +278,7 @@ def test_from_python_in_a_thread_with_engines_in_a_folder_that_is_named_from_her
     assert "vectors: " in said
     assert not processes_of(tmp_path / "temporary")
     (engine,) = (tmp_path / "engines").iterdir()
-    assert (engine / "model.safetensors").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
+    assert (engine / "model.onnx").stat().st_mode & 0o777 == (engine / "engine.json").stat().st_mode & 0o777
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ from tests.contract.samples import a_job
 ROOT = Path(embedmill.__file__).parent.parent
 
 
-def test_another_model_revision_or_option_is_another_engine(tmp_path: Path) -> None:
+def test_another_model_revision_or_option_is_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     folder = str(tmp_path / "model")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     requests = [
         EngineRequest("org/model"),
         EngineRequest("other/model"),
@@ -42,6 +43,7 @@ def test_another_model_revision_or_option_is_another_engine(tmp_path: Path) -> N
         EngineRequest("org/model", normalize=False),
         EngineRequest("org/model", max_length=128),
         EngineRequest("org/model", max_length="model"),
+        EngineRequest("org/model", gpu=True),
         EngineRequest(folder),
     ]
     names = {request.name for request in requests}

@@ -34,6 +34,7 @@ from engine_build.tiers import EXPORTED
 from producer.tokenizer import open_tokenizer
 from tests.commands import called, run
 from tests.conftest import build_engine
+from worker.runtime.choose import open_engine
 from worker.runtime.interface import Engine
 from worker.runtime.onnx import onnx_engine
 from worker.runtime.torch_cpu import torch_cpu_engine
@@ -355,6 +356,35 @@ def test_the_command_builds_an_engine_and_says_what_it_is(engines: Path, model: 
         assert shown in done.stdout
     assert re.search(r"PyTorch on a GPU +│ FP16 +│", done.stdout)
     assert "python -m producer" in done.stdout
+
+
+def test_an_engine_for_cpus_alone_has_what_they_compute_and_says_so_to_a_gpu(
+    engines: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, _ = build(str(model), EngineOptions("both"), say=print, step=print)
+    spec, found = build(str(model), EngineOptions("cpu", gpu=False), say=print, step=print)
+    assert list(found) == ["ONNX FP32"]
+    assert (spec.tiers, spec.onnx_fp16_sha256, spec.fingerprint) == (("onnx",), None, both.fingerprint)
+    assert left_in(engines / "cpu") == ["engine.json", "model.onnx", "tokenizer"]
+    with open_engine(spec, 1) as engine:
+        assert engine.runtime.startswith("onnxruntime")
+    refused = called("engine_build", "plan", "--engine", "cpu", "--compute-capability", "8.6", expect=1)
+    assert "engine cpu was built for CPUs alone" in refused.stderr
+    monkeypatch.setenv("EMBEDMILL_RUNTIME", "torch")
+    settings.cache_clear()
+    with pytest.raises(UserError, match="built for CPUs alone"), open_engine(spec, 1):
+        pass
+
+
+def test_a_model_that_cannot_be_exported_is_built_the_same_for_cpus_alone(engines: Path, tmp_path: Path) -> None:
+    model = str(save_family("modernbert", tmp_path / "modernbert"))
+    both, _ = build(model, EngineOptions("both"), say=print, step=print)
+    spec, _ = build(model, EngineOptions("cpu", gpu=False), say=print, step=print)
+    assert (spec.tiers, spec.torch_sha256, spec.torch_precision) == (
+        ("torch",),
+        both.torch_sha256,
+        both.torch_precision,
+    )
 
 
 def test_the_command_says_in_one_line_what_is_wrong(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
