@@ -12,6 +12,7 @@ from engine_build.model import NO_LIMIT, Parts, longest, weights_sha256
 from engine_build.opened import open_folder
 from engine_build.outputs import default_prompt, document_length, opened_parts
 from engine_build.source import Source, adapter_of, fetch
+from worker.runtime.interface import LONG_ROW
 
 DEFAULT_LENGTH = 512
 
@@ -34,7 +35,7 @@ class EngineOptions:
     """In tokens; ``model`` for where sentence-transformers truncates; None for 512, or as many as the model has
     positions for where those are fewer."""
     gpu: bool = True
-    """Make also what GPUs compute with, where a CPU needs none of it: that is half of the build's time."""
+    """Make also what GPUs compute with. For a CPU alone an ONNX file in FP32 is enough, and takes half of the time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,9 @@ class Prepared:
     """Tokens after which the engine truncates a row."""
     model_length: int
     """Tokens after which sentence-transformers does."""
-    gpu: bool
-    """As of ``EngineOptions``."""
+    onnx_alone: bool
+    """Whether an ONNX file in FP32 is all that is needed of a model that can be exported: for a CPU alone, and where no
+    row is so long that a CPU computes it with PyTorch, whose attention takes less memory."""
 
 
 def prepare(model: str, options: EngineOptions, say: Say) -> Prepared:
@@ -83,7 +85,10 @@ def prepare(model: str, options: EngineOptions, say: Say) -> Prepared:
     if prompts and not prefix:
         named = ", ".join(f"{key} {text!r}" for key, text in prompts.items())
         say(f"The model offers prompts ({named}) and no default one; python -m producer --prompt NAME sets one.")
-    return Prepared(source, parts, weights, opened.tokenizer, prompts, prefix, max_length, model_length, options.gpu)
+    return Prepared(
+        *(source, parts, weights, opened.tokenizer, prompts, prefix, max_length, model_length),
+        onnx_alone=not options.gpu and max_length <= LONG_ROW,
+    )
 
 
 def _length(asked: int | Literal["model"] | None, theirs: int, limit: int, say: Say) -> int:

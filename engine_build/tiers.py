@@ -93,8 +93,7 @@ def make(
     for tier, why_not, attempt in _TIERS:
         if tier == "modules" and made.fields["torch_sha256"]:
             break
-        cpu_has_its_own = made.fields["onnx_sha256"] and not model.gpu
-        why = _FOR_CPUS if cpu_has_its_own else why_not(model)
+        why = _FOR_CPUS if model.onnx_alone and made.fields["onnx_sha256"] else why_not(model)
         if not why:
             try:
                 fields, found = attempt(model, spec, expected, folder, step)
@@ -191,7 +190,7 @@ def _onnx(model: Prepared, spec: EngineSpec, expected: Expected, folder: Path, s
         onnx_from_torch(parts.encoder, parts.pooling, parts.head, folder / "model.onnx")
         fields = {"onnx_sha256": sha256_of(folder / "model.onnx")}
         fp32 = beside.submit(compared, "ONNX FP32", OnnxEngine, "model.onnx")  # exporting uses one core
-        if not model.gpu:
+        if model.onnx_alone:
             step("comparing the export with sentence-transformers")
             return fields, fp32.result()
         step("exporting to ONNX in FP16")
