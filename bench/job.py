@@ -19,11 +19,12 @@ import click
 import datasets
 from rich.console import Console
 
-from bench.job_run import JobRun, RunOptions, Sample, python_of, run_job, sample_batches
+from bench.job_run import JobRun, RunOptions, python_of, run_job
 from bench.machine import gpus, machine
 from bench.options import records_in
 from bench.peers import Base, Loop, PeerSettings, now, sentence_transformers
 from bench.records import Record, show, store
+from bench.sample import Sample, sample_batches
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec
 from contract.engines import load_engine
@@ -127,6 +128,8 @@ def main(
     """Measure the whole job, the engine alone, and sentence-transformers, on rows that bench.texts makes."""
     if unknown := set(kinds.split(",")) - KINDS.keys():
         raise click.BadParameter(f"expected some of {', '.join(KINDS)}, found {', '.join(unknown)}")
+    if kill == "producer" and max(producers) < 2:
+        raise click.BadParameter("expected several --producers for --kill producer, found one")
     os.environ["EMBEDMILL_ENGINES"] = str(Path(os.environ.get("EMBEDMILL_ENGINES", "engines")).absolute())
     spec, records = load_engine(engine), list[Record]()
     os.environ["EMBEDMILL_ENGINE"] = spec.name  # which the workers load at their start

@@ -7,11 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from bench.sample import Sample
 from bench.watched import Watched, memory_of
 from contract.engine import EngineSpec
 from contract.errors import UserError
@@ -23,27 +24,6 @@ from contract.shard import read_info
 from contract.store import location
 from contract.verdict import load_verdict
 from embedmill.processes import celery_worker, die_with_parent, process, redis_server
-from producer.batches import Work
-from producer.dataset import open_dataset
-from producer.request import JobRequest, resolve
-from producer.texts import DatasetSource
-from producer.tokenizer import open_tokenizer
-
-_SAMPLED = 8
-"""Batches that the engine's own speed is measured on."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The dataset's first batches, made as the producer makes them."""
-
-    folder: Path
-    """A file for each batch's bytes."""
-    tokenize: float
-    """Seconds of a batch on one core, the median."""
-    row_bytes: float
-    """Of the batches' bytes."""
-    batch_rows: int
 
 
 @dataclass(frozen=True)
@@ -82,35 +62,10 @@ class JobRun:
     verification: dict[str, float]
     """What ``python -m verify`` took and found, see ``bench.records.Record``; empty where it was not asked."""
     recovery: float | None = None
-    """Seconds from a worker's kill to the next shard's commit, its start again included; None where none was killed."""
+    """Seconds from a worker's kill to the next shard's commit, its start again included; None where none was killed, or
+    none came."""
     made: int | None = None
     """Batches that producers have tokenized, as they say; None for one producer, which does not say."""
-
-
-def sample_batches(file: Path, folder: Path, spec: EngineSpec, batch_rows: int | None) -> Sample:
-    """Make a dataset's first batches.
-
-    Args:
-        file: the dataset.
-        folder: where their bytes go.
-        spec: the engine whose tokenizer makes them.
-        batch_rows: rows of a batch; None for what the producer chooses.
-    """
-    source = DatasetSource(str(file))
-    texts, tokenizer = open_dataset(source), open_tokenizer(spec)
-    request = JobRequest(source, location(folder), engine=spec.name, batch_rows=batch_rows)
-    work, seconds, rows, size = Work(resolve(request, texts, spec, tokenizer), texts, tokenizer), [], 0, 0
-    job = work.job
-    folder.mkdir()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in range(min(_SAMPLED, job.batches)):
-        began = time.perf_counter()
-        payload = work.payload(number)
-        seconds.append(time.perf_counter() - began)
-        rows += len(job.row_range(number))
-        size += (folder / f"{number:04d}").write_bytes(payload)
-    del os.environ["TOKENIZERS_PARALLELISM"]  # sentence-transformers is not to be held back
-    return Sample(folder, statistics.median(seconds), size / rows, job.batch_rows)
 
 
 @dataclass(frozen=True)
@@ -167,9 +122,9 @@ def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options:
         command += ["--batch-rows", str(options.batch_rows), "--output", str(folder / "output")]
         began = time.time()
         killed = None
-        with _producers(command, folder, watched, options) as logs_of_producers:
+        with _producers(command, folder, watched, options) as (logs_of_producers, producing):
             if options.kill == "worker":
-                killed = _killed_at(folder / "output", started[0])
+                killed = killed_at(folder / "output", started[0], producing)
                 again = _worker(stack, folder / "worker-again.log", options)
                 watched.also("worker, started again", again.pid)
         ended = time.time()
@@ -182,14 +137,18 @@ def run_job(folder: Path, file: Path, sample: Sample, spec: EngineSpec, options:
         match[1] for log in logs_of_producers if (match := re.search(r"this one made ([\d,]+) of", log.read_text()))
     ]
     made = sum(int(number.replace(",", "")) for number in said) if said else None
-    recovery = min(after - killed for after in job.written().values() if after > killed) if killed else None
+    recovery = (
+        min((when - killed for when in job.written().values() if when > killed), default=None) if killed else None
+    )
     run = replace(run, stages=stages, made=made, recovery=recovery)
     return _verify(job, run) if options.verify else run
 
 
 @contextlib.contextmanager
-def _producers(command: list[str], folder: Path, watched: Watched, options: RunOptions) -> Iterator[list[Path]]:
-    """Run a job's producers; yields their logs once they are started, and waits for their end."""
+def _producers(
+    command: list[str], folder: Path, watched: Watched, options: RunOptions
+) -> Iterator[tuple[list[Path], list["subprocess.Popen[bytes]"]]]:
+    """Run a job's producers; yields their logs and processes once they are started, and waits for their end."""
     logs = [folder / f"producer-{number}.log" for number in range(options.producers)]
     new = {"HF_DATASETS_CACHE": str(folder / "cache")}
     with contextlib.ExitStack() as stack:
@@ -197,29 +156,43 @@ def _producers(command: list[str], folder: Path, watched: Watched, options: RunO
         for number, one in enumerate(started):
             watched.also(f"producer {number}" if number else "producer", one.pid)
         if options.kill == "producer":
-            _killed_at(folder / "output", started.pop())
+            killed_at(folder / "output", started.pop(), started)
             logs.pop()
-        yield logs
+        yield logs, started
         for one, log in zip(started, logs, strict=True):
             if status := one.wait():
                 raise UserError(f"python {' '.join(command)} ended with status {status}: {log.read_text()}")
 
 
-def _killed_at(output: Path, victim: subprocess.Popen[bytes]) -> float:
-    """Kill a process once a quarter of the shards is there; returns when."""
-    _await_a_quarter(output)
+def killed_at(output: Path, victim: "subprocess.Popen[bytes]", producers: Sequence["subprocess.Popen[bytes]"]) -> float:
+    """Kill a process once a quarter of the shards is there; returns when.
+
+    Args:
+        output: the folder of the only job.
+        victim: the process.
+        producers: the job's others.
+
+    Raises:
+        UserError: the producers ended before.
+    """
+    while not _a_quarter_is_there(output):
+        if all(one.poll() is not None for one in producers):
+            raise UserError(
+                "the job ended before a quarter of its shards was seen",
+                "expected one that runs for seconds, or that does not fail",
+                "take more --rows, or see what the same command says without --kill",
+            )
+        time.sleep(0.2)
     victim.kill()
     return time.time()
 
 
-def _await_a_quarter(output: Path) -> None:
-    """Wait until a quarter of the shards of the only job there is there."""
-    while True:
-        time.sleep(0.2)
-        with contextlib.suppress(OSError, StopIteration, UserError):
-            job = load_job(location(next(output.iterdir())))
-            if 4 * len(job.committed()) >= job.batches:
-                return
+def _a_quarter_is_there(output: Path) -> bool:
+    try:
+        job = load_job(location(next(output.iterdir())))
+        return 4 * len(job.committed()) >= job.batches
+    except (OSError, StopIteration, UserError):  # it is being begun
+        return False
 
 
 def _summary(job: Job, sample: Sample, watched: Watched, lines: list[str], times: tuple[float, float]) -> JobRun:

@@ -16,11 +16,13 @@ from click.testing import CliRunner
 
 import bench.engine_loop
 import bench.job
+from bench.job_run import killed_at
 from bench.machine import gpus
 from bench.records import Record, load, store
 from bench.scale import Plan, Units, table
 from bench.texts import KINDS, texts, write
 from contract.engine import EngineSpec
+from contract.errors import UserError
 from contract.settings import settings
 from producer.tokenizer import open_tokenizer, tokenize
 
@@ -130,6 +132,19 @@ def test_what_a_killed_worker_costs_is_measured(tiny: EngineSpec, tmp_path: Path
     assert (record.system, record.rows, record.children) == ("embedmill job, null engine, worker killed", 6000, 2)
     assert record.recovery
     assert 0 < record.recovery < record.seconds
+
+
+def test_one_producer_alone_is_not_killed() -> None:
+    told = CliRunner().invoke(bench.job.main, ["--producers", "1", "--kill", "producer"])
+    assert (told.exit_code, "expected several --producers for --kill producer" in told.output) == (2, True)
+
+
+def test_a_job_that_ends_before_its_kill_is_an_error(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as victim, subprocess.Popen(["true"]) as producer:
+        with pytest.raises(UserError, match="the job ended before a quarter of its shards was seen"):
+            killed_at(tmp_path, victim, [producer])
+        assert victim.poll() is None
+        victim.kill()
 
 
 def test_the_tokenizing_processes_are_measured(tmp_path: Path) -> None:

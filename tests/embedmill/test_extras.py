@@ -60,7 +60,7 @@ def distributions(*extras: str) -> set[str]:
 
 
 @pytest.fixture
-def with_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+def with_only(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """The environment of processes that have some extras alone."""
 
     def environment(*extras: str) -> dict[str, str]:

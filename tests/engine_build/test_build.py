@@ -73,6 +73,7 @@ def test_an_engine_directory_holds_what_its_record_says(engines: Path, model: Pa
         "model.safetensors",
         "tokenizer",
     ]
+    assert len({path.stat().st_mode for path in spec.folder.iterdir() if path.is_file()}) == 1  # as the umask says
     assert spec.onnx_sha256 == sha256_of(spec.folder / "model.onnx")
     assert spec.onnx_fp16_sha256 == sha256_of(spec.folder / "model.fp16.onnx")
     assert spec.torch_sha256 == sha256_of(spec.folder / "model.safetensors")
