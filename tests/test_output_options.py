@@ -50,7 +50,7 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
     (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     model = SentenceTransformer(str(MINILM), device="cpu")
     model.max_seq_length = minilm.max_length
-    theirs = model.encode(TEXTS, normalize_embeddings=True)
+    theirs = model.encode(TEXTS, batch_size=1, normalize_embeddings=True)
     with celery_worker(tmp_path / "worker.log"):
         told = produced("--dtype", "int8", "--keep-columns", "text")
         assert "The ranges for int8 come from the first 25 rows" in told
@@ -69,7 +69,7 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
         hits = search(job, QUERY, count=3)
 
         produced("--dtype", "binary", "--dimensions", 128)
-        cut = model.encode(TEXTS, normalize_embeddings=True, truncate_dim=128)
+        cut = model.encode(TEXTS, batch_size=1, normalize_embeddings=True, truncate_dim=128)
         bits = np.unpackbits((stored(latest_job()).astype(int) + 128).astype(np.uint8), axis=1)
         expected = np.unpackbits((quantize_embeddings(cut, "binary").astype(int) + 128).astype(np.uint8), axis=1)
         assert (bits != expected).mean() < 0.001
