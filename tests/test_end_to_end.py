@@ -93,7 +93,7 @@ def test_four_commands_on_a_json_file_a_csv_and_a_saved_folder(
         verified("--sample", 30)
         assert json.loads((job.folder / "verify.json").read_text())["checks"]
         found.append(vectors(job))
-    told = run("verify", "--sample", 50)
+    told = called("verify", "--sample", 50)
     assert (told.stderr, "FAIL" in told.stdout) == ("", False)
     assert "Verified: 200 rows accounted for" in told.stdout
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
