@@ -68,10 +68,11 @@ def test_the_pages_commands_print_what_it_shows(home: Path, programs: Path) -> N
     assert commands[0] == ["--version"]
     assert told([str(programs / "embedmill"), *commands[0]]) == f"embedmill {PROJECT['version']}\n"
     printed: set[str] = set()
-    for words in [*commands[1:], commands[1]]:  # the second one again: it goes on
+    for words in commands[1:]:
         printed |= plain(told([str(programs / "embedmill"), *words]), home)
     (code,) = blocks("first-job.md", "python")
-    printed |= plain(told([str(programs / "python"), "-c", code]), home)
+    printed |= plain(told([str(programs / "python"), "-c", code]), home)  # which goes on with the command's job
+    assert len(list((home / "output").iterdir())) == 1
     shown = plain("\n".join(blocks("first-job.md", "text")), home)
     stable = {line for line in shown if line.startswith(STABLE)}
     assert len(stable) > 23
