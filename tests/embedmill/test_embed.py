@@ -168,36 +168,38 @@ def interrupted(
         started.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_no_process_of_an_interrupted_run_is_left(
     number: signal.Signals, interrupted: tuple[list[str], "subprocess.Popen[bytes]"], tmp_path: Path
 ) -> None:
     _, started = interrupted
-    before = processes_of(tmp_path)
-    assert any("redis-server" in one for one in before), before
-    assert sum("-m worker" in one for one in before) > 1, before  # the worker and its child
-    os.killpg(started.pid, number) if number == signal.SIGINT else os.kill(started.pid, number)
-    status = started.wait(30)
-    assert status == (-number if number == signal.SIGKILL else 128 + number)
-    wait_until(lambda: not processes_of(tmp_path), seconds=20)
-    if number != signal.SIGKILL:
-        last = (tmp_path / "log").read_text().splitlines()[-1]
-        assert re.fullmatch(r"Error: interrupted; \d+ of 300 shards there; no process is left; run .* to go on", last)
-        assert not list((tmp_path / "temporary").glob("embedmill-*"))
+    ended_by(number, started, tmp_path)
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert re.fullmatch(r"Error: interrupted; \d+ of 300 shards there; no process is left; run .* to go on", last)
+    assert not list((tmp_path / "temporary").glob("embedmill-*"))
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on(
+def test_no_process_of_a_killed_run_is_left_and_it_goes_on(
     interrupted: tuple[list[str], "subprocess.Popen[bytes]"], environment: dict[str, str], tmp_path: Path
 ) -> None:
     words, started = interrupted
-    started.kill()
-    started.wait()
+    ended_by(signal.SIGKILL, started, tmp_path)
     made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("output/*/data/*.parquet")}
     done = run(words, environment)
     assert done.status == 0, done.err
     assert {file: file.stat().st_mtime_ns for file in made} == made
     assert len(list(folder_of(done).glob("data/*.parquet"))) == BATCHES
+
+
+def ended_by(number: signal.Signals, started: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Signal a run under way. What it started is there before, and no process of it afterwards."""
+    before = processes_of(folder)
+    assert any("redis-server" in one for one in before), before
+    assert sum("-m worker" in one for one in before) > 1, before  # the worker and its child
+    os.killpg(started.pid, number) if number == signal.SIGINT else os.kill(started.pid, number)
+    assert started.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: not processes_of(folder), seconds=20)
 
 
 @pytest.mark.parametrize(
