@@ -26,6 +26,9 @@ _DECOMPRESSED: dict[str, Callable[[io.BufferedReader], Any]] = {
 }
 """Suffix → what gives the bytes that a file holds."""
 
+_COMMANDS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+"""Suffix → the program that reads it."""
+
 
 class _Counted(io.RawIOBase):
     """A file whose reads move a progress bar."""
@@ -63,9 +66,7 @@ def opened(path: Path, *, quiet: bool = False) -> Iterator[io.BufferedReader]:
             )
             start = stream.peek(3)[:3]
             if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UserError(
-                    f"{path} is in UTF-16", "expected UTF-8", f"iconv -f UTF-16 -t UTF-8 {path} > utf8-{path.name}"
-                )
+                raise UserError(f"{path} is in UTF-16", "expected UTF-8", _converted(path, "UTF-16"))
             if start == _BOM:
                 stream.read(3)
             yield stream
@@ -104,5 +105,14 @@ def no_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
     return UserError(
         f"{path}, line {line}: {error.object[error.start : error.start + 4]!r} is no UTF-8",
         "expected UTF-8",
-        f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}",
+        _converted(path, "WINDOWS-1252"),
     )
+
+
+def _converted(path: Path, encoding: str) -> str:
+    """The command that writes a file in UTF-8."""
+    compression = kind_of(path.name)[1]
+    target = f"utf8-{path.name[: len(path.name) - len(compression)]}"
+    if not compression:
+        return f"iconv -f {encoding} -t UTF-8 {path} > {target}"
+    return f"{_COMMANDS[compression]} -dc {path} | iconv -f {encoding} -t UTF-8 > {target}"

@@ -29,6 +29,11 @@ class QuoteChecker(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        """The next bytes, after a look at them.
+
+        Raises:
+            BrokenQuotes: text follows a closing quote, a quote is not closed, or rows end in several ways.
+        """
         chunk = self._source.read(size)
         data = self._held + (chunk or bytes(self._ends[:1]))
         self._judge(np.frombuffer(data, np.uint8), b"\r" in data)

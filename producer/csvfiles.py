@@ -1,11 +1,17 @@
 """csv files, strictly: the columns, and rows that are as many fields as the header, or refused."""
 
+import contextlib
 import csv
+import io
 import itertools
 import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -16,6 +22,7 @@ from producer.bytestream import check_utf8, opened
 from producer.columns import Columns, shortened
 from producer.csv_dialect import any_field_size, as_text, csv_rows
 from producer.csv_quotes import BrokenQuotes, QuoteChecker
+from producer.files import kind_of
 from producer.readers import Reader
 
 _CELLS = 10_000
@@ -111,9 +118,9 @@ class CsvReader(Reader):
     def _parsed(self, file: Path, names: list[str], schema: pa.Schema, block: int) -> Iterator[pa.RecordBatch]:
         inner = [f"c{number}" for number in range(len(names))]  # names may come twice
         wanted = [inner[names.index(name)] for name in schema.names]
-        with opened(file, quiet=block != _BLOCKS[0]) as source:
+        with _checked(file, self.dialect.separator, quiet=block != _BLOCKS[0]) as (source, look):
             reader = pc.open_csv(
-                QuoteChecker(source, self.dialect.separator),
+                source,
                 read_options=pc.ReadOptions(column_names=inner, block_size=block),
                 parse_options=pc.ParseOptions(
                     delimiter=self.dialect.separator, newlines_in_values=True, ignore_empty_lines=len(names) > 1
@@ -128,6 +135,7 @@ class CsvReader(Reader):
             )
             header = self.dialect.header
             for batch in reader:
+                look()
                 if header and batch.num_rows:
                     blank = batch.column(0).is_null().to_pylist() if len(names) == 1 else [False]
                     if False not in blank:
@@ -150,6 +158,8 @@ class CsvReader(Reader):
                     line = reader.line_num + 1
             except csv.Error as wrong:
                 found = f"a quote is not closed, or followed by more than {separator!r} ({wrong})"
+        if not found and not isinstance(error, BrokenQuotes):
+            error = _broken_quotes(file, separator) or error
         if not found and isinstance(error, BrokenQuotes):
             return UserError(
                 f"{file}: {error}", "expected one kind of line ends; others only in quotes", "correct the file"
@@ -162,6 +172,47 @@ class CsvReader(Reader):
             "correct the row: a text with separators, quotes or line ends stands in quotes, its quotes doubled; "
             "or see --separator",
         )
+
+
+@contextlib.contextmanager
+def _checked(file: Path, separator: str, *, quiet: bool) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """A csv file for pyarrow, and what raises as soon as its quotes are found to be broken. By the end of the ``with``
+    block the whole file is checked.
+
+    pyarrow reads an uncompressed file itself, while a thread checks it: bytes that go through Python take twice as
+    long. A compressed one is decompressed only once.
+
+    Raises:
+        BrokenQuotes: see ``QuoteChecker.read``.
+    """
+    with opened(file, quiet=quiet) as source:
+        checker = QuoteChecker(source, separator)
+        if kind_of(file.name)[1]:
+            yield checker, lambda: None
+            return
+        ended = threading.Event()
+        with ThreadPoolExecutor(1, "quotes") as pool:
+            checked = pool.submit(_read_all, checker, ended)
+            try:
+                yield pa.OSFile(os.fsencode(file)), lambda: checked.result() if checked.done() else None
+                checked.result()
+            finally:
+                ended.set()
+
+
+def _broken_quotes(file: Path, separator: str) -> BrokenQuotes | None:
+    """What is wrong with a file's quotes, where pyarrow has refused it for another reason."""
+    with opened(file, quiet=True) as source:
+        try:
+            _read_all(QuoteChecker(source, separator), threading.Event())
+        except BrokenQuotes as error:
+            return error
+    return None
+
+
+def _read_all(source: io.RawIOBase, ended: threading.Event) -> None:
+    while not ended.is_set() and source.read(_BLOCKS[0]):
+        pass
 
 
 def _is_prose(name: str) -> bool:
