@@ -10,7 +10,8 @@
 #   tune      both runtimes side by side on bert-base
 #   tests     the tests that need a GPU
 #   engine    python -m engine_build bench: FOLDER/engine.json, FOLDER/engine.svg; bench.layers: FOLDER/layers.json
-#   jobs      whole jobs on the Jargon File by each of RUNTIMES: one child and two, one killed in mid-run, each verified
+#   jobs      whole jobs by each of RUNTIMES, each verified: the Jargon File with one child and with two, and reviews
+#             with two children, of which one is killed twice
 #   speed     bench.tokenize and bench.job: FOLDER/tokenize.json, FOLDER/job.json
 #   busy      short texts by TensorRT alone, and how busy the GPU is: FOLDER/busy.json
 #   shapes    models of MODELS's shapes, see bench.shapes: engines for rows of 512 tokens and of 4,096
@@ -154,8 +155,8 @@ job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
 }
 
 jobs() {
-    local jargon=examples/jargon.jsonl many=$folder/jargon20.jsonl runtime
-    for _ in $(seq 20); do cat $jargon; done > "$many"
+    local jargon=examples/jargon.jsonl many=$folder/reviews.csv runtime
+    $torch -m bench.texts "$many" --rows 46000 # each another text: nothing is taken from another row
     for runtime in $runtimes; do
         for children in 1 2; do job "$runtime" bert-base $children 0 $jargon; done
         job "$runtime" bert-base 2 2 "$many" --batch-rows 256

@@ -87,6 +87,8 @@ class Progress:
     """Most producers that were at the job at once."""
     made: int = 0
     """Batches that this one has tokenized."""
+    first: ShardTotals = ShardTotals()
+    """Over the shards that this run has made of texts that several batches have; they are a job of their own."""
 
     @property
     def totals(self) -> ShardTotals:

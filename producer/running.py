@@ -16,7 +16,7 @@ from producer.console import STDERR, STDOUT, print_line, print_note
 from producer.display import progress_display
 from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
-from producer.progress import Progress
+from producer.progress import Progress, ShardTotals
 from producer.reasons import reason, workers_line
 from producer.repeats import FEW, repeated_work, search_pays
 from producer.request import JobRequest, elements_of, resolve
@@ -109,13 +109,13 @@ def drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None]
     Returns:
         How far the job is at the end.
     """
-    job = work.job
+    job, first = work.job, ShardTotals()
     if not detach and len(job.committed()) < job.batches and search_pays(work):
         if job.rows > FEW:
             print_note(f"First {count(job.rows, 'row')} are read for texts that come again: a sample has some")
         if repeated := repeated_work(work):
-            _drive_repeated(repeated, report)
-    return _drive(work, ledger, report, detach=detach)
+            first = _drive_repeated(repeated, report)
+    return replace(_drive(work, ledger, report, detach=detach), first=first)
 
 
 def _drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None], *, detach: bool = False) -> Progress:
@@ -130,13 +130,14 @@ def _drive(work: Work, ledger: ProducerLedger, report: Callable[[Progress], None
             return Driver(claims, source, ledger, detach=detach).run(report)
 
 
-def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> None:
-    """Embed the texts that several batches have. Where a batch of them is given up, those that have them compute
-    them."""
+def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> ShardTotals:
+    """Embed the texts that several batches have; returns the new shards' sums. Where a batch of them is given up, those
+    that have them compute them."""
     job = work.job
-    if len(job.committed()) < job.batches:
-        print_note(f"{count(job.rows, 'text')} in several batches: first each of them is embedded once")
-        _drive(work, begin(job), report)
+    if len(job.committed()) == job.batches:
+        return ShardTotals()
+    print_note(f"{count(job.rows, 'text')} in several batches: first each of them is embedded once")
+    return _drive(work, begin(job), report).new
 
 
 def _shared(producers: int, here: int, processes: int) -> str:

@@ -23,6 +23,7 @@ from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.drivers import PACKAGES, only, take
 from tests.worker.runtime.failing import failing_at
+from tests.worker.runtime.memory import gpu_memory
 from worker.runtime.choose import open_engine
 from worker.runtime.driver import cuda_driver
 from worker.runtime.onnx import onnx_engine
@@ -133,12 +134,6 @@ def test_fifty_loads_and_releases_leave_nothing_behind() -> None:
             engine.infer(some)
         taken.append(gpu_memory())
     assert max(taken[1:]) == min(taken[1:]), taken
-
-
-def gpu_memory() -> int:
-    """Bytes of GPU 0's memory that are in use, by whomever."""
-    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
 
 
 def test_a_process_leaves_no_memory_behind(package: str) -> None:

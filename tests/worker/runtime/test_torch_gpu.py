@@ -20,6 +20,7 @@ from contract.settings import settings
 from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.failing import failing_at, output_after_a_cuda_error
+from tests.worker.runtime.memory import gpu_memory
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
 from worker.runtime.flash import flash_attention_4, lacking
@@ -104,12 +105,6 @@ def test_loads_and_releases_leave_nothing_behind() -> None:
             engine.infer(some)
         taken.append(gpu_memory())
     assert max(taken[1:]) - min(taken[1:]) <= 2 * 2**20, taken
-
-
-def gpu_memory() -> int:
-    """Bytes of GPU 0's memory that are in use, by whomever."""
-    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout) * 2**20
 
 
 @pytest.mark.parametrize("name", ["torch", "modules"])
