@@ -1,8 +1,10 @@
 """``embedmill``, and ``python -m embedmill``."""
 
+import atexit
 from collections.abc import Callable
 
 from contract.entry import run
+from embedmill.leaving import leave
 
 
 def _command() -> Callable[..., object]:
@@ -13,7 +15,13 @@ def _command() -> Callable[..., object]:
 
 def main() -> None:
     """The console script."""
-    run(_command, "embedmill")
+    status = 1
+    atexit.register(lambda: leave(status))  # what is registered first runs last
+    try:
+        run(_command, "embedmill")
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+        raise
 
 
 if __name__ == "__main__":

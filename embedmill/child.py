@@ -3,12 +3,14 @@
 So the process that started it needs no PyTorch. Here PyTorch is imported once, which takes longer than anything else in
 a small job, and each task runs in a process that is forked from this one. Before the fork only libraries are imported
 and none of their functions is called, so the verifier shares no module of embedmill's and no value with the build. A
-task is one line of JSON. Its process writes ``embedmill.events`` into a pipe; what libraries print goes to its log.
+task is one line of JSON: the folder of the engines, and the request. Its process writes ``embedmill.events`` into a
+pipe; what libraries print goes to its log.
 """
 
 import contextlib
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from contract.entry import uncollected
 from contract.errors import UserError
 from embedmill.events import Event, Sender
+from embedmill.leaving import leave
 from embedmill.processes import die_with_parent
 
 
@@ -118,10 +121,12 @@ def main(*tasks: str) -> None:
     running: dict[int, Sender] = {}
     for task in tasks:
         what, reading, writing, log = task.split(":", 3)
+        if is_cancelled(int(reading)):
+            continue
         if not (pid := os.fork()):
             die_with_parent()
             _become(what, int(reading), Sender(int(writing)), log)
-            return
+            leave(0)
         running[pid] = Sender(int(writing))
     while running:
         pid, status = os.wait()
@@ -129,6 +134,18 @@ def main(*tasks: str) -> None:
             with contextlib.suppress(BrokenPipeError):  # nobody listens: it has told its error
                 running[pid].send(died=code)
         del running[pid]
+    leave(0)
+
+
+def is_cancelled(reading: int) -> bool:
+    """Whether a pipe brings no task: its other end is closed, and nothing is in it.
+
+    Args:
+        reading: its descriptor.
+    """
+    pipe = select.poll()
+    pipe.register(reading, select.POLLIN)
+    return pipe.poll(0) == [(reading, select.POLLHUP)]
 
 
 def _become(what: str, reading: int, sender: Sender, log: str) -> None:
@@ -138,13 +155,17 @@ def _become(what: str, reading: int, sender: Sender, log: str) -> None:
     os.dup2(output, 2)
     prepare, do = _TASKS[what]
     with uncollected():
+        from contract.settings import put  # here: it is not imported before PyTorch is
+
         prepare()
     with open(reading) as tasks:
         line = tasks.readline()
     if not line:
         return  # the task was cancelled
+    engines, request = json.loads(line)
+    put(engines=engines)  # where they are was settled after this process was started
     try:
-        do(json.loads(line), sender)
+        do(request, sender)
     except UserError as error:
         sender.error(error.found, error.expected, error.hint)
         raise SystemExit(1) from None

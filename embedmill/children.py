@@ -32,8 +32,8 @@ class Child:
 
     def __init__(self, task: IO[bytes], events: IO[bytes], log: Path) -> None:
         self._task, self._events, self._log = task, events, log
-        self.finished = False
-        """Whether its task is done or cancelled."""
+        self.state: Literal["open", "done", "cancelled"] = "open"
+        """What has become of its task."""
 
     def run(self, request: dict[str, Any], show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
         """Run the task.
@@ -49,8 +49,11 @@ class Child:
         Raises:
             UserError: the child's, or it died.
         """
+        from contract.settings import settings  # here: a child is started before anything large is imported
+
+        whole = json.dumps([str(settings().engines), request])
         with contextlib.suppress(BrokenPipeError), self._task as task:  # it is dead, which the other pipe tells
-            task.write(f"{json.dumps(request)}\n".encode())
+            task.write(f"{whole}\n".encode())
         for line in self._events:
             record = json.loads(line)
             if "event" in record:
@@ -62,14 +65,14 @@ class Child:
             elif "died" in record:
                 raise self._died(f" (exit status {record['died']})", killed=record["died"] == -9)
             else:
-                self.finished = True
+                self.state = "done"
                 return record["result"]
         raise self._died("", killed=False)  # together with its parent
 
     def cancel(self) -> None:
-        """Cancel its task; the process ends."""
+        """Cancel its task. The process ends once PyTorch is imported."""
         self._task.close()
-        self.finished = True
+        self.state = "cancelled"
 
     def _died(self, status: str, *, killed: bool) -> UserError:
         # Its parent's log is beside its own.
@@ -127,8 +130,9 @@ def _start(folder: Path, given: list[str], inherited: list[int]) -> "subprocess.
 
 
 def _end(started: "subprocess.Popen[bytes]", begun: list[Child]) -> None:
-    """End the processes. If all tasks are done, they may exit by themselves, and so remove their temporary files."""
-    if all(child.finished for child in begun):
+    """End the processes. Those whose tasks are done exit by themselves, so that all are gone when the first one is."""
+    states = {child.state for child in begun}
+    if "done" in states and "open" not in states:
         with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(_EXIT)
     end_group(started, patience=0)

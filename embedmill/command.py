@@ -71,6 +71,13 @@ class Programs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(PARTS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "embed" and not ctx.resilient_parsing:  # as where a shell completes words
+            _start_early(ctx, args[1:])
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         part = PARTS.get(cmd_name)
         if part is None:
@@ -86,6 +93,16 @@ class Programs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, part.summary) for name, part in PARTS.items()])
+
+
+def _start_early(context: click.Context, words: list[str]) -> None:
+    """Start what the command that these words ask for will need, before its module is imported."""
+    check_packages()
+    from embedmill.early import Early, is_run
+
+    if is_run(words):
+        context.obj = early = Early()
+        context.call_on_close(early.close)
 
 
 def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:

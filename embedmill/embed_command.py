@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 from collections.abc import Iterable
-from types import FrameType
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from contract.settings import engines_in_cache, is_set, put, settings
 from contract.store import Location
 from contract.verdict import load_verdict
 from embedmill.display import Display, Piped, display_on
+from embedmill.early import Early, listen
 from embedmill.embedding import EmbedRequest, embed
 from embedmill.engines import EngineRequest
 from embedmill.events import Sender
@@ -106,9 +106,10 @@ def main(
         raise UserError(lacks, "it builds the engine, embeds and verifies", "pip install 'embedmill[local]'")
     # The worker runs in another folder.
     put(engines=str(settings().engines.absolute() if is_set("engines") else engines_in_cache()))
+    early: Early | None = context.obj
     wanted = EngineRequest(model, model_revision, *(options.pop(name) for name in _ENGINE[1:]))
     sender = Sender(events) if events is not None else None
-    came = _listen()
+    came = listen()
     rows = sample if sample != verify.command.ALL else None
 
     def begin(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:
@@ -123,7 +124,7 @@ def main(
             else:
                 show_estimate(*found)
             return
-        job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT)
+        job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT, early or Early())
         if sender:
             sender.send(job=str(job.folder))
         else:
@@ -142,24 +143,6 @@ def main(
         if sender:
             sender.error(error.found, error.expected, error.hint)
         raise
-
-
-def _listen() -> list[int]:
-    """Have SIGTERM and SIGHUP do what Ctrl-C does: a ``KeyboardInterrupt``, on whose way every process is ended.
-
-    Returns:
-        The signals that came.
-    """
-    came: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, interrupt)
-    return came
 
 
 def _print(job: Job) -> None:

@@ -1,15 +1,15 @@
 """From a dataset and a model to verified vectors, with nothing that was started before."""
 
 import contextlib
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
+
+import pyarrow as pa
 
 from contract.engines import load_engine
+from contract.entry import uncollected
 from contract.errors import Interrupted, UserError
 from contract.job import Job
 from contract.settings import put
@@ -17,6 +17,7 @@ from contract.words import count
 from embedmill.children import Child, children
 from embedmill.clock import Clock
 from embedmill.display import Display
+from embedmill.early import Early
 from embedmill.engines import EngineRequest, build, check
 from embedmill.events import Event
 from embedmill.repair import set_faulty_aside
@@ -59,8 +60,7 @@ class Run:
 
     asked: EmbedRequest
     display: Display
-    folder: Path
-    """For logs; this user's alone."""
+    early: Early
     stack: contextlib.ExitStack
     job: Job | None = None
     """Once it is known."""
@@ -75,18 +75,20 @@ class Run:
             UserError: of any of the programs.
         """
         request, builder = self.asked.job, self._start_builder()
-        self.stack.enter_context(private_redis(self.folder))
+        self.stack.enter_context(private_redis(self.early.folder))
         put(engine=self.asked.engine.name)
         # It waits for its engine. On a GPU it would load the engine before the plan is built, which comes last.
         working = None if builder and gpu_count() else self._start_worker()
         texts = open_dataset(request.source)
         if min(request.limit or texts.rows, texts.rows) <= _FEW:
-            self._start_verifier()
-        elif self._verifier:
-            self._verifier.cancel()
-            self._verifier = None
+            self._verifier = self.early.verifier
+        else:
+            self.early.verifier.cancel()
         if builder:
+            _import_ahead()
             build(self.asked.engine, builder, self.display.show, print_note)
+        elif not self._verifier:
+            self.early.end()  # both are cancelled: nobody waits for what it imports
         self.display.show(Event("engine", self.asked.engine.name, ended=True))
         working = working or self._start_worker()
         spec = load_engine(request.engine)
@@ -107,21 +109,20 @@ class Run:
 
     def _start_worker(self) -> Worker:
         self.stack.push(self._worker)
-        return self._worker.enter_context(worker(self.folder))
+        return self._worker.enter_context(worker(self.early.folder))
 
     def _start_builder(self) -> Child | None:
-        """A process that builds the engine; None if it is built already. The verifier is started with it, so that both
-        share the import of PyTorch."""
+        """A process that builds the engine; None if it is built already."""
         if self.asked.engine.is_built():
+            self.early.builder.cancel()
             return None
         check(self.asked.engine)
         self.clock.builds = True
-        builder, self._verifier = self.stack.enter_context(children(self.folder, "build", "verify"))
-        return builder
+        return self.early.builder
 
     def _start_verifier(self) -> Child:
         if self._verifier is None:
-            (self._verifier,) = self.stack.enter_context(children(self.folder, "verify"))
+            (self._verifier,) = self.stack.enter_context(children(self.early.folder, "verify"))
         return self._verifier
 
     def _drive(self, work: Work, working: Worker) -> None:
@@ -157,6 +158,14 @@ class Run:
         self.display.show(Event("vectors", text, rows, progress.job.rows, tokens, ended))
 
 
+def _import_ahead() -> None:
+    """Import what a job's first batch takes, in place of waiting for an engine that is being built."""
+    with uncollected():
+        from celery import Celery  # noqa: F401
+
+        pa.array([""])  # the first one has pyarrow import pandas
+
+
 def _check(progress: Progress) -> None:
     """Check that every batch has its shard."""
     job, dead = progress.job, progress.dead
@@ -170,13 +179,14 @@ def _check(progress: Progress) -> None:
         raise UserError(f"{count(missing, 'shard')} of {job.id} missing", hint="run the same command again")
 
 
-def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int]) -> tuple[Job, bool]:
+def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int], early: Early) -> tuple[Job, bool]:
     """Embed a dataset and verify the result. No process is left behind, however this ends.
 
     Args:
         asked: what is asked for.
         display: takes the events.
         signals: gives the number of the signal that a ``KeyboardInterrupt`` came from.
+        early: what was started before; it is closed.
 
     Returns:
         The job, and whether every check passed.
@@ -185,12 +195,12 @@ def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int]) -> 
         UserError: of any of the programs.
         SystemExit: 128 and the number of the signal that interrupted this.
     """
-    job, keep = None, False
-    folder = Path(tempfile.mkdtemp(prefix="embedmill-"))
+    job = None
     try:
         with contextlib.ExitStack() as stack:
+            stack.callback(early.end)
             stack.enter_context(display)
-            run = Run(asked, display, folder, stack)
+            run = Run(asked, display, early, stack)
             try:
                 job = run.embed()
                 passed = run.verify(job)
@@ -203,8 +213,8 @@ def embed(asked: EmbedRequest, display: Display, signals: Callable[[], int]) -> 
         Interrupted(f"interrupted{there}; no process is left", hint="run the same command again to go on").show()
         raise SystemExit(128 + signals()) from None
     except UserError as error:
-        keep = str(folder) in error.message  # it names a log
+        if str(early.folder) in error.message:  # it names a log
+            early.keep()
         raise
     finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        early.close()

@@ -16,11 +16,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import redis
+from typing import TYPE_CHECKING
 
 from contract.errors import UserError
 from worker.environment import STOP
+
+if TYPE_CHECKING:
+    import redis
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -100,6 +102,8 @@ def redis_server(
     Raises:
         UserError: there is no server, or it does not start.
     """
+    import redis  # here: what starts no Redis does without
+
     with contextlib.ExitStack() as stack:
         folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = port or free_port()
@@ -121,9 +125,11 @@ def _configure(folder: Path, port: int, password: str | None) -> Path:
     return file
 
 
-def _await_redis(server: "subprocess.Popen[bytes]", client: redis.Redis, log: Path) -> None:
+def _await_redis(server: "subprocess.Popen[bytes]", client: "redis.Redis", log: Path) -> None:
+    from redis import ConnectionError as NoConnection  # here: as above
+
     for _ in range(200):
-        with contextlib.suppress(redis.ConnectionError):  # a refused password is one too: of another server
+        with contextlib.suppress(NoConnection):  # a refused password is one too: of another server
             if client.info("server")["process_id"] == server.pid:  # and not another's, which was faster
                 return
         if server.poll() is not None:

@@ -62,5 +62,5 @@ def worker(folder: Path) -> Iterator[Worker]:
         not is computed again by the next run.
     """
     log = folder / "worker.log"
-    with process(python("-m", "worker"), log, env=python_path(), cwd=folder, patience=0) as running:
+    with process(python("-m", "embedmill.worker"), log, env=python_path(), cwd=folder, patience=0) as running:
         yield Worker(running, log)

@@ -179,6 +179,22 @@ def test_no_process_of_an_interrupted_run_is_left(
     assert not list((tmp_path / "temporary").glob("embedmill-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_where_the_command_was_still_importing_its_libraries(
+    number: signal.Signals, environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = command(reviews, tiny_model, "--text-column", "body")
+    started = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    wait_until(lambda: any("embedmill.child" in one for one in processes_of(tmp_path)))
+    os.kill(started.pid, number)
+    said = started.communicate(timeout=30)[1].decode()
+    assert started.returncode in (128 + signal.SIGINT, 128 + number)
+    assert said.splitlines()[-1].endswith(("Interrupted", "to go on")), said
+    assert "Traceback" not in said
+    wait_until(lambda: not processes_of(tmp_path), seconds=20)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 @pytest.mark.slow
 def test_no_process_of_a_killed_run_is_left_and_it_goes_on(
     interrupted: tuple[list[str], "subprocess.Popen[bytes]"], environment: dict[str, str], tmp_path: Path
@@ -196,7 +212,7 @@ def ended_by(number: signal.Signals, started: "subprocess.Popen[bytes]", folder:
     """Signal a run under way. What it started is there before, and no process of it afterwards."""
     before = processes_of(folder)
     assert any("redis-server" in one for one in before), before
-    assert sum("-m worker" in one for one in before) > 1, before  # the worker and its child
+    assert sum("-m embedmill.worker" in one for one in before) > 1, before  # the worker and its child
     os.killpg(started.pid, number) if number == signal.SIGINT else os.kill(started.pid, number)
     assert started.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not processes_of(folder), seconds=20)
@@ -238,6 +254,18 @@ def test_a_worker_that_cannot_compute_ends_the_run(
     assert done.status == 1
     assert "EMBEDMILL_RUNTIME is tensorrt" in done.err.splitlines()[-1]
     assert not processes_of(tmp_path)
+
+
+@pytest.mark.parametrize("options", [("--limit", "0"), ("--no-such-option",), ("--dollars-per-hour", "1")])
+def test_a_wrong_command_line_leaves_nothing(
+    options: tuple[str, ...], environment: dict[str, str], reviews: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """PyTorch is being imported by then."""
+    done = run(command(reviews, tiny_model, *options), environment)
+    assert done.status in (1, 2)
+    assert done.err.splitlines()[-1].startswith("Error: ")
+    assert not processes_of(tmp_path)
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_model_that_is_none_is_one_line(environment: dict[str, str], reviews: Path, tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import embedmill
 from contract.redis.heartbeat import Heartbeat
 from contract.store import location
 from embedmill.api import flags_of
+from embedmill.child import is_cancelled
 from embedmill.clock import Clock
 from embedmill.command import PARTS, main
 from embedmill.display import Lines, Live, Notebook, Pace
+from embedmill.early import is_run
 from embedmill.embed_command import main as embed
 from embedmill.engines import EngineRequest
 from embedmill.environment import PACKAGES
@@ -126,6 +128,34 @@ def test_embed_takes_every_option_of_the_producer_and_none_twice() -> None:
 
     theirs = {flag for parameter in producer.command.main.params for flag in parameter.opts}
     assert theirs - set(flags) == {"--dataset", "--engine", "--detach", "--priority"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["reviews.csv", "--model", "m"], True),
+        (["--model=m", "--limit", "3", "reviews.csv"], True),
+        (["reviews.csv"], False),
+        (["reviews.csv", "--model-revision", "v2"], False),
+        (["reviews.csv", "--model", "m", "--dry-run"], False),
+        (["reviews.csv", "--model", "m", "--help"], False),
+    ],
+)
+def test_what_may_be_a_run_is_told_by_its_words(words: list[str], *, expected: bool) -> None:
+    assert is_run(words) == expected
+
+
+def test_a_task_is_cancelled_once_its_pipe_is_closed_without_one() -> None:
+    reading, writing = os.pipe()
+    try:
+        assert not is_cancelled(reading)
+        os.write(writing, b"[]\n")
+        os.close(writing)
+        assert not is_cancelled(reading)
+        os.read(reading, 10)
+        assert is_cancelled(reading)
+    finally:
+        os.close(reading)
 
 
 def test_the_version_is_the_distributions() -> None:
