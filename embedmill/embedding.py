@@ -20,7 +20,6 @@ from embedmill.display import Display
 from embedmill.early import Early
 from embedmill.engines import EngineRequest, build, check
 from embedmill.events import Event
-from embedmill.repair import set_faulty_aside
 from embedmill.services import Worker, private_redis, worker
 from producer.batches import Work
 from producer.console import STDERR, print_note
@@ -28,6 +27,7 @@ from producer.dataset import open_dataset
 from producer.display import StallReport
 from producer.progress import Progress
 from producer.reasons import reason, workers_line
+from producer.repair import set_faulty_aside
 from producer.request import JobRequest
 from producer.running import begin, drive, job_for
 from producer.tokenizer import open_tokenizer

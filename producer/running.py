@@ -18,6 +18,7 @@ from producer.driver import Driver
 from producer.estimate import how_far_off, kept_estimate
 from producer.progress import Progress, ShardTotals
 from producer.reasons import reason, workers_line
+from producer.repair import set_faulty_aside
 from producer.repeats import FEW, repeated_work, search_pays
 from producer.request import JobRequest, elements_of, resolve
 from producer.reuse import index_of
@@ -134,6 +135,7 @@ def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> ShardTota
     """Embed the texts that several batches have; returns the new shards' sums. Where a batch of them is given up, those
     that have them compute them."""
     job = work.job
+    set_faulty_aside(job)
     if len(job.committed()) == job.batches:
         return ShardTotals()
     print_note(f"{count(job.rows, 'text')} in several batches: first each of them is embedded once")
@@ -190,6 +192,7 @@ def calibrate(
     print_note(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:")
     texts = replace(texts, columns=())
     job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec, tokenizer)
+    set_faulty_aside(job)
     run(Work(job, texts, tokenizer), spec, begin(job), detach=False, watch=watch)
     return ranges_of(job)
 

@@ -1,6 +1,7 @@
 """The options of the output by the commands, over a real Redis and a worker."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from sentence_transformers.util import quantize_embeddings
 import producer.command
 import verify.command
 from contract.engine import EngineSpec
-from contract.job import Job
+from contract.job import Job, load_job
 from contract.jobs import latest_job
+from contract.store import location
 from embedmill.processes import celery_worker
 from embedmill.search import search
 from tests.conftest import JARGON, MINILM
@@ -80,4 +82,33 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
         assert hits[0][0].row == close[0][0].row
         assert hits[0][0].score == pytest.approx(close[0][0].score, abs=0.01)
         produced("--long-texts", "window", "--overlap", 32, "--dtype", "float16")
+        verified()
+
+
+def damage(job: Job) -> None:
+    """Cut a shard short."""
+    with Path(str(job.shard(1))).open("r+b") as shard:
+        shard.truncate(1000)
+
+
+def test_damaged_files_of_the_jobs_that_a_job_begins_are_made_again(
+    tiny: EngineSpec, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, *TEXTS]))
+    with celery_worker(tmp_path / "worker.log"):
+        produced("--dtype", "int8")
+        job = latest_job()
+        expected = stored(job)
+        (folder,) = (path.parent for path in Path("output").glob("*/job.json") if path.parent.name != job.id)
+        of_ranges = load_job(location(folder))
+        shutil.rmtree(str(job.folder))
+        damage(of_ranges)
+        damage(load_job(of_ranges.repeated))
+        assert produced("--dtype", "int8").count("Set aside: ") == 2
+        assert np.array_equal(stored(job), expected)
+        for shard in Path(str(job.data)).iterdir():
+            shard.unlink()
+        damage(load_job(job.repeated))
+        assert produced("--dtype", "int8").count("Set aside: ") == 1
+        assert np.array_equal(stored(job), expected)
         verified()

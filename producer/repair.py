@@ -1,4 +1,8 @@
-"""Moves the faulty files of an earlier run aside, so that this run makes them again."""
+"""Moves the faulty files of an earlier run aside, so that this run makes them again.
+
+``embedmill embed`` does so with its job. The jobs that a job itself begins, of the rows that give int8's ranges and of
+texts that come again, are treated so by every command: nobody knows them who could repair them.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
