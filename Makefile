@@ -8,24 +8,30 @@ BIN := $(VENV)/bin
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3)
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test test-all lint format bench chaos clean
 
 help:
-	@echo "make demo    install, and run the main job on the bundled dataset (about 2 minutes, once installed)"
-	@echo "make test    install, and run every test"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  have ruff mend what it can"
-	@echo "make bench   compare with sentence-transformers; writes docs/benchmarks/encode.json"
-	@echo "make chaos   hurt the job in every way it must survive (about 25 minutes); writes docs/benchmarks/chaos.json"
-	@echo "make clean   remove what these left, but not $(VENV), engines and output"
+	@echo "make demo      install, and run the main job on the bundled dataset (about 2 minutes, once installed)"
+	@echo "make test      install, and run the tests but the slowest ones (about 7 minutes on two cores, once installed)"
+	@echo "make test-all  every test, as for each change that is taken (about 11 minutes)"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    have ruff mend what it can"
+	@echo "make bench     compare with sentence-transformers; writes docs/benchmarks/encode.json"
+	@echo "make chaos     hurt the job in every way it must survive (about 25 minutes); writes docs/benchmarks/chaos.json"
+	@echo "make clean     remove what these left, but not $(VENV), engines and output"
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m examples.demo
 
 # The tests start some hundred Pythons: without bytecode each would compile embedmill again. Four processes, because
 # many tests wait for others: on two cores three leave a third of the time unused.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+
 test: $(VENV)/.dev
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+	@$(TESTS) -m 'not slow'
+
+test-all: $(VENV)/.dev
+	@$(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

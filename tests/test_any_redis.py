@@ -67,6 +67,7 @@ def out(client: redis.Redis) -> set[bytes | str]:
     return set(client.hkeys(key_of(latest_job().key, "out")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
 def test_what_a_failover_loses_is_published_again(
     server: str, tiny: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_the_rows_have_the_lengths_that_they_should(minilm: EngineSpec) -> None:
     tokenizer = open_tokenizer(minilm)
     reviews = tokenize(list(texts("reviews", 3000)), tokenizer)[1]

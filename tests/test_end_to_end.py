@@ -317,6 +317,7 @@ def test_messages_that_name_nothing_are_dropped_and_the_worker_goes_on(worker_lo
     assert job.committed() == {0}
 
 
+@pytest.mark.slow
 def test_every_row_of_a_csv_with_line_ends_in_its_texts_is_what_encode_gives(
     tiny: EngineSpec, worker_log: Path, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def imdb(hub: Hub, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return hub.add("datasets", "stanfordnlp/imdb", files)
 
 
+@pytest.mark.slow
 def test_from_the_hub_to_the_hub(imdb: str, hub: Hub, redis_url: str, tmp_path: Path) -> None:
     """Downloaded and streamed: a dataset by its name of old, verified, pushed, and loaded by somebody else.
 

@@ -68,6 +68,7 @@ def test_the_pages_table_is_of_the_records_and_long_rows_take_hardly_more_memory
             assert getattr(long, program) <= 1.3 * getattr(short, program)
 
 
+@pytest.mark.slow
 def test_xlm_roberta_embeds_rows_of_one_to_8192_tokens_and_truncates_and_counts_longer_ones(
     worker_log: Path, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_xlm_roberta_embeds_rows_of_one_to_8192_tokens_and_truncates_and_counts_
     assert found["n_tokens"].max() > 19_000
 
 
+@pytest.mark.slow
 def test_modernbert_embeds_texts_in_windows_of_8192_tokens(worker_log: Path, tmp_path: Path) -> None:
     spec = build_engine(
         save_family("modernbert", tmp_path / "model", num_attention_heads=1), "long", max_length=LONGEST

@@ -166,6 +166,7 @@ def test_a_bucket_that_does_not_answer_is_waited_for_by_the_worker(
     assert "given up" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_two_good_workers_do_what_one_without_credentials_leaves_to_them(
     tiny: EngineSpec, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

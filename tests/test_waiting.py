@@ -77,6 +77,7 @@ def test_a_killed_workers_batch_is_elsewhere_soon_and_the_producer_says_what_it_
     assert redis.Redis.from_url(redis_url).hlen("unacked") == 0
 
 
+@pytest.mark.slow
 def test_two_good_workers_do_what_bad_ones_leave_to_them_and_no_attempt_is_counted(
     tiny: EngineSpec, tiny_model: Path, redis_url: str, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def every_attempt(producer: "subprocess.Popen[bytes]", client: "redis.Redis") ->
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a folder away from one process")
 def test_two_good_workers_do_what_those_without_a_right_or_space_leave_to_them(
     tiny: EngineSpec, redis_url: str, tmp_path: Path

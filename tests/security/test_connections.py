@@ -198,6 +198,7 @@ def test_a_password_that_makes_no_address_is_not_shown(url: str, monkeypatch: py
     assert not re.search("gra|rain|123|12/", str(refusal.value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["wrong password", "Redis down"])
 def test_a_job_that_fails_shows_no_password(
     case: str, as_producer: Station, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
