@@ -19,7 +19,7 @@ from tests.contract.samples import a_job
 POISON = {"CHAOS_RAISE": "41", "CHAOS_KILL": "103", "CHAOS_NAN": "177"}
 SHORT = (
     Fault("SIGKILLs of children", kill_child, 4, (0.1, 0.9), seconds=0.3),
-    Fault("SIGKILLs of whole workers", kill_worker, 4, (0.2, 1.8), seconds=0.3),
+    Fault("SIGKILLs of whole workers", kill_worker, 2, (0.2, 1.8), seconds=0.3),
     Fault("Redis killed, all in it lost", restart_redis, after=8),
     Fault("rows that raise, kill and yield NaN", env=POISON, failed=(41, 103, 177), seconds=0.02),
     Fault("every message twice, strangers, garbage", confuse(), 10**6, (0.1, 0.1), seconds=0.1),

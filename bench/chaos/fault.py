@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from bench.chaos.place import Change
 from bench.chaos.rig import ONE_SERVER, MakeServers, Rig
 
+_LOOK = 0.05
+"""Seconds until it is looked again for something to hurt. A whole pause instead could outlast a job of few batches."""
+
 Once = Callable[[Rig, random.Random], bool]
 """Hurts a running rig once and returns when it has; false where there was nothing to hurt just now."""
 
@@ -39,9 +42,9 @@ class Fault:
         if self.once is None:
             return
         rig.wait_for(lambda: len(rig.commits) >= self.after or not rig.running)
-        done = 0
-        while done < self.times:
+        for _ in range(self.times):
             time.sleep(dice.uniform(*self.pause))
+            while rig.running and not self.once(rig, dice):
+                time.sleep(_LOOK)
             if not rig.running:
                 return
-            done += self.once(rig, dice)
