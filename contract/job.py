@@ -4,7 +4,7 @@ output/<job id>/
     job.json        this module's Job
     data/           <split>-00000-of-00025.parquet, one per batch, nothing else
     staging/        shards that are being written; none in an object store, where an object is there once it is complete
-    aside/          files that the verifier found at fault, once ``python -m producer retry`` made room for good ones
+    aside/          files that were found at fault, once a command made room for good ones
     verify.json     the verifier's verdict, and report.html for people
     report.html     the same with pictures
     repeated/       a job of the texts that several batches have, each embedded once

@@ -16,7 +16,7 @@ def _command() -> Callable[..., object]:
 def main() -> None:
     """The console script."""
     status = 1
-    atexit.register(lambda: leave(status))  # what is registered first runs last
+    atexit.register(lambda: leave(status))  # before all that is imported for a command, and so called after it
     try:
         run(_command, "embedmill")
     except SystemExit as error:

@@ -35,25 +35,24 @@ class Child:
         self.state: Literal["open", "done", "cancelled"] = "open"
         """What has become of its task."""
 
-    def run(self, request: dict[str, Any], show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
-        """Run the task.
-
-        Args:
-            request: the task.
-            show: takes the events.
-            note: takes lines that the user should read.
-
-        Returns:
-            The result.
-
-        Raises:
-            UserError: the child's, or it died.
-        """
+    def send(self, request: dict[str, Any]) -> None:
+        """Give it its task, which it begins once PyTorch is imported."""
         from contract.settings import settings  # here: a child is started before anything large is imported
 
         whole = json.dumps([str(settings().engines), request])
         with contextlib.suppress(BrokenPipeError), self._task as task:  # it is dead, which the other pipe tells
             task.write(f"{whole}\n".encode())
+
+    def result(self, show: Callable[[Event], None], note: Callable[[str], None]) -> Any:
+        """Wait for the result of its task.
+
+        Args:
+            show: takes the events.
+            note: takes lines that the user should read.
+
+        Raises:
+            UserError: the child's, or it died.
+        """
         for line in self._events:
             record = json.loads(line)
             if "event" in record:
@@ -130,7 +129,7 @@ def _start(folder: Path, given: list[str], inherited: list[int]) -> "subprocess.
 
 
 def _end(started: "subprocess.Popen[bytes]", begun: list[Child]) -> None:
-    """End the processes. Those whose tasks are done exit by themselves, so that all are gone when the first one is."""
+    """End the processes. Where tasks are done they exit by themselves, their parent last."""
     states = {child.state for child in begun}
     if "done" in states and "open" not in states:
         with contextlib.suppress(subprocess.TimeoutExpired):

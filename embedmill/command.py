@@ -98,10 +98,10 @@ class Programs(click.Group):
 def _start_early(context: click.Context, words: list[str]) -> None:
     """Start what the command that these words ask for will need, before its module is imported."""
     check_packages()
-    from embedmill.early import Early, is_run
+    from embedmill.early import Early, is_run, listen
 
     if is_run(words):
-        context.obj = early = Early()
+        context.obj = early = Early(listen())
         context.call_on_close(early.close)
 
 

@@ -1,7 +1,7 @@
 """What ``embedmill embed`` starts before it imports its own libraries.
 
-The import of PyTorch is the longest step of a small job, and takes one core. Meanwhile the command imports what itself
-needs, reads its options and starts the services.
+The import of PyTorch is the longest step of a small job, and takes one core. Meanwhile the command imports what it
+needs itself, reads its options and starts the services.
 """
 
 import contextlib
@@ -24,10 +24,14 @@ def is_run(words: Sequence[str]) -> bool:
 
 
 class Early:
-    """A run's folder, and the processes that are to build its engine and to verify its job."""
+    """A run's folder, and the processes that are to build its engine and to verify its job.
 
-    def __init__(self) -> None:
-        listen()
+    Args:
+        came: what ``listen`` gave.
+    """
+
+    def __init__(self, came: list[int]) -> None:
+        self.came = came
         self._processes = contextlib.ExitStack()
         self._keeps = False
         self.folder = Path(tempfile.mkdtemp(prefix="embedmill-"))

@@ -109,7 +109,7 @@ def main(
     early: Early | None = context.obj
     wanted = EngineRequest(model, model_revision, *(options.pop(name) for name in _ENGINE[1:]))
     sender = Sender(events) if events is not None else None
-    came = listen()
+    came = early.came if early else listen()
     rows = sample if sample != verify.command.ALL else None
 
     def begin(request: JobRequest, ranges: str | None, *, detach: bool, plan: Plan | None) -> None:
@@ -124,7 +124,7 @@ def main(
             else:
                 show_estimate(*found)
             return
-        job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT, early or Early())
+        job, passed = embed(asked, display, lambda: came[0] if came else signal.SIGINT, early or Early(came))
         if sender:
             sender.send(job=str(job.folder))
         else:

@@ -61,6 +61,7 @@ class Run:
     asked: EmbedRequest
     display: Display
     early: Early
+    """What was started before, with the folder for logs."""
     stack: contextlib.ExitStack
     job: Job | None = None
     """Once it is known."""
@@ -85,8 +86,7 @@ class Run:
         else:
             self.early.verifier.cancel()
         if builder:
-            _import_ahead()
-            build(self.asked.engine, builder, self.display.show, print_note)
+            build(self.asked.engine, builder, self.display.show, print_note, meanwhile=_import_ahead)
         elif not self._verifier:
             self.early.end()  # both are cancelled: nobody waits for what it imports
         self.display.show(Event("engine", self.asked.engine.name, ended=True))
@@ -103,7 +103,9 @@ class Run:
         """Verify the job; returns whether it passed. The verdict is in its folder."""
         task = {"job": str(job.folder), "sample": self.asked.sample, "seed": self.asked.seed}
         self.display.show(Event("verification", "importing PyTorch"))
-        passed = bool(self._start_verifier().run(task, self.display.show, print_note))
+        verifier = self._start_verifier()
+        verifier.send(task)
+        passed = bool(verifier.result(self.display.show, print_note))
         self.display.show(Event("verification", "passed" if passed else "failed", ended=True))
         return passed
 
@@ -159,7 +161,7 @@ class Run:
 
 
 def _import_ahead() -> None:
-    """Import what a job's first batch takes, in place of waiting for an engine that is being built."""
+    """Import what a job's first batch takes."""
     with uncollected():
         from celery import Celery  # noqa: F401
 

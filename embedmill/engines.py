@@ -54,7 +54,7 @@ def _files(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def check(request: EngineRequest) -> None:
-    """See that a folder is a model, before PyTorch is imported.
+    """See that a folder is a model, without PyTorch.
 
     Raises:
         UserError: it is none.
@@ -62,7 +62,13 @@ def check(request: EngineRequest) -> None:
     local_folder(request.model)
 
 
-def build(request: EngineRequest, builder: Child, show: Callable[[Event], None], note: Callable[[str], None]) -> None:
+def build(
+    request: EngineRequest,
+    builder: Child,
+    show: Callable[[Event], None],
+    note: Callable[[str], None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Build an engine.
 
     Args:
@@ -70,9 +76,12 @@ def build(request: EngineRequest, builder: Child, show: Callable[[Event], None],
         builder: has it done.
         show: takes the steps.
         note: takes lines that the user should read.
+        meanwhile: called while it is done.
 
     Raises:
         UserError: the model cannot be taken, or the process died.
     """
     show(Event("engine", "importing PyTorch"))
-    builder.run(asdict(request) | {"name": request.name}, show, note)
+    builder.send(asdict(request) | {"name": request.name})
+    meanwhile()
+    builder.result(show, note)

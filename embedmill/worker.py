@@ -1,7 +1,7 @@
-"""``python -m embedmill.worker``: ``python -m worker``, for an engine that is still being built.
+"""``python -m embedmill.worker``: ``python -m worker``, which most often waits for an engine that is being built.
 
-The worker waits for its engine, and a child that is forked from it then loads that. What loading it and a first batch
-take is imported before: for every child, and while the cores are not needed for the build.
+A child that is forked from it then loads the engine. What loading it and a first batch take is imported before, for
+every child.
 """
 
 import runpy

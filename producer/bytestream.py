@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +113,7 @@ def no_utf8(path: Path, line: int, error: UnicodeDecodeError) -> UserError:
 def _converted(path: Path, encoding: str) -> str:
     """The command that writes a file in UTF-8."""
     compression = kind_of(path.name)[1]
-    target = f"utf8-{path.name[: len(path.name) - len(compression)]}"
+    source, target = shlex.quote(str(path)), shlex.quote(f"utf8-{path.name[: len(path.name) - len(compression)]}")
     if not compression:
-        return f"iconv -f {encoding} -t UTF-8 {path} > {target}"
-    return f"{_COMMANDS[compression]} -dc {path} | iconv -f {encoding} -t UTF-8 > {target}"
+        return f"iconv -f {encoding} -t UTF-8 {source} > {target}"
+    return f"{_COMMANDS[compression]} -dc {source} | iconv -f {encoding} -t UTF-8 > {target}"

@@ -88,7 +88,7 @@ class Progress:
     made: int = 0
     """Batches that this one has tokenized."""
     first: ShardTotals = ShardTotals()
-    """Over the shards that this run has made of texts that several batches have; they are a job of their own."""
+    """Over the new shards of texts that several batches have; they are a job of their own."""
 
     @property
     def totals(self) -> ShardTotals:

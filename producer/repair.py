@@ -1,43 +1,58 @@
 """Moves the faulty files of an earlier run aside, so that this run makes them again.
 
 ``embedmill embed`` does so with its job. The jobs that a job itself begins, of the rows that give int8's ranges and of
-texts that come again, are treated so by every command: nobody knows them who could repair them.
+texts that come again, are treated so by every command, and read as a whole: nobody verifies them.
 """
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from contract.job import Job
-from contract.shard import read_info
+from contract.reuse import read_unchanged
+from contract.shard import ShardInfo, read_info
 from contract.verdict import at_fault
 from producer.console import print_note
 
 _CONCURRENT = 16
-"""Footers that are read at the same time: an object store takes its time for each."""
+"""Files that are read at the same time: an object store takes its time for each."""
 
 
-def set_faulty_aside(job: Job) -> None:
+def set_faulty_aside(job: Job, *, whole: bool = False) -> None:
     """Move files that the last verdict found at fault, and those that are no shards, to the job's ``aside/``, and print
     where each is now. Nothing is deleted.
+
+    Args:
+        job: whose files.
+        whole: compare every column with its digest too, instead of reading the footer alone.
 
     Raises:
         UserError: the job's ``verify.json`` is another job's.
     """
-    for name in sorted({*at_fault(job), *_no_shards(job)}):
-        print_note(f"Set aside: {job.set_aside(name)}")
+    for name in sorted({*at_fault(job), *_no_shards(job, whole=whole)}):
+        with contextlib.suppress(FileNotFoundError):  # another producer of the job has moved it
+            print_note(f"Set aside: {job.set_aside(name)}")
 
 
-def _no_shards(job: Job) -> Iterator[str]:
+def _no_shards(job: Job, *, whole: bool) -> Iterator[str]:
     batches = sorted(job.committed())
     with ThreadPoolExecutor(_CONCURRENT) as pool:
-        for batch, whole in zip(batches, pool.map(lambda batch: _is_shard(job, batch), batches), strict=True):
-            if not whole:
+        found = pool.map(lambda batch: _is_faulty(job, batch, whole=whole), batches)
+        for batch, faulty in zip(batches, found, strict=True):
+            # Once more: another producer of the job may have moved it, and its worker have made a good one.
+            if faulty and _is_faulty(job, batch, whole=whole):
                 yield job.shard(batch).name
 
 
-def _is_shard(job: Job, batch: int) -> bool:
+def _is_faulty(job: Job, batch: int, *, whole: bool) -> bool:
+    """Whether a batch's file is no shard. One that cannot be read may be good: whoever needs it says why."""
+    shard = job.shard(batch)
     try:
-        read_info(job.shard(batch))
-    except ValueError:  # an OSError is not the file's fault, and the producer reports it
-        return False
-    return True
+        info: ShardInfo = read_info(shard)
+        if whole:
+            read_unchanged(shard, list(info.digests))
+    except ValueError:
+        return True
+    except OSError as error:
+        return error.errno is None  # Parquet's, of bytes that are not what they were
+    return False

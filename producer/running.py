@@ -135,7 +135,7 @@ def _drive_repeated(work: Work, report: Callable[[Progress], None]) -> ShardTota
     """Embed the texts that several batches have; returns the new shards' sums. Where a batch of them is given up, those
     that have them compute them."""
     job = work.job
-    set_faulty_aside(job)
+    set_faulty_aside(job, whole=True)
     if len(job.committed()) == job.batches:
         return ShardTotals()
     print_note(f"{count(job.rows, 'text')} in several batches: first each of them is embedded once")
@@ -192,7 +192,7 @@ def calibrate(
     print_note(f"The ranges for int8 come from the first {count(few, 'row')}, as float32:")
     texts = replace(texts, columns=())
     job = resolve(replace(request, dtype="float32", name=None, limit=few), texts, spec, tokenizer)
-    set_faulty_aside(job)
+    set_faulty_aside(job, whole=True)
     run(Work(job, texts, tokenizer), spec, begin(job), detach=False, watch=watch)
     return ranges_of(job)
 

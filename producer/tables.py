@@ -25,9 +25,8 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     table.add_row("truncated", f"{totals.truncated:,}{cut}")
     table.add_row("without a text", f"{totals.without_text:,}")
     if totals.spared:
-        first = (
-            f"; {count(progress.first.rows, 'text was', 'texts were')} embedded first" if progress.first.rows else ""
-        )
+        computed = progress.first.rows - progress.first.spared
+        first = f"; {count(computed, 'text was', 'texts were')} embedded first" if computed else ""
         table.add_row("vectors taken", f"{totals.spared:,}: an earlier job or another row has the same text{first}")
     if totals.recomputed:
         table.add_row("recomputed in FP32", f"{totals.recomputed:,}")
@@ -36,7 +35,7 @@ def summary(progress: Progress, spec: EngineSpec, seconds: float) -> Table:
     if new.rows:
         table.add_row("seconds", f"{seconds:,.1f}")
         table.add_row("rows/s", f"{new.rows / seconds:,.1f}")
-        tokens = new.tokens - new.spared_tokens + progress.first.tokens
+        tokens = sum(made.tokens - made.spared_tokens for made in (new, progress.first))
         table.add_row("tokens/s", f"{tokens / seconds:,.0f}")
     if progress.producers > 1:
         made = f"this one made {progress.made:,} of {count(job.batches, 'batch', 'batches')}"

@@ -85,10 +85,20 @@ def test_the_real_model_in_every_form_agrees_with_sentence_transformers(
         verified()
 
 
-def damage(job: Job) -> None:
-    """Cut a shard short."""
-    with Path(str(job.shard(1))).open("r+b") as shard:
-        shard.truncate(1000)
+def damage(job: Job, how: str) -> None:
+    """Cut a shard short, or change one byte of its footer or in the middle of its last column."""
+    shard = Path(str(job.shard(1)))
+    data = bytearray(shard.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if how == "cut":
+        del data[1000:]
+    elif how == "footer":
+        data[footer] ^= 0xFF
+    else:
+        group = pq.read_metadata(shard).row_group(0)
+        column = group.column(group.num_columns - 1)
+        data[column.data_page_offset + column.total_compressed_size // 2] ^= 0xFF
+    shard.write_bytes(data)
 
 
 def test_damaged_files_of_the_jobs_that_a_job_begins_are_made_again(
@@ -102,13 +112,13 @@ def test_damaged_files_of_the_jobs_that_a_job_begins_are_made_again(
         (folder,) = (path.parent for path in Path("output").glob("*/job.json") if path.parent.name != job.id)
         of_ranges = load_job(location(folder))
         shutil.rmtree(str(job.folder))
-        damage(of_ranges)
-        damage(load_job(of_ranges.repeated))
+        damage(of_ranges, "cut")
+        damage(load_job(of_ranges.repeated), "footer")
         assert produced("--dtype", "int8").count("Set aside: ") == 2
         assert np.array_equal(stored(job), expected)
         for shard in Path(str(job.data)).iterdir():
             shard.unlink()
-        damage(load_job(job.repeated))
+        damage(load_job(job.repeated), "column")
         assert produced("--dtype", "int8").count("Set aside: ") == 1
         assert np.array_equal(stored(job), expected)
         verified()

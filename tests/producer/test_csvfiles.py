@@ -51,7 +51,7 @@ def test_a_quote_that_breaks_late_is_found_though_pyarrow_takes_it(tmp_path: Pat
         list(reader.batches(file, SCHEMA))
 
 
-@pytest.mark.parametrize("name", ["latin.csv", "latin.csv.GZ"])
+@pytest.mark.parametrize("name", ["latin 1.csv", "latin 1.csv.GZ"])
 def test_the_command_that_a_refusal_names_gives_a_file_that_is_read(name: str, tmp_path: Path) -> None:
     file, data = tmp_path / name, "text\nM\u00fchle\n".encode("latin-1")
     file.write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
@@ -59,4 +59,4 @@ def test_the_command_that_a_refusal_names_gives_a_file_that_is_read(name: str, t
     with pytest.raises(UserError, match="no UTF-8") as caught:
         list(reader.batches(file, SCHEMA))
     subprocess.run(caught.value.hint, shell=True, check=True, cwd=tmp_path)
-    assert outcome(tmp_path / "utf8-latin.csv") == ["M\u00fchle"]
+    assert outcome(tmp_path / "utf8-latin 1.csv") == ["M\u00fchle"]
