@@ -156,7 +156,7 @@ job() { # RUNTIME ENGINE CHILDREN KILLS DATASET [PRODUCER_OPTION ...]
 
 jobs() {
     local jargon=examples/jargon.jsonl many=$folder/reviews.csv runtime
-    $torch -m bench.texts "$many" --rows 46000 # each another text: nothing is taken from another row
+    $torch -m bench.texts "$many" --rows 46000 # other texts: next to nothing is taken from another row
     for runtime in $runtimes; do
         for children in 1 2; do job "$runtime" bert-base $children 0 $jargon; done
         job "$runtime" bert-base 2 2 "$many" --batch-rows 256

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from contract.job import Job
 from contract.reuse import read_unchanged
-from contract.shard import ShardInfo, read_info
+from contract.shard import read_info
 from contract.verdict import at_fault
+from contract.words import count
 from producer.console import print_note
 
 _CONCURRENT = 16
@@ -36,6 +37,8 @@ def set_faulty_aside(job: Job, *, whole: bool = False) -> None:
 
 def _no_shards(job: Job, *, whole: bool) -> Iterator[str]:
     batches = sorted(job.committed())
+    if whole and batches:  # gigabytes, in a large job
+        print_note(f"{count(len(batches), 'shard')} of job {job.id}: compared with their digests before they are used")
     with ThreadPoolExecutor(_CONCURRENT) as pool:
         found = pool.map(lambda batch: _is_faulty(job, batch, whole=whole), batches)
         for batch, faulty in zip(batches, found, strict=True):
@@ -48,7 +51,7 @@ def _is_faulty(job: Job, batch: int, *, whole: bool) -> bool:
     """Whether a batch's file is no shard. One that cannot be read may be good: whoever needs it says why."""
     shard = job.shard(batch)
     try:
-        info: ShardInfo = read_info(shard)
+        info = read_info(shard)
         if whole:
             read_unchanged(shard, list(info.digests))
     except ValueError:

@@ -119,6 +119,8 @@ def test_damaged_files_of_the_jobs_that_a_job_begins_are_made_again(
         for shard in Path(str(job.data)).iterdir():
             shard.unlink()
         damage(load_job(job.repeated), "column")
-        assert produced("--dtype", "int8").count("Set aside: ") == 1
+        told = produced("--dtype", "int8")
+        assert told.count("Set aside: ") == 1
+        assert "3 shards of job" in told
         assert np.array_equal(stored(job), expected)
         verified()
