@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+_CHUNK = 1 << 20
+"""Bytes that are looked at at once."""
+_HELD = 2
+
 
 class BrokenQuotes(ValueError):
     """Quotes or line ends where none may be."""
@@ -18,8 +22,12 @@ class QuoteChecker(io.RawIOBase):
 
     def __init__(self, source: io.BufferedReader, separator: str) -> None:
         self._source, self._ends = source, np.frombuffer(f"{separator}\n\r".encode(), np.uint8)
-        self._held = b"\n"
-        """The byte before, and one that is not judged yet."""
+        self._bytes = bytearray(b"\n\n") + bytearray(_CHUNK)
+        """The byte before, one that is not judged yet, and a chunk. Reused, and so is the mask: to look at bytes takes
+        less time than new memory does."""
+        self._values, self._mask = np.frombuffer(self._bytes, np.uint8), np.empty(_CHUNK, np.bool_)
+        self._begin = 1
+        """Where the byte before is: 0 once there is one that is not judged."""
         self._inside = self._closed = False
         """Whether what is judged ends inside quotes, and whether it ends with a closing quote."""
         self._line_end = ""
@@ -35,23 +43,50 @@ class QuoteChecker(io.RawIOBase):
             BrokenQuotes: text follows a closing quote, a quote is not closed, or rows end in several ways.
         """
         chunk = self._source.read(size)
-        data = self._held + (chunk or bytes(self._ends[:1]))
-        self._judge(np.frombuffer(data, np.uint8), b"\r" in data)
-        self._held = data[-2:]
-        if not chunk and self._inside:
-            raise BrokenQuotes("a quote is not closed")
+        for start in range(0, len(chunk), _CHUNK):
+            part = chunk[start : start + _CHUNK]
+            self._bytes[_HELD : _HELD + len(part)] = part
+            self._judge(len(part))
+        if not chunk:
+            self._judge_end()
         return chunk
 
-    def _judge(self, data: Any, returns: bool) -> None:
-        quotes, inside = np.flatnonzero(data[1:-1] == 34) + 1, self._inside
+    def read_all(self, wanted: Callable[[], bool]) -> None:
+        """Look at all bytes that are left, as long as that is wanted.
+
+        Raises:
+            BrokenQuotes: see ``read``.
+        """
+        with memoryview(self._bytes)[_HELD:] as room:
+            while wanted():
+                if not (count := self._source.readinto(room)):
+                    return self._judge_end()
+                self._judge(count)
+
+    def _judge_end(self) -> None:
+        self._bytes[_HELD] = self._ends[0]  # the end of the file ends a field too
+        self._judge(1)
+        if self._inside:
+            raise BrokenQuotes("a quote is not closed")
+
+    def _judge(self, count: int) -> None:
+        """Look at ``count`` bytes behind those that are held, but for the last one."""
+        end = _HELD + count
+        data, inside = self._values[self._begin : end], self._inside
+        quotes = self._positions(data, 34)
         delimiting = self._field_quotes(data, quotes) if len(quotes) else quotes
         self._closed = self._closed and len(data) < 3 if not len(quotes) else self._closed
-        if self._line_end != "\n" or returns:
+        if self._line_end != "\n" or self._bytes.find(b"\r", self._begin, end) >= 0:
             self._judge_lines(data, lambda positions: (np.searchsorted(delimiting, positions) + inside) % 2 == 0)
+        self._bytes[:_HELD], self._begin = self._bytes[count:end], 0
+
+    def _positions(self, data: Any, code: int) -> Any:
+        """Where ``code`` is in ``data``, but for its first and last byte."""
+        return np.flatnonzero(np.equal(data[1:-1], code, out=self._mask[: max(0, len(data) - 2)])) + 1
 
     def _judge_lines(self, data: Any, unquoted: Callable[[Any], Any]) -> None:
         """See that all rows end alike: a line end inside a text without quotes is most often of another kind."""
-        feeds, returns = (np.flatnonzero(data[1:-1] == code) + 1 for code in (10, 13))
+        feeds, returns = (self._positions(data, code) for code in (10, 13))
         feeds, returns = feeds[unquoted(feeds)], returns[unquoted(returns)]
         ends = {
             "\n": (data[feeds - 1] != 13).any(),

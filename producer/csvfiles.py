@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import itertools
 import logging
 import os
@@ -192,7 +191,7 @@ def _checked(file: Path, separator: str, *, quiet: bool) -> Iterator[tuple[Any, 
             return
         ended = threading.Event()
         with ThreadPoolExecutor(1, "quotes") as pool:
-            checked = pool.submit(_read_all, checker, ended)
+            checked = pool.submit(checker.read_all, lambda: not ended.is_set())
             try:
                 yield pa.OSFile(os.fsencode(file)), lambda: checked.result() if checked.done() else None
                 checked.result()
@@ -204,15 +203,10 @@ def _broken_quotes(file: Path, separator: str) -> BrokenQuotes | None:
     """What is wrong with a file's quotes, where pyarrow has refused it for another reason."""
     with opened(file, quiet=True) as source:
         try:
-            _read_all(QuoteChecker(source, separator), threading.Event())
+            QuoteChecker(source, separator).read_all(lambda: True)
         except BrokenQuotes as error:
             return error
     return None
-
-
-def _read_all(source: io.RawIOBase, ended: threading.Event) -> None:
-    while not ended.is_set() and source.read(_BLOCKS[0]):
-        pass
 
 
 def _is_prose(name: str) -> bool:

@@ -67,9 +67,10 @@ def _state(file: Path) -> tuple[int, int]:
 
 
 def _piece(file: Path, start: int) -> bytes:
-    digest, end = hashlib.sha256(), start + _PIECE
+    digest, left, room = hashlib.sha256(), _PIECE, memoryview(bytearray(_CHUNK))
     with file.open("rb", buffering=0) as source:
         source.seek(start)
-        while chunk := source.read(min(_CHUNK, end - source.tell())):
-            digest.update(chunk)
+        while count := source.readinto(room[: min(_CHUNK, left)]):
+            digest.update(room[:count])
+            left -= count
     return digest.digest()
