@@ -19,10 +19,11 @@ class CompiledSpec(BaseModel):
     """The GPU's compute capability, 90 for 9.0."""
     gpu: str
     """The GPU that it was compiled on."""
-    flash_attention_4: tuple[str, ...]
-    """Those profiles that FlashAttention 4 computes, as it was measured to be faster, such as ``132x33792``."""
+    kernels: dict[str, str]
+    """Of the profiles whose attention another kernel than PyTorch's own computes, as it was measured to be faster:
+    which one, such as ``{"132x33792": "flash_attention_3"}``."""
     attention: str
-    """What was measured of it, or why nothing was, for people."""
+    """What was measured of them, or why nothing was, for people."""
     seconds: float
     """That compiling took."""
     created: str

@@ -39,11 +39,12 @@ def compile_(engine: str | None, gpu: int) -> None:
     table = Table("compiled", made.file, title=f"Engine {spec.name} compiled", title_justify="left")
     table.add_row("runs on", f"PyTorch {made.torch}, SM {made.sm}")
     table.add_row("compiled on", made.gpu)
-    table.add_row("FlashAttention 4", _flash_attention_4(made))
+    table.add_row("FlashAttention", _flash_attention(made))
     table.add_row("size", f"{(spec.folder / made.file).stat().st_size / 1e6:,.1f} MB")
     table.add_row("seconds", f"{made.seconds:.1f}")
     STDOUT.print(table)
 
 
-def _flash_attention_4(made: CompiledSpec) -> str:
-    return f"{', '.join(made.flash_attention_4) or 'not used'} ({made.attention})"
+def _flash_attention(made: CompiledSpec) -> str:
+    used = ", ".join(f"{profile} by {kernel}" for profile, kernel in made.kernels.items())
+    return f"{used or 'not used'} ({made.attention})"

@@ -42,7 +42,7 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
         from worker.runtime.cuda import compute_capability, cuda_device
 
         device = cuda_device(gpu)
-        flash_4, attention, opened = (_packed if "torch" in spec.tiers else _modules)(spec, device)
+        kernels, attention, opened = (_packed if "torch" in spec.tiers else _modules)(spec, device)
         began = time.monotonic()
         with opened:
             seconds = time.monotonic() - began
@@ -66,7 +66,7 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
             torch=torch.__version__,
             sm=sm,
             gpu=torch.cuda.get_device_name(gpu),
-            flash_attention_4=flash_4,
+            kernels=kernels,
             attention=attention,
             seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -74,24 +74,24 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
     )
 
 
-_Opened = tuple[tuple[str, ...], str, AbstractContextManager[object]]
-"""``CompiledSpec.flash_attention_4`` and ``attention``, and the engine, which is compiled once it is entered."""
+_Opened = tuple[dict[str, str], str, AbstractContextManager[object]]
+"""``CompiledSpec.kernels`` and ``attention``, and the engine, which is compiled once it is entered."""
 
 
 def _packed(spec: EngineSpec, device: "torch.device") -> _Opened:
-    from worker.runtime.flash import faster_profiles
+    from worker.runtime.flash import fastest_kernels
     from worker.runtime.packed_model import attention_shape
     from worker.runtime.torch_gpu import profiles_on, torch_gpu_engine
 
     heads, width = attention_shape(spec.check_file("model.safetensors", spec.torch_sha256))
-    flash_4, attention = faster_profiles(profiles_on(device, spec), heads, width, device)
-    return flash_4, attention, torch_gpu_engine(spec, device.index, flash_4=flash_4)
+    kernels, attention = fastest_kernels(profiles_on(device, spec), heads, width, device)
+    return kernels, attention, torch_gpu_engine(spec, device.index, kernels=kernels)
 
 
 def _modules(spec: EngineSpec, device: "torch.device") -> _Opened:
     from worker.runtime.modules import modules_engine
 
-    return (), "the model's own modules have their own", modules_engine(spec, 1, device.index, anew=True)
+    return {}, "the model's own modules have their own", modules_engine(spec, 1, device.index, anew=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 from transformers.masking_utils import AttentionMaskInterface
 
-from worker.runtime.flash import flash_attention_4
+from worker.runtime.flash import flash_attention
 
 ATTENTION = "embedmill_packed"
 """As transformers' interfaces name it."""
@@ -42,7 +42,7 @@ def attention(
     *,
     cu_seqlens: Tensor,
     longest: Tensor,
-    flash_4: bool = False,
+    kernel: str = "",
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -56,7 +56,7 @@ def attention(
         attention_mask: none: the rows' ends are mask enough.
         cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
         longest: ``[longest, 0]``: no row has more tokens. A tensor, because what is compiled would know a number.
-        flash_4: compute it by FlashAttention 4, on a GPU.
+        kernel: what computes it on a GPU: one of ``flash.KERNELS``, or empty for PyTorch's own.
         scaling: None for 1 / √width.
         options: transformers'. ``sliding_window`` and ``is_causal`` count.
 
@@ -74,9 +74,9 @@ def attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     # A window of 8 is the token itself and 7 before it, and unless causal also 7 behind it.
     before = window - 1 if window else -1
-    rows = _Rows(cu_seqlens, longest.shape[0], (before, 0 if causal else before), flash_4)
+    rows = _Rows(cu_seqlens, longest.shape[0], (before, 0 if causal else before), kernel)
     grouped = key.shape[1] < query.shape[1]
-    if grouped and not (query.is_cuda and (flash_4 or _VARLEN_TAKES_GROUPS)):
+    if grouped and not (query.is_cuda and (kernel or _VARLEN_TAKES_GROUPS)):
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     compute = _on_gpu if query.is_cuda else row_by_row
@@ -94,14 +94,14 @@ class _Rows(NamedTuple):
     """No row has more tokens."""
     window: tuple[int, int]
     """Tokens before and behind a token that it sees; -1 for all."""
-    flash_4: bool
-    """FlashAttention 4 computes them on a GPU, and not PyTorch's own attention."""
+    kernel: str
+    """What computes them on a GPU; empty for PyTorch's own attention."""
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:
     ends, longest = rows.ends, rows.longest
-    if rows.flash_4:
-        return flash_attention_4(query, key, value, ends, longest, scaling, list(rows.window))
+    if rows.kernel:
+        return flash_attention(query, key, value, ends, longest, scaling, list(rows.window), rows.kernel)
     options: Any = {"enable_gqa": True} if key.shape[1] < query.shape[1] else {}
     made: Any = varlen.varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scaling, window_size=rows.window, **options

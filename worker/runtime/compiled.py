@@ -68,8 +68,9 @@ def restored(spec: EngineSpec, device: torch.device) -> CompiledSpec | None:
     """
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
     why_not = "was not compiled for this GPU and PyTorch"
-    if compiled and compiled.flash_attention_4 and (lacks := lacking()):
-        compiled, why_not = None, f"was compiled with FlashAttention 4, and this machine has {lacks}"
+    for kernel in set(compiled.kernels.values()) if compiled else ():
+        if lacks := lacking(kernel):
+            compiled, why_not = None, f"was compiled with {kernel}, and this machine has {lacks}"
     if compiled:
         Compiled.from_bytes(spec.check_compiled(compiled).read_bytes()).restore()
         return compiled

@@ -104,20 +104,21 @@ class PackedModel(nn.Module):
         compile_layers(self.encoder, backend, dynamic=False)
         self._compiled = True
 
-    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, flash_4: bool = False) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, kernel: str = "") -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
             longest: no row has more tokens.
             skip: tokens at each row's beginning that are left out of the pooling.
-            flash_4: compute the attention by FlashAttention 4, on a GPU. Compiled layers have other graphs for it.
+            kernel: what computes the attention on a GPU: one of ``flash.KERNELS``, or empty for PyTorch's own. Compiled
+                layers have a graph for each.
         """
-        hidden = self._hidden_states(inputs, longest, flash_4).float()
+        hidden = self._hidden_states(inputs, longest, kernel).float()
         vectors: Tensor = self.head(pool(hidden, inputs["cu_seqlens"], self.pooling, skip))
         return vectors
 
-    def _hidden_states(self, inputs: Mapping[str, Tensor], longest: int, flash_4: bool) -> Tensor:
+    def _hidden_states(self, inputs: Mapping[str, Tensor], longest: int, kernel: str) -> Tensor:
         """``[tokens, width]``, of the last layer."""
         cu_seqlens = inputs["cu_seqlens"]
         size = cu_seqlens.new_empty(longest, 0)
@@ -128,7 +129,7 @@ class PackedModel(nn.Module):
             input_ids=inputs["input_ids"][None],
             cu_seqlens=cu_seqlens,
             longest=size,
-            flash_4=flash_4,
+            kernel=kernel,
             **{name: inputs[name][None] for name in ("token_type_ids", "position_ids") if name in self._takes},
         )
         hidden: Tensor = made.last_hidden_state[0]

@@ -12,7 +12,7 @@ takes the CPU longer than the GPU needs for them where a micro-batch is small.
 import functools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -78,15 +78,16 @@ def profiles_on(device: torch.device, spec: EngineSpec) -> list[PackedProfile]:
 
 @contextmanager
 def torch_gpu_engine(
-    spec: EngineSpec, gpu: int, *, flash_4: Collection[str] | None = None
+    spec: EngineSpec, gpu: int, *, kernels: Mapping[str, str] | None = None
 ) -> Iterator["TorchGpuEngine"]:
     """Load ``model.safetensors`` onto a GPU, and compile it or load what was compiled, while the ``with`` block lasts.
 
     Args:
         spec: the engine directory.
         gpu: the GPU's number, from 0.
-        flash_4: compile it, whatever is kept, with FlashAttention 4 for these profiles, such as ``132x33792``. By
-            default what was compiled for this GPU and is kept is loaded; the log says so if nothing is.
+        kernels: compile it, whatever is kept, with these kernels for the attention of profiles, such as
+            ``{"132x33792": "flash_attention_3"}``, and PyTorch's own for the others. By default what was compiled for
+            this GPU and is kept is loaded; the log says so if nothing is.
 
     Raises:
         UserError: there is no such GPU, it is too old or has too little free memory, or a file is missing or was
@@ -96,10 +97,10 @@ def torch_gpu_engine(
     device = _device(gpu)
     with torch.cuda.device(device), gpu_lock(bus_id(device)) as lock:
         with enough_memory(spec, device):
-            if flash_4 is None:
+            if kernels is None:
                 kept = restored(spec, device)
-                flash_4 = kept.flash_attention_4 if kept else ()
-            engine = TorchGpuEngine(spec, _model(spec, device), device, lock, flash_4)
+                kernels = kept.kernels if kept else {}
+            engine = TorchGpuEngine(spec, _model(spec, device), device, lock, kernels)
             engine.warm_up()
         try:
             yield engine
@@ -158,12 +159,12 @@ class TorchGpuEngine:
     runtime = f"torch {torch.__version__}"
 
     def __init__(
-        self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock, flash_4: Collection[str]
+        self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock, kernels: Mapping[str, str]
     ) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
         self.precision = spec.torch_precision or "fp16"
         self._layout = Packed(spec, profiles_on(device, spec), INPUTS)
-        self._flash_4 = [str(profile) in flash_4 for profile in self._layout.profiles]
+        self._kernels = [kernels.get(str(profile), "") for profile in self._layout.profiles]
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)
         self._pool = torch.cuda.graph_pool_handle()
@@ -211,7 +212,7 @@ class TorchGpuEngine:
     def _forward(self, slot: _Slot, profile: int, skip: int = 0) -> None:
         longest = self._layout.profiles[profile].longest or self.spec.max_length
         inputs = {name: slot.device[name][:size] for name, size in self._layout.sizes_of(profile).items()}
-        vectors = self._model(inputs, longest, skip, self._flash_4[profile])
+        vectors = self._model(inputs, longest, skip, self._kernels[profile])
         slot.vectors[: len(vectors)].copy_(vectors)
 
     def infer(self, batch: Batch, done: Done = unseen) -> Inference:

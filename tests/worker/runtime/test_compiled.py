@@ -8,7 +8,15 @@ import torch
 
 from contract.plan import PackedProfile
 from worker.runtime.compiled import Compiled
-from worker.runtime.flash import faster_profiles, flash_attention_4, kept_kernels, lacking, restore_kernels, row_ends
+from worker.runtime.flash import (
+    KERNELS,
+    fastest_kernels,
+    flash_attention,
+    kept_kernels,
+    lacking,
+    restore_kernels,
+    row_ends,
+)
 from worker.runtime.torch_gpu import profiles
 
 
@@ -22,11 +30,12 @@ def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch:
     assert kept_kernels() == compiled.kernels
 
 
-def test_without_the_package_nothing_is_measured_and_it_is_said_why() -> None:
-    if not lacking():
-        pytest.skip("flash-attn-4 is installed")
-    found = faster_profiles([PackedProfile(66, 33792, 512)], 12, 64, torch.device("cuda"))
-    assert found == ((), "no Python package flash-attn-4")
+def test_without_the_packages_nothing_is_measured_and_it_is_said_why() -> None:
+    if not all(map(lacking, KERNELS)):
+        pytest.skip("flash-attn-3 or flash-attn-4 is installed")
+    found = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, torch.device("cuda"))
+    why = "flash_attention_3: no Python package flash-attn-3; flash_attention_4: no Python package flash-attn-4"
+    assert found == ({}, why)
 
 
 @pytest.mark.parametrize("max_length", [3, 128, 512, 8192])
@@ -42,9 +51,10 @@ def test_it_is_measured_on_rows_that_fill_a_profile_as_a_batchs_do(max_length: i
         assert filled >= profile.rows // 3
 
 
-def test_a_graph_with_flash_attention_4_is_traced_without_it() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_graph_with_flash_attention_is_traced_without_it(kernel: str) -> None:
     def layer(query: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return flash_attention_4(query, query, query, ends, 4, None, [-1, -1]) * 2
+        return flash_attention(query, query, query, ends, 4, None, [-1, -1], kernel) * 2
 
     with torch._subclasses.FakeTensorMode():
         query = torch.empty(8, 3, 2, 16, dtype=torch.float16)[:, 0]

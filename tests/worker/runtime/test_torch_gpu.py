@@ -23,7 +23,7 @@ from tests.worker.runtime.failing import failing_at, output_after_a_cuda_error
 from tests.worker.runtime.memory import gpu_memory
 from worker.runtime.choose import open_engine
 from worker.runtime.cuda import cuda_device
-from worker.runtime.flash import flash_attention_4, lacking
+from worker.runtime.flash import KERNELS, flash_attention, lacking
 from worker.runtime.interface import Engine
 from worker.runtime.onnx import onnx_engine
 from worker.runtime.torch_gpu import profiles_on, torch_gpu_engine
@@ -224,54 +224,56 @@ def test_changed_compiled_graphs_are_refused_before_they_are_loaded() -> None:
         file.write_bytes(content)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (16, 16)])
 @pytest.mark.parametrize("longest", [64, 512])
-def test_flash_attention_4_computes_what_pytorchs_attention_does(longest: int, window: tuple[int, int]) -> None:
+def test_flash_attention_computes_what_pytorchs_does(longest: int, window: tuple[int, int], kernel: str) -> None:
     import torch
     from torch.nn.attention.varlen import varlen_attn
 
-    if lacks := lacking():
+    if lacks := lacking(kernel):
         pytest.skip(lacks)
     random = torch.Generator().manual_seed(longest)
     lengths = torch.tensor([longest, 0, 1, *torch.randint(0, longest + 1, (40,), generator=random).tolist(), 0])
     ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to("cuda", torch.int32)
     query, key, value = torch.randn(int(ends[-1]), 3, 12, 64, device="cuda", dtype=torch.float16).unbind(1)
     expected = varlen_attn(query, key, value, ends, ends, longest, longest, window_size=window)
-    found = flash_attention_4(query, key, value, ends, longest, None, list(window))
+    found = flash_attention(query, key, value, ends, longest, None, list(window), kernel)
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("flash_4", [False, True])
+@pytest.mark.parametrize("kernel", ["", *KERNELS])
 @pytest.mark.parametrize("causal", [False, True])
-def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, flash_4: bool) -> None:
+def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, kernel: str) -> None:
     import torch
 
     from worker.runtime.attention import attention
 
-    if flash_4 and (lacks := lacking()):
+    if kernel and (lacks := lacking(kernel)):
         pytest.skip(lacks)
     ends = torch.tensor([0, 200, 200, 201, 500], dtype=torch.int32)
     query, key, value = (torch.randn(1, heads, 500, 64) for heads in (8, 2, 2))
 
-    def computed(device: str, dtype: torch.dtype, flash_4: bool) -> torch.Tensor:
+    def computed(device: str, dtype: torch.dtype, kernel: str) -> torch.Tensor:
         sent = (part.to(device, dtype) for part in (query, key, value))
         rows = {"cu_seqlens": ends.to(device), "longest": torch.empty(300, 0, device=device)}
         compute: Any = attention
-        made, _ = compute(torch.nn.Module(), *sent, None, **rows, is_causal=causal, flash_4=flash_4)
+        made, _ = compute(torch.nn.Module(), *sent, None, **rows, is_causal=causal, kernel=kernel)
         return made.float().cpu()
 
-    expected = computed("cpu", torch.float32, False)
-    torch.testing.assert_close(computed("cuda", torch.float16, flash_4), expected, rtol=5e-3, atol=5e-3)
+    expected = computed("cpu", torch.float32, "")
+    torch.testing.assert_close(computed("cuda", torch.float16, kernel), expected, rtol=5e-3, atol=5e-3)
 
 
-def test_an_engine_by_flash_attention_4_has_the_vectors_of_fp32() -> None:
-    if lacks := lacking():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_engine_by_flash_attention_has_the_vectors_of_fp32(kernel: str) -> None:
+    if lacks := lacking(kernel):
         pytest.skip(lacks)
     spec = load_engine("packed")
-    every = [str(profile) for profile in profiles_on(cuda_device(0), spec)]
+    every = {str(profile): kernel for profile in profiles_on(cuda_device(0), spec)}
     whole = batch(spec, [None, *jargon(300), "", "one"])
     with onnx_engine(spec, threads=4) as fp32:
         expected = fp32.infer(whole)
-    with torch_gpu_engine(spec, 0, flash_4=every) as engine:
+    with torch_gpu_engine(spec, 0, kernels=every) as engine:
         comparison = compare(engine.infer(whole).vectors, expected.vectors)
     assert comparison.within(TOLERANCES["fp16"]), comparison
