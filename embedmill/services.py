@@ -52,7 +52,7 @@ def private_redis(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def worker(folder: Path) -> Iterator[Worker]:
-    """A worker with one child for the CPU, or three for each GPU. It starts in the background.
+    """A worker with one child for the CPU, or four for each GPU. It starts in the background.
 
     Args:
         folder: for its log, and where it runs.

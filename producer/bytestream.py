@@ -17,7 +17,8 @@ from tqdm import tqdm
 from contract.errors import UserError, reason
 from producer.files import kind_of
 
-_BUFFER = 1 << 20
+_BUFFER = 1 << 19
+"""Bytes. Who asks for more at once has them without another copy."""
 _BOM = b"\xef\xbb\xbf"
 _DECOMPRESSED: dict[str, Callable[[io.BufferedReader], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),

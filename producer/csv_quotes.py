@@ -21,11 +21,13 @@ class QuoteChecker(io.RawIOBase):
     """
 
     def __init__(self, source: io.BufferedReader, separator: str) -> None:
-        self._source, self._ends = source, np.frombuffer(f"{separator}\n\r".encode(), np.uint8)
+        self._source, self._separator = source, separator.encode()
+        self._is_end = np.isin(np.arange(256), list(f"{separator}\n\r".encode()))
+        """Of each byte whether it ends a field."""
         self._bytes = bytearray(b"\n\n") + bytearray(_CHUNK)
         """The byte before, one that is not judged yet, and a chunk. Reused, and so is the mask: to look at bytes takes
         less time than new memory does."""
-        self._values, self._mask = np.frombuffer(self._bytes, np.uint8), np.empty(_CHUNK, np.bool_)
+        self._values, self._mask = np.frombuffer(self._bytes, np.uint8), np.empty(_CHUNK + 8, np.bool_)
         self._begin = 1
         """Where the byte before is: 0 once there is one that is not judged."""
         self._inside = self._closed = False
@@ -64,7 +66,7 @@ class QuoteChecker(io.RawIOBase):
                 self._judge(count)
 
     def _judge_end(self) -> None:
-        self._bytes[_HELD] = self._ends[0]  # the end of the file ends a field too
+        self._bytes[_HELD] = self._separator[0]  # the end of the file ends a field too
         self._judge(1)
         if self._inside:
             raise BrokenQuotes("a quote is not closed")
@@ -81,8 +83,15 @@ class QuoteChecker(io.RawIOBase):
         self._bytes[:_HELD], self._begin = self._bytes[count:end], 0
 
     def _positions(self, data: Any, code: int) -> Any:
-        """Where ``code`` is in ``data``, but for its first and last byte."""
-        return np.flatnonzero(np.equal(data[1:-1], code, out=self._mask[: max(0, len(data) - 2)])) + 1
+        """Where ``code`` is in ``data``, but for its first and last byte. Most groups of eight bytes have none, so it is
+        looked for in groups first, which takes two thirds of the time."""
+        size = max(0, len(data) - 2)
+        np.equal(data[1:-1], code, out=self._mask[:size])
+        self._mask[size : size + 8] = False
+        groups = self._mask[: -(-size // 8) * 8].reshape(-1, 8)
+        some = np.flatnonzero(groups.view(np.uint64) != 0)
+        found = np.flatnonzero(groups[some])
+        return 8 * some[found // 8] + found % 8 + 1
 
     def _judge_lines(self, data: Any, unquoted: Callable[[Any], Any]) -> None:
         """See that all rows end alike: a line end inside a text without quotes is most often of another kind."""
@@ -101,7 +110,7 @@ class QuoteChecker(io.RawIOBase):
     def _field_quotes(self, data: Any, quotes: Any) -> Any:
         """The positions of the quotes that begin and end quoted fields, as far as they are where they belong."""
         before, after = data[quotes - 1], data[quotes + 1]
-        begins, ends = np.isin(before, self._ends), np.isin(after, self._ends) | (after == 34)
+        begins, ends = self._is_end[before], self._is_end[after] | (after == 34)
         opening = (np.arange(len(quotes)) + self._inside) % 2 == 0
         stray = quotes[0] == 1 and before[0] == 34 and not self._closed and not self._inside
         if not stray and (begins | (before == 34) | ~opening).all() and (ends | opening).all():

@@ -47,9 +47,9 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_consumer=consuming.SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Three children for each GPU: while one computes, the others read and write, which takes longer where texts are
-    # short. On a CPU one child uses all cores, and several would only share them.
-    worker_concurrency=3 * gpu_count() if gpu_usable() else 1,
+    # Four children for each GPU: while one computes, the others read and write, which takes longer where texts are
+    # short ("Short texts" in docs/lab-notes.md). On a CPU one child uses all cores, and several would only share them.
+    worker_concurrency=4 * gpu_count() if gpu_usable() else 1,
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=grace(),
     broker_use_ssl=tls_options() or None,
@@ -65,7 +65,7 @@ app.conf.update(
     },
 )
 app.steps["consumer"].add(consuming.JobQueues)
-starting.tell_concurrency("Child processes. The default is three for each GPU, and one on a machine without.")
+starting.tell_concurrency("Child processes. The default is four for each GPU, and one on a machine without.")
 
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.
