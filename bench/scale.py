@@ -27,6 +27,7 @@ from embedmill.processes import redis_server
 from producer.batches import Work
 from producer.driver import Driver
 from producer.tokenizing import tokenizing_apart
+from worker.runtime.gpus import CHILDREN
 
 _EPILOG = """\b
 Examples:
@@ -219,7 +220,7 @@ def table(plan: Plan, units: Units) -> list[str]:
     flow = rate * units.wire_bytes
     many = plan.producers
     producer, cores = per_s * units.batch_seconds / many, rate / units.core_rows / many
-    in_work = 2 * plan.gpus * plan.batch_rows * units.wire_bytes
+    in_work = 2 * CHILDREN * plan.gpus * plan.batch_rows * units.wire_bytes
     lists = math.ceil(batches / _KEYS_A_LISTING)
     lines = [
         ("rows/s", f"{rate:,.0f}", f"{plan.gpus} GPUs at {units.gpu_rows:,.0f}"),
@@ -233,7 +234,8 @@ def table(plan: Plan, units: Units) -> list[str]:
          f"{1000 * units.batch_seconds:.1f} ms a batch{f'; {many} producers' if many > 1 else ''}"),
         ("Redis, in and out each", f"{flow / 1e6:,.0f} MB/s",
          f"{units.wire_bytes:,.0f} bytes a row; {100 * flow / plan.network:.0f} % of its network"),
-        ("batches that workers hold", f"{in_work / 1e6:,.0f} MB", "one computed and one waiting, for each GPU"),
+        ("batches that workers hold", f"{in_work / 1e6:,.0f} MB",
+         f"one computed and one waiting, for each of a GPU's {CHILDREN} processes"),
         ("batches in Redis", f"{plan.outstanding / 1e6:,.0f} MB", f"{plan.outstanding / flow:.1f} s of work"),
         ("one listing of a folder", f"{batches * units.listing:,.1f} s", f"{1e6 * units.listing:.1f} µs a shard"),
         ("one listing of a bucket", f"{lists:,} LIST requests", f"{lists * 0.05:,.0f} s at 50 ms"),

@@ -83,8 +83,10 @@ class QuoteChecker(io.RawIOBase):
         self._bytes[:_HELD], self._begin = self._bytes[count:end], 0
 
     def _positions(self, data: Any, code: int) -> Any:
-        """Where ``code`` is in ``data``, but for its first and last byte. Most groups of eight bytes have none, so it is
-        looked for in groups first, which takes two thirds of the time."""
+        """Where ``code`` is in ``data``, but for its first and last byte.
+
+        Most groups of eight bytes have none, so it is looked for in groups first, which takes two thirds of the time.
+        """
         size = max(0, len(data) - 2)
         np.equal(data[1:-1], code, out=self._mask[:size])
         self._mask[size : size + 8] = False

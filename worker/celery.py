@@ -25,7 +25,7 @@ from worker.heartbeat import HeartbeatSender, command_id
 from worker.jobs import Jobs
 from worker.message import make_shard, shown
 from worker.runtime.choose import gpu_usable
-from worker.runtime.gpus import gpu_count
+from worker.runtime.gpus import CHILDREN, gpu_count
 from worker.runtime.interface import EngineDead
 from worker.serving import CannotServe
 from worker.stopping import Stop, grace
@@ -47,9 +47,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_consumer=consuming.SturdyConsumer,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    # Four children for each GPU: while one computes, the others read and write, which takes longer where texts are
-    # short ("Short texts" in docs/lab-notes.md). On a CPU one child uses all cores, and several would only share them.
-    worker_concurrency=4 * gpu_count() if gpu_usable() else 1,
+    # On a CPU one child uses all cores, and several would only share them.
+    worker_concurrency=CHILDREN * gpu_count() if gpu_usable() else 1,
     worker_proc_alive_timeout=120,  # a child loads its engine before it reports; 4 s would have it killed repeatedly
     worker_soft_shutdown_timeout=grace(),
     broker_use_ssl=tls_options() or None,
@@ -65,7 +64,7 @@ app.conf.update(
     },
 )
 app.steps["consumer"].add(consuming.JobQueues)
-starting.tell_concurrency("Child processes. The default is four for each GPU, and one on a machine without.")
+starting.tell_concurrency(f"Child processes. The default is {CHILDREN} for each GPU, and one on a machine without.")
 
 # Workers need to know nothing of one another. Asking for neighbours keeps a worker from taking work for a second after
 # every reconnection, and gossip among n workers is n² messages.

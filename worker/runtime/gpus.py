@@ -6,6 +6,10 @@ import os
 import re
 from pathlib import Path
 
+CHILDREN = 4
+"""Worker processes for each GPU: while one computes, the others read and write, which takes longer where texts are
+short (the figures are in docs/lab-notes.md)."""
+
 
 def gpu_count(devices: Path = Path("/dev")) -> int:
     """NVIDIA GPUs that this process may use: the device files, fewer where ``CUDA_VISIBLE_DEVICES`` names fewer."""
