@@ -1,7 +1,7 @@
 """Which runtime computes an engine on this machine, and why.
 
 To add a runtime: write a module beside this one, whose context manager yields an ``interface.Engine``; give it a line
-in ``RUNTIMES``, which is in order of preference; and add its name to ``contract.settings.Settings.runtime``.
+in ``RUNTIMES``, which is in order of preference; and do the rest of "Add a runtime" in CONTRIBUTING.md.
 """
 
 import logging

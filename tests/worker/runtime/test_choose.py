@@ -1,6 +1,7 @@
 """Which engine a worker takes, on a machine without a GPU and on one that has none to give."""
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from contract.engine import EngineSpec
 from contract.errors import UserError
 from contract.settings import Settings, settings
+from contract.shard import ShardInfo
 from contract.tuned import Measurement
 from tests.contract.samples import plan_spec
 from worker.probe import UNTOUCHED
@@ -338,3 +340,13 @@ def test_a_worker_imports_what_its_children_need_once_it_is_known_that_this_leav
         try_on_gpu(tiny.model_copy(update={"name": "gone"}), runtime)
     assert loaded == ["here"]
     assert "Error: no engine gone in " in capfd.readouterr().err
+
+
+def test_each_runtime_has_words_for_how_it_computes() -> None:
+    sources = Path(module.__file__).parent.glob("*.py")
+    named = {name for source in sources for name in re.findall(r'^    runtime = f"(\S+) ', source.read_text(), re.M)}
+    assert named == {"onnxruntime", "sentence-transformers", "tensorrt", "torch"}
+    for name in named:
+        assert re.fullmatch(
+            r"\S+ 1\.0 \(.+, fp16\)", ShardInfo.model_construct(runtime=f"{name} 1.0", precision="fp16").computed_by
+        )
