@@ -43,11 +43,20 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     seconds: dict[str, float] = {}
     for attention in _flash_attentions() if arguments.mode == "fp16-packed" else [""]:
-        model = _model(arguments, device, attention)
+        try:
+            model = _model(arguments, device, attention)
+        except (
+            ImportError,
+            ValueError,
+        ) as error:  # installed, and not for this GPU, or without a library that it needs
+            print(f"Not measured: {attention}: {error}", file=sys.stderr)
+            continue
         for size in map(int, arguments.batch_sizes.split(",")):
             shown = f"{size}, {attention}" if attention else str(size)
             seconds[shown] = round(_seconds(model, texts, size), 3)
             print(f"{arguments.mode}, batch {shown}: {len(texts) / seconds[shown]:,.1f} rows/s", file=sys.stderr)
+    if not seconds:
+        sys.exit("Error: nothing could be measured")
     print(json.dumps(seconds))
 
 

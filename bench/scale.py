@@ -220,7 +220,7 @@ def table(plan: Plan, units: Units) -> list[str]:
     flow = rate * units.wire_bytes
     many = plan.producers
     producer, cores = per_s * units.batch_seconds / many, rate / units.core_rows / many
-    in_work = 2 * CHILDREN * plan.gpus * plan.batch_rows * units.wire_bytes
+    in_work = CHILDREN * plan.gpus * plan.batch_rows * units.wire_bytes
     lists = math.ceil(batches / _KEYS_A_LISTING)
     lines = [
         ("rows/s", f"{rate:,.0f}", f"{plan.gpus} GPUs at {units.gpu_rows:,.0f}"),
@@ -235,7 +235,7 @@ def table(plan: Plan, units: Units) -> list[str]:
         ("Redis, in and out each", f"{flow / 1e6:,.0f} MB/s",
          f"{units.wire_bytes:,.0f} bytes a row; {100 * flow / plan.network:.0f} % of its network"),
         ("batches that workers hold", f"{in_work / 1e6:,.0f} MB",
-         f"one computed and one waiting, for each of a GPU's {CHILDREN} processes"),
+         f"one for each of a GPU's {CHILDREN} processes"),
         ("batches in Redis", f"{plan.outstanding / 1e6:,.0f} MB", f"{plan.outstanding / flow:.1f} s of work"),
         ("one listing of a folder", f"{batches * units.listing:,.1f} s", f"{1e6 * units.listing:.1f} µs a shard"),
         ("one listing of a bucket", f"{lists:,} LIST requests", f"{lists * 0.05:,.0f} s at 50 ms"),

@@ -1,7 +1,12 @@
 """What an engine directory keeps for one kind of GPU besides TensorRT plans: what PyTorch compiled, and how fast each
 runtime was."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+AttentionKernel = Literal["flash_attention_3", "flash_attention_4"]
+"""What may compute attention in place of PyTorch's own, as transformers names it."""
 
 
 class CompiledSpec(BaseModel):
@@ -19,7 +24,7 @@ class CompiledSpec(BaseModel):
     """The GPU's compute capability, 90 for 9.0."""
     gpu: str
     """The GPU that it was compiled on."""
-    kernels: dict[str, str]
+    attention_kernels: dict[str, AttentionKernel]
     """Of the profiles whose attention another kernel than PyTorch's own computes, as it was measured to be faster:
     which one, such as ``{"132x33792": "flash_attention_3"}``."""
     attention: str

@@ -46,5 +46,5 @@ def compile_(engine: str | None, gpu: int) -> None:
 
 
 def _flash_attention(made: CompiledSpec) -> str:
-    used = ", ".join(f"{profile} by {kernel}" for profile, kernel in made.kernels.items())
+    used = ", ".join(f"{profile} by {kernel}" for profile, kernel in made.attention_kernels.items())
     return f"{used or 'not used'} ({made.attention})"

@@ -13,7 +13,7 @@ from contract.engine import EngineSpec
 from contract.engines import record_compiled
 from contract.errors import UserError
 from contract.files import write_atomically
-from contract.tuned import CompiledSpec
+from contract.tuned import AttentionKernel, CompiledSpec
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
             torch=torch.__version__,
             sm=sm,
             gpu=torch.cuda.get_device_name(gpu),
-            kernels=kernels,
+            attention_kernels=kernels,
             attention=attention,
             seconds=round(seconds, 1),
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -74,8 +74,8 @@ def add_compiled(spec: EngineSpec, gpu: int) -> EngineSpec:
     )
 
 
-_Opened = tuple[dict[str, str], str, AbstractContextManager[object]]
-"""``CompiledSpec.kernels`` and ``attention``, and the engine, which is compiled once it is entered."""
+_Opened = tuple[dict[str, AttentionKernel], str, AbstractContextManager[object]]
+"""``CompiledSpec.attention_kernels`` and ``attention``, and the engine, which is compiled once it is entered."""
 
 
 def _packed(spec: EngineSpec, device: "torch.device") -> _Opened:

@@ -18,7 +18,7 @@ from contract.errors import UserError, reason
 from producer.files import kind_of
 
 _BUFFER = 1 << 19
-"""Bytes. Who asks for more at once has them without another copy."""
+"""Bytes. A read of more goes past the buffer, which saves a copy."""
 _BOM = b"\xef\xbb\xbf"
 _DECOMPRESSED: dict[str, Callable[[io.BufferedReader], Any]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),

@@ -32,7 +32,9 @@ def hashing(root: Path, files: Sequence[Path]) -> Iterator[Callable[[], str]]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="hash")
     try:
         pieces = {
-            file: [pool.submit(_piece, file, start) for start in range(0, max(size, 1), _PIECE)]
+            file: [
+                pool.submit(_piece, file, start, min(_PIECE, size - start)) for start in range(0, max(size, 1), _PIECE)
+            ]
             for file, (size, _) in before.items()
         }
 
@@ -66,11 +68,11 @@ def _state(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _piece(file: Path, start: int) -> bytes:
-    digest, left, room = hashlib.sha256(), _PIECE, memoryview(bytearray(_CHUNK))
+def _piece(file: Path, start: int, size: int) -> bytes:
+    digest, left, room = hashlib.sha256(), size, memoryview(bytearray(min(_CHUNK, size)))
     with file.open("rb", buffering=0) as source:
         source.seek(start)
-        while count := source.readinto(room[: min(_CHUNK, left)]):
+        while count := source.readinto(room[:left]):
             digest.update(room[:count])
             left -= count
     return digest.digest()

@@ -24,6 +24,7 @@ from tests.contract.samples import WholeLedger, a_job
 from tests.deploy.kustomize import Manifest, built, containers
 from tests.test_compose import BASE, CPU_IMAGES, GPU
 from tests.test_docs import COMMANDS, records
+from worker.runtime.gpus import CHILDREN
 
 ROOT = Path(__file__).parent.parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -286,7 +287,7 @@ def test_the_threshold_is_thirty_seconds_of_a_gpus_measured_work() -> None:
     batch_seconds = int(job["batch"]) / job["rows_per_s"]
     threshold = round(seconds / batch_seconds)
     assert int(TRIGGERS["prometheus"]["threshold"]) == threshold
-    held = 8  # four children, each of which computes one batch and has taken another
+    held = CHILDREN  # each computes one batch
     batch_bytes = int(job["batch"]) * job["wire_bytes"]
     needed = scaled["maxReplicaCount"] * (threshold + held) * batch_bytes
     assert needed <= int(SETTINGS["EMBEDMILL_OUTSTANDING_BYTES"]) <= 1.1 * needed

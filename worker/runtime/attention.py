@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import varlen
 from transformers.masking_utils import AttentionMaskInterface
 
+from contract.tuned import AttentionKernel
 from worker.runtime.flash import flash_attention
 
 ATTENTION = "embedmill_packed"
@@ -42,7 +43,7 @@ def attention(
     *,
     cu_seqlens: Tensor,
     longest: Tensor,
-    kernel: str = "",
+    kernel: AttentionKernel | None = None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -56,7 +57,7 @@ def attention(
         attention_mask: none: the rows' ends are mask enough.
         cu_seqlens: ``[rows + 1]`` int32, where each row begins, and where the last ends.
         longest: ``[longest, 0]``: no row has more tokens. A tensor, because what is compiled would know a number.
-        kernel: what computes it on a GPU: one of ``flash.KERNELS``, or empty for PyTorch's own.
+        kernel: what computes it on a GPU: None for PyTorch's own.
         scaling: None for 1 / √width.
         options: transformers'. ``sliding_window`` and ``is_causal`` count.
 
@@ -94,8 +95,8 @@ class _Rows(NamedTuple):
     """No row has more tokens."""
     window: tuple[int, int]
     """Tokens before and behind a token that it sees; -1 for all."""
-    kernel: str
-    """What computes them on a GPU; empty for PyTorch's own attention."""
+    kernel: AttentionKernel | None
+    """What computes them on a GPU; None for PyTorch's own attention."""
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None) -> Tensor:

@@ -23,7 +23,7 @@ class Compiled(NamedTuple):
     graphs: bytes
     """What ``torch.compiler.save_cache_artifacts`` gave."""
     kernels: dict[str, bytes]
-    """Of FlashAttention 4, by path; empty if it is not used."""
+    """Of FlashAttention 4, by path; empty if it is not installed."""
 
     @classmethod
     def of_this_process(cls) -> Self | None:
@@ -68,9 +68,8 @@ def restored(spec: EngineSpec, device: torch.device) -> CompiledSpec | None:
     """
     compiled = spec.compiled_for(torch.__version__, compute_capability(device))
     why_not = "was not compiled for this GPU and PyTorch"
-    for kernel in set(compiled.kernels.values()) if compiled else ():
-        if lacks := lacking(kernel):
-            compiled, why_not = None, f"was compiled with {kernel}, and this machine has {lacks}"
+    if compiled and (lacks := " and ".join(filter(None, map(lacking, sorted({*compiled.attention_kernels.values()}))))):
+        compiled, why_not = None, f"was compiled with FlashAttention, and this machine has {lacks}"
     if compiled:
         Compiled.from_bytes(spec.check_compiled(compiled).read_bytes()).restore()
         return compiled

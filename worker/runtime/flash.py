@@ -15,12 +15,11 @@ from torch import Tensor
 
 from contract.errors import reason
 from contract.plan import PackedProfile
+from contract.tuned import AttentionKernel
 from worker.runtime.layout import with_padding
 
 _GAIN = 1.03
-"""How many times as fast as PyTorch's own one must be to be taken: its first call in a process may take seconds."""
-
-_OWN = "PyTorch's own"
+"""A kernel must be so many times as fast as PyTorch's own to be taken: its first call in a process may take seconds."""
 
 
 class _Package(NamedTuple):
@@ -33,20 +32,26 @@ class _Package(NamedTuple):
     """What its windows call all tokens."""
 
 
-KERNELS = {
+KERNELS: dict[AttentionKernel, _Package] = {
     "flash_attention_3": _Package("flash-attn-3", "flash_attn_interface", -1),
     "flash_attention_4": _Package("flash-attn-4", "flash_attn.cute", None),
 }
-"""By the names that transformers gives them."""
 
 
-def lacking(kernel: str) -> str:
+def lacking(kernel: AttentionKernel) -> str:
     """What this machine lacks for it; empty if nothing."""
+    package = KERNELS[kernel]
     try:
-        found = importlib.util.find_spec(KERNELS[kernel].module) is not None
+        found = importlib.util.find_spec(package.module) is not None
     except ModuleNotFoundError:
         found = False
-    return "" if found else f"no Python package {KERNELS[kernel].name}"
+    if not found:
+        return f"no Python package {package.name}"
+    try:
+        _function(kernel)
+    except (ImportError, OSError, AttributeError) as error:  # without a library that it was built with, say
+        return f"a Python package {package.name} that cannot be imported ({reason(error)})"
+    return ""
 
 
 @torch.library.custom_op("embedmill::flash_attention", mutates_args=())
@@ -75,8 +80,9 @@ def flash_attention(
     Returns:
         As ``query``.
     """
-    unlimited = KERNELS[kernel].unlimited
-    made: Tensor | tuple[Tensor, ...] = _function(kernel)(
+    name: Any = kernel  # an operator's parameter is a plain string
+    unlimited = KERNELS[name].unlimited
+    made: Tensor | tuple[Tensor, ...] = _function(name)(
         *(query, key, value),
         cu_seqlens_q=ends,
         cu_seqlens_k=ends,
@@ -94,8 +100,8 @@ def _(query: Tensor, *_: object) -> Tensor:
 
 
 @functools.cache
-def _function(kernel: str) -> Callable[..., Any]:
-    # FlashAttention 4 compiles a kernel at its first call, and keeps it on disk if it is told so before it is imported.
+def _function(kernel: AttentionKernel) -> Callable[..., Any]:
+    # Version 4 compiles a kernel at its first call, and keeps it on disk if it is told so before it is imported.
     os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "1"
     os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] = str(_folder())
     function: Callable[..., Any] = importlib.import_module(KERNELS[kernel].module).flash_attn_varlen_func
@@ -126,7 +132,7 @@ def restore_kernels(kernels: Mapping[str, bytes]) -> None:
 
 def fastest_kernels(
     profiles: Sequence[PackedProfile], heads: int, width: int, device: torch.device
-) -> tuple[dict[str, str], str]:
+) -> tuple[dict[str, AttentionKernel], str]:
     """Measure those that are installed beside PyTorch's own attention, on rows of random lengths that fill a
     micro-batch.
 
@@ -140,22 +146,43 @@ def fastest_kernels(
         The profiles for which one of them is faster, each with the fastest, and what was measured, or why nothing was:
         ``132x33792: 236 µs by PyTorch's own, 181 µs by flash_attention_3; flash_attention_4: no Python package …``.
     """
-    why_not = {kernel: missing for kernel in KERNELS if (missing := lacking(kernel))}
-    installed = [kernel for kernel in KERNELS if kernel not in why_not]
-    fastest, told = {}, []
-    for profile in profiles if installed else ():
-        compute = _computing(profile, (heads, width), device)
-        took = {_OWN: _microseconds(functools.partial(compute, _OWN))}
-        for kernel in installed:
-            try:
-                took[kernel] = _microseconds(functools.partial(compute, kernel))
-            except Exception as error:  # a GPU or a width that it does not take: whatever it raises then
-                why_not[kernel] = f"it does not compute this model: {reason(error)}"
-        best = min(took, key=lambda kernel: took[kernel])
-        if took[_OWN] > _GAIN * took[best]:
-            fastest[str(profile)] = best
-        told.append(f"{profile}: {', '.join(f'{time:.0f} µs by {kernel}' for kernel, time in took.items())}")
-    return fastest, "; ".join([*told, *(f"{kernel}: {why}" for kernel, why in why_not.items())])
+    why_not: dict[AttentionKernel | None, str] = {kernel: lacks for kernel in KERNELS if (lacks := lacking(kernel))}
+    if len(why_not) == len(KERNELS):
+        return {}, _told({}, why_not)
+    times: Times = {}
+    for kernel in (None, *(kernel for kernel in KERNELS if kernel not in why_not)):
+        try:
+            times[kernel] = {
+                str(profile): _microseconds(_computing(kernel, profile, (heads, width), device)) for profile in profiles
+            }
+        except Exception as error:  # a GPU or a width that it does not take: whatever it raises then
+            why_not[kernel] = f"it does not compute this model: {reason(error)}"
+    return faster_than_own(times), _told(times, why_not)
+
+
+Times = dict[AttentionKernel | None, dict[str, float]]
+"""Microseconds by kernel, None for PyTorch's own, and by profile. Each kernel has all profiles."""
+
+
+def faster_than_own(times: Times) -> dict[str, AttentionKernel]:
+    """The fastest kernel of each profile for which one is faster enough than PyTorch's own."""
+    found: dict[str, AttentionKernel] = {}
+    for profile, own in times.get(None, {}).items():
+        best = min(times, key=lambda kernel: times[kernel][profile])
+        if best and own > _GAIN * times[best][profile]:
+            found[profile] = best
+    return found
+
+
+def _told(times: Times, why_not: Mapping[AttentionKernel | None, str]) -> str:
+    def by(kernel: AttentionKernel | None) -> str:
+        return kernel or "PyTorch's own"
+
+    measured = [
+        f"{profile}: {', '.join(f'{took[profile]:.0f} µs by {by(kernel)}' for kernel, took in times.items())}"
+        for profile in next(iter(times.values()), {})
+    ]
+    return "; ".join([*measured, *(f"{by(kernel)}: {why}" for kernel, why in why_not.items())])
 
 
 def row_ends(profile: PackedProfile) -> Tensor:
@@ -169,19 +196,17 @@ def row_ends(profile: PackedProfile) -> Tensor:
     return torch.tensor([0, *every.cumsum()], dtype=torch.int32)
 
 
-def _computing(profile: PackedProfile, shape: tuple[int, int], device: torch.device) -> Callable[[str], object]:
-    """Computes the attention of a micro-batch by the kernel that is named, or by PyTorch's own."""
+def _computing(
+    kernel: AttentionKernel | None, profile: PackedProfile, shape: tuple[int, int], device: torch.device
+) -> Callable[[], object]:
+    """Computes the attention of a micro-batch."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest, ends = profile.longest or profile.tokens, row_ends(profile).to(device)
     query, key, value = torch.randn(profile.tokens, 3, *shape, dtype=torch.float16, device=device).unbind(1)
-
-    def compute(kernel: str) -> object:
-        if kernel == _OWN:
-            return varlen_attn(query, key, value, ends, ends, longest, longest)
-        return flash_attention(query, key, value, ends, longest, None, [-1, -1], kernel)
-
-    return compute
+    if kernel is None:
+        return lambda: varlen_attn(query, key, value, ends, ends, longest, longest)
+    return lambda: flash_attention(query, key, value, ends, longest, None, [-1, -1], kernel)
 
 
 def _microseconds(compute: Callable[[], object]) -> float:

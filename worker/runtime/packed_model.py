@@ -25,6 +25,7 @@ from transformers.initialization import no_init_weights
 
 from contract.files import as_umask_says
 from contract.graph import Pooling
+from contract.tuned import AttentionKernel
 from worker.runtime.attention import ATTENTION, Unpackable
 from worker.runtime.head import Head
 from worker.runtime.layers import compile_layers
@@ -104,21 +105,22 @@ class PackedModel(nn.Module):
         compile_layers(self.encoder, backend, dynamic=False)
         self._compiled = True
 
-    def forward(self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, kernel: str = "") -> Tensor:
+    def forward(
+        self, inputs: Mapping[str, Tensor], longest: int, skip: int = 0, kernel: AttentionKernel | None = None
+    ) -> Tensor:
         """Vectors, float32: ``[rows, hidden]``, or ``[tokens, hidden]`` where pooling is ``tokens``.
 
         Args:
             inputs: ``INPUTS``. A row of 0 tokens has a vector that is nobody's.
             longest: no row has more tokens.
             skip: tokens at each row's beginning that are left out of the pooling.
-            kernel: what computes the attention on a GPU: one of ``flash.KERNELS``, or empty for PyTorch's own. Compiled
-                layers have a graph for each.
+            kernel: what computes the attention on a GPU: None for PyTorch's own. Compiled layers have a graph for each.
         """
         hidden = self._hidden_states(inputs, longest, kernel).float()
         vectors: Tensor = self.head(pool(hidden, inputs["cu_seqlens"], self.pooling, skip))
         return vectors
 
-    def _hidden_states(self, inputs: Mapping[str, Tensor], longest: int, kernel: str) -> Tensor:
+    def _hidden_states(self, inputs: Mapping[str, Tensor], longest: int, kernel: AttentionKernel | None) -> Tensor:
         """``[tokens, width]``, of the last layer."""
         cu_seqlens = inputs["cu_seqlens"]
         size = cu_seqlens.new_empty(longest, 0)

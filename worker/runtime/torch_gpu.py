@@ -23,6 +23,7 @@ from contract.engine import EngineSpec
 from contract.errors import UserError, reason
 from contract.plan import PackedProfile
 from contract.tokens import TokenRows
+from contract.tuned import AttentionKernel
 from worker.runtime.compiled import restored
 from worker.runtime.cuda import bus_id, cuda_device, dead_after_errors, enough_memory
 from worker.runtime.gpu_lock import GpuLock, gpu_lock
@@ -78,7 +79,7 @@ def profiles_on(device: torch.device, spec: EngineSpec) -> list[PackedProfile]:
 
 @contextmanager
 def torch_gpu_engine(
-    spec: EngineSpec, gpu: int, *, kernels: Mapping[str, str] | None = None
+    spec: EngineSpec, gpu: int, *, kernels: Mapping[str, AttentionKernel] | None = None
 ) -> Iterator["TorchGpuEngine"]:
     """Load ``model.safetensors`` onto a GPU, and compile it or load what was compiled, while the ``with`` block lasts.
 
@@ -99,7 +100,7 @@ def torch_gpu_engine(
         with enough_memory(spec, device):
             if kernels is None:
                 kept = restored(spec, device)
-                kernels = kept.kernels if kept else {}
+                kernels = kept.attention_kernels if kept else {}
             engine = TorchGpuEngine(spec, _model(spec, device), device, lock, kernels)
             engine.warm_up()
         try:
@@ -159,12 +160,17 @@ class TorchGpuEngine:
     runtime = f"torch {torch.__version__}"
 
     def __init__(
-        self, spec: EngineSpec, model: PackedModel, device: torch.device, lock: GpuLock, kernels: Mapping[str, str]
+        self,
+        spec: EngineSpec,
+        model: PackedModel,
+        device: torch.device,
+        lock: GpuLock,
+        kernels: Mapping[str, AttentionKernel],
     ) -> None:
         self.spec, self._model, self._device, self._lock = spec, model, device, lock
         self.precision = spec.torch_precision or "fp16"
         self._layout = Packed(spec, profiles_on(device, spec), INPUTS)
-        self._kernels = [kernels.get(str(profile), "") for profile in self._layout.profiles]
+        self._kernels = [kernels.get(str(profile)) for profile in self._layout.profiles]
         self._slots = [_Slot(self._layout, spec.hidden, device) for _ in range(_SLOTS)]
         self._upload, self._compute, self._download = _streams(device)
         self._pool = torch.cuda.graph_pool_handle()

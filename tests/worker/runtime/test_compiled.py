@@ -1,6 +1,7 @@
 """What is compiled is kept in one file, and put where it is looked for."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from contract.plan import PackedProfile
 from worker.runtime.compiled import Compiled
 from worker.runtime.flash import (
     KERNELS,
+    Times,
+    faster_than_own,
     fastest_kernels,
     flash_attention,
     kept_kernels,
@@ -18,6 +21,8 @@ from worker.runtime.flash import (
     row_ends,
 )
 from worker.runtime.torch_gpu import profiles
+
+CPU = torch.device("cpu")
 
 
 def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,9 +38,42 @@ def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch:
 def test_without_the_packages_nothing_is_measured_and_it_is_said_why() -> None:
     if not all(map(lacking, KERNELS)):
         pytest.skip("flash-attn-3 or flash-attn-4 is installed")
-    found = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, torch.device("cuda"))
+    found = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)
     why = "flash_attention_3: no Python package flash-attn-3; flash_attention_4: no Python package flash-attn-4"
     assert found == ({}, why)
+
+
+def test_a_package_that_cannot_be_imported_is_said_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not lacking("flash_attention_3"):
+        pytest.skip("flash-attn-3 is installed")
+    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('libcudart.so.12: cannot open it')")
+    monkeypatch.syspath_prepend(tmp_path)
+    lacks = lacking("flash_attention_3")
+    assert lacks == "a Python package flash-attn-3 that cannot be imported (libcudart.so.12: cannot open it)"
+    assert f"flash_attention_3: {lacks}" in fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)[1]
+
+
+def test_a_kernel_that_does_not_compute_is_said_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not lacking("flash_attention_3"):
+        pytest.skip("flash-attn-3 is installed")
+    (tmp_path / "flash_attn_interface.py").write_text("def flash_attn_varlen_func(*_, **__): raise RuntimeError('no')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "flash_attn_interface", raising=False)
+    found, told = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)
+    assert found == {}
+    assert "flash_attention_3: it does not compute this model: no" in told
+    sys.modules.pop("flash_attn_interface")
+
+
+def test_the_fastest_kernel_is_taken_if_it_is_three_percent_faster_than_pytorchs_own() -> None:
+    times: Times = {
+        None: {"132x33792": 236, "528x33792": 218, "2112x33792": 298, "132x2112": 51},
+        "flash_attention_3": {"132x33792": 181, "528x33792": 190, "2112x33792": 413, "132x2112": 50},
+        "flash_attention_4": {"132x33792": 232, "528x33792": 180, "2112x33792": 683, "132x2112": 61},
+    }
+    assert faster_than_own(times) == {"132x33792": "flash_attention_3", "528x33792": "flash_attention_4"}
 
 
 @pytest.mark.parametrize("max_length", [3, 128, 512, 8192])

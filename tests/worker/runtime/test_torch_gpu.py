@@ -17,6 +17,7 @@ from contract.engine import EngineSpec, engine_folder
 from contract.engines import load_engine
 from contract.errors import UserError
 from contract.settings import settings
+from contract.tuned import AttentionKernel
 from producer.tokenizer import open_tokenizer, tokenize
 from tests.conftest import JARGON
 from tests.worker.runtime.failing import failing_at, output_after_a_cuda_error
@@ -227,7 +228,9 @@ def test_changed_compiled_graphs_are_refused_before_they_are_loaded() -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (16, 16)])
 @pytest.mark.parametrize("longest", [64, 512])
-def test_flash_attention_computes_what_pytorchs_does(longest: int, window: tuple[int, int], kernel: str) -> None:
+def test_flash_attention_computes_what_pytorchs_does(
+    longest: int, window: tuple[int, int], kernel: AttentionKernel
+) -> None:
     import torch
     from torch.nn.attention.varlen import varlen_attn
 
@@ -242,9 +245,9 @@ def test_flash_attention_computes_what_pytorchs_does(longest: int, window: tuple
     torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("kernel", ["", *KERNELS])
+@pytest.mark.parametrize("kernel", [None, *KERNELS])
 @pytest.mark.parametrize("causal", [False, True])
-def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, kernel: str) -> None:
+def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, kernel: AttentionKernel | None) -> None:
     import torch
 
     from worker.runtime.attention import attention
@@ -254,19 +257,19 @@ def test_heads_that_share_keys_have_the_attention_of_the_cpu(causal: bool, kerne
     ends = torch.tensor([0, 200, 200, 201, 500], dtype=torch.int32)
     query, key, value = (torch.randn(1, heads, 500, 64) for heads in (8, 2, 2))
 
-    def computed(device: str, dtype: torch.dtype, kernel: str) -> torch.Tensor:
+    def computed(device: str, dtype: torch.dtype, kernel: AttentionKernel | None) -> torch.Tensor:
         sent = (part.to(device, dtype) for part in (query, key, value))
         rows = {"cu_seqlens": ends.to(device), "longest": torch.empty(300, 0, device=device)}
         compute: Any = attention
         made, _ = compute(torch.nn.Module(), *sent, None, **rows, is_causal=causal, kernel=kernel)
         return made.float().cpu()
 
-    expected = computed("cpu", torch.float32, "")
+    expected = computed("cpu", torch.float32, None)
     torch.testing.assert_close(computed("cuda", torch.float16, kernel), expected, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_an_engine_by_flash_attention_has_the_vectors_of_fp32(kernel: str) -> None:
+def test_an_engine_by_flash_attention_has_the_vectors_of_fp32(kernel: AttentionKernel) -> None:
     if lacks := lacking(kernel):
         pytest.skip(lacks)
     spec = load_engine("packed")
