@@ -39,7 +39,7 @@ from contract.vectors import Layout, RowVectors
 
 _KEY = b"embedmill"
 
-_TIERS = {
+_TIER_OF_RUNTIME = {
     "onnxruntime": "exported to ONNX",
     "tensorrt": "exported to ONNX",
     "torch": "packed rows in PyTorch",
@@ -101,7 +101,7 @@ class ShardInfo(BaseModel):
     @property
     def computed_by(self) -> str:
         """The runtime, the tier and the arithmetic, such as ``onnxruntime 1.32.0 (exported to ONNX, fp32)``."""
-        tier = _TIERS.get(self.runtime.split(" ")[0])
+        tier = _TIER_OF_RUNTIME.get(self.runtime.split(" ")[0])
         return f"{self.runtime} ({f'{tier}, ' if tier else ''}{self.precision})"
 
 

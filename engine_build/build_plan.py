@@ -87,19 +87,7 @@ def add_plan_ahead(spec: EngineSpec, options: PlanOptions, *, sm: int, step: Ste
 
 def _add(spec: EngineSpec, options: PlanOptions, target: Target, step: Step) -> EngineSpec:
     packed = _is_packed(spec, options)
-    sha256 = spec.onnx_packed_sha256 if packed and spec.onnx_packed_sha256 else spec.onnx_fp16_sha256
-    if sha256 is None and spec.onnx_sha256:
-        raise UserError(
-            f"engine {spec.name} was built for CPUs alone",
-            "a plan is built of model.fp16.onnx",
-            f"build another here: python -m engine_build --model {spec.model} --name NAME",
-        )
-    if sha256 is None:
-        raise UserError(
-            f"TensorRT cannot compute engine {spec.name}",
-            f"a plan is built of an ONNX file; {spec.lacks('onnx')}",
-            "a GPU computes it with PyTorch: pip install 'embedmill[torch]'",
-        )
+    sha256 = _sha256_of_onnx(spec, packed=packed)
     onnx = spec.check_file("model.packed.onnx" if packed else "model.fp16.onnx", sha256)
     profiles = _profiles(spec, options, target, packed=packed)
     folder = spec.folder / "plans"
@@ -128,6 +116,23 @@ def _add(spec: EngineSpec, options: PlanOptions, target: Target, step: Step) -> 
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     return record_plan(spec, record)
+
+
+def _sha256_of_onnx(spec: EngineSpec, *, packed: bool) -> str:
+    """The recorded hash of the file that a plan is built of."""
+    if sha256 := (packed and spec.onnx_packed_sha256) or spec.onnx_fp16_sha256:
+        return sha256
+    if spec.onnx_sha256:
+        raise UserError(
+            f"engine {spec.name} was built for CPUs alone",
+            "a plan is built of model.fp16.onnx",
+            f"build another here: python -m engine_build --model {spec.model} --name NAME",
+        )
+    raise UserError(
+        f"TensorRT cannot compute engine {spec.name}",
+        f"a plan is built of an ONNX file; {spec.lacks('onnx')}",
+        "a GPU computes it with PyTorch: pip install 'embedmill[torch]'",
+    )
 
 
 def _is_packed(spec: EngineSpec, options: PlanOptions) -> bool:
