@@ -12,8 +12,8 @@ USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 
 help:
 	@echo "make demo      install, and run the main job on the bundled dataset (about 2 minutes, once installed)"
-	@echo "make test      install, and run the tests but the slowest ones (7 to 10 minutes on two cores, once installed)"
-	@echo "make test-all  every test, as for each change that is taken (11 to 15 minutes)"
+	@echo "make test      install, and run the tests but the slowest ones (6 to 9 minutes on two cores, once installed)"
+	@echo "make test-all  every test, as for each change that is taken (9 to 14 minutes)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    have ruff mend what it can"
 	@echo "make bench     compare with sentence-transformers; writes docs/benchmarks/encode.json"
