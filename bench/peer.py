@@ -45,10 +45,7 @@ def main() -> None:
     for attention in _flash_attentions() if arguments.mode == "fp16-packed" else [""]:
         try:
             model = _model(arguments, device, attention)
-        except (
-            ImportError,
-            ValueError,
-        ) as error:  # installed, and not for this GPU, or without a library that it needs
+        except (ImportError, ValueError) as error:  # it is installed, but not for this GPU, or it lacks a library
             print(f"Not measured: {attention}: {error}", file=sys.stderr)
             continue
         for size in map(int, arguments.batch_sizes.split(",")):

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from producer.batches import Work
 from producer.driver import Driver, Times
 from producer.progress import Progress
 from producer.tokenizing import BatchSource, tokenizing_here
-from tests.contract.samples import WholeLedger, commit_by_hand, packed
+from tests.contract.samples import WholeLedger, a_job, commit_by_hand, packed
 
 SOON = Times(look=0.02, inspect=0.05)
 
@@ -66,6 +67,15 @@ def batch(job: Job, number: int) -> Batch:
     lengths = np.minimum(n_tokens, 8)
     tokens = TokenRows(np.ones(lengths.sum(), np.int32), lengths)
     return Batch(job.id, number, job.fingerprint, row_id, tokens, n_tokens)
+
+
+def committed_job(folder: Path) -> Job:
+    """18 rows in 5 batches, each with its shard: vectors of the row's number and 1; row 5 has none."""
+    job = a_job(folder, rows=18, batch_rows=4)
+    job.save()
+    for number in range(job.batches):
+        commit_by_hand(job, batch(job, number))
+    return job
 
 
 class ByHandMade(Work):

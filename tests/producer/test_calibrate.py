@@ -7,18 +7,13 @@ from contract.errors import UserError
 from contract.form import VectorForm
 from contract.job import Job
 from producer.calibrate import ranges_from, ranges_of
-from tests.contract.samples import a_job, commit_by_hand
-from tests.producer.test_driver import batch
+from tests.contract.samples import a_job
+from tests.producer.by_hand import committed_job
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """18 rows in 5 batches with vectors of the row's number and 1; row 5 has none."""
-    job = a_job(tmp_path / "output", rows=18, batch_rows=4)
-    job.save()
-    for number in range(job.batches):
-        commit_by_hand(job, batch(job, number))
-    return job
+    return committed_job(tmp_path / "output")
 
 
 def test_the_ranges_are_those_of_all_vectors(job: Job) -> None:

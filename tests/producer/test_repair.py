@@ -8,17 +8,13 @@ import pytest
 
 from contract.job import Job
 from producer.repair import set_faulty_aside
-from tests.contract.samples import a_job, commit_by_hand
-from tests.producer.by_hand import batch
+from tests.contract.samples import commit_by_hand
+from tests.producer.by_hand import batch, committed_job
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    job = a_job(tmp_path / "output", rows=18, batch_rows=4)
-    job.save()
-    for number in range(job.batches):
-        commit_by_hand(job, batch(job, number))
-    return job
+    return committed_job(tmp_path / "output")
 
 
 def test_a_shard_with_any_byte_changed_is_set_aside_unless_its_rows_are_the_same(job: Job) -> None:

@@ -1,7 +1,6 @@
 """FlashAttention 3 and 4, where their packages are installed: faster than PyTorch's own attention on long rows, slower
 on short ones. ``engine_build compile`` measures all of them, see ``fastest_kernels``."""
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -99,7 +98,6 @@ def _(query: Tensor, *_: object) -> Tensor:
     return query.new_empty(query.shape)
 
 
-@functools.cache
 def _function(kernel: AttentionKernel) -> Callable[..., Any]:
     # Version 4 compiles a kernel at its first call, and keeps it on disk if it is told so before it is imported.
     os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "1"

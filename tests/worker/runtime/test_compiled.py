@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,36 +36,37 @@ def test_kernels_and_graphs_come_back_from_the_file(tmp_path: Path, monkeypatch:
     assert kept_kernels() == compiled.kernels
 
 
-def test_without_the_packages_nothing_is_measured_and_it_is_said_why() -> None:
-    if not all(map(lacking, KERNELS)):
-        pytest.skip("flash-attn-3 or flash-attn-4 is installed")
-    found = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)
+PROFILES = [PackedProfile(66, 33792, 512)]
+
+
+def test_without_the_packages_nothing_is_measured_and_it_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("flash_attn_interface", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, module, None)
     why = "flash_attention_3: no Python package flash-attn-3; flash_attention_4: no Python package flash-attn-4"
-    assert found == ({}, why)
+    assert fastest_kernels(PROFILES, 12, 64, CPU) == ({}, why)
 
 
-def test_a_package_that_cannot_be_imported_is_said_and_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not lacking("flash_attention_3"):
-        pytest.skip("flash-attn-3 is installed")
-    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('libcudart.so.12: cannot open it')")
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file that is imported as flash-attn-3, installed or not."""
+    monkeypatch.delitem(sys.modules, "flash_attn_interface", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "flash_attn_interface.py"
+    sys.modules.pop("flash_attn_interface", None)
+
+
+def test_a_package_that_cannot_be_imported_is_said_and_not_used(package: Path) -> None:
+    package.write_text("raise ImportError('libcudart.so.12: cannot open it')")
     lacks = lacking("flash_attention_3")
     assert lacks == "a Python package flash-attn-3 that cannot be imported (libcudart.so.12: cannot open it)"
-    assert f"flash_attention_3: {lacks}" in fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)[1]
+    assert f"flash_attention_3: {lacks}" in fastest_kernels(PROFILES, 12, 64, CPU)[1]
 
 
-def test_a_kernel_that_does_not_compute_is_said_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not lacking("flash_attention_3"):
-        pytest.skip("flash-attn-3 is installed")
-    (tmp_path / "flash_attn_interface.py").write_text("def flash_attn_varlen_func(*_, **__): raise RuntimeError('no')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "flash_attn_interface", raising=False)
-    found, told = fastest_kernels([PackedProfile(66, 33792, 512)], 12, 64, CPU)
+def test_a_kernel_that_does_not_compute_is_said_and_not_used(package: Path) -> None:
+    package.write_text("def flash_attn_varlen_func(*_, **__): raise RuntimeError('no')")
+    found, told = fastest_kernels(PROFILES, 12, 64, CPU)
     assert found == {}
     assert "flash_attention_3: it does not compute this model: no" in told
-    sys.modules.pop("flash_attn_interface")
 
 
 def test_the_fastest_kernel_is_taken_if_it_is_three_percent_faster_than_pytorchs_own() -> None:
